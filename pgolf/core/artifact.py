@@ -1,0 +1,163 @@
+"""The artifact, container PGA1: a quantized model as the bytes that count (spec: docs/formats.md).
+
+    0   4  magic "PGA1"      4   1  version 1        5  1  flags, none defined yet
+    6   2  sections          8   4  header bytes    12  4  CRC-32 of bytes 0..11 and the header
+    16  .. header, per section: id u8, codec u8, stored length u32, raw length u32, CRC-32 of the stored bytes u32
+    ..  .. section bodies in header order, without gaps, to the end of the file
+
+Little-endian. Nothing in the file drives an allocation: lengths are checked against the file and hard caps first, and
+shapes come from the configuration, to which the manifest must be equal.
+"""
+
+import hashlib
+import struct
+import zlib
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pgolf.core.errors import InputError
+from pgolf.core.model.config import ModelConfig, param_specs
+from pgolf.core.model.params import ATTN, CONTROL, EMBED, HEAD, MLP
+from pgolf.core.quant.qtensor import QTensor, QuantizedModel
+
+ARTIFACT_MAGIC, ARTIFACT_VERSION = b"PGA1", 1
+INFO, MANIFEST, SCALES, FLOAT16, FLOAT32 = 1, 2, 3, 4, 5
+CODES = {EMBED: 16, ATTN: 17, MLP: 18, HEAD: 19}
+MAX_SECTIONS, MAX_HEADER, MAX_RAW = 64, 65536, 512 << 20
+KIND_CODES, KIND_F16, KIND_F32 = 1, 2, 3
+SECTION = struct.Struct("<BBIII")
+PRELUDE = struct.Struct("<4sBBHI")
+
+
+class Codec(Protocol):
+    """A byte compressor with a number that the header records."""
+
+    codec_id: int
+
+    def encode(self, raw: bytes) -> bytes:
+        """Compress."""
+
+    def decode(self, coded: bytes, raw_len: int) -> bytes:
+        """Decompress to exactly `raw_len` bytes or raise InputError."""
+
+
+def manifest_bytes(model: QuantizedModel) -> bytes:
+    """One entry per parameter (name id u16, kind u8, bits u8, ndim u8, dims u32 each), then the state's SHA-256."""
+    out = b""
+    for index, spec in enumerate(param_specs(model.config)):
+        tensor = model.tensors[spec.name]
+        if isinstance(tensor, QTensor):
+            kind, bits = KIND_CODES, tensor.bits
+        else:
+            kind, bits = (KIND_F16, 16) if tensor.dtype == torch.float16 else (KIND_F32, 32)
+        out += struct.pack(f"<HBBB{len(spec.shape)}I", index, kind, bits, len(spec.shape), *spec.shape)
+    return out + bytes.fromhex(model.digest())
+
+
+def pack_container(sections: list[tuple[int, int, int, bytes]]) -> bytes:
+    """Header and bodies of sections (id, codec id, raw length, stored bytes)."""
+    header = b"".join(SECTION.pack(ident, codec, len(body), raw, zlib.crc32(body)) for ident, codec, raw, body in sections)
+    prelude = PRELUDE.pack(ARTIFACT_MAGIC, ARTIFACT_VERSION, 0, len(sections), len(header))
+    checksum = struct.pack("<I", zlib.crc32(header, zlib.crc32(prelude)))
+    return prelude + checksum + header + b"".join(body for *_, body in sections)
+
+
+def encode_artifact(model: QuantizedModel, codec: Codec, info: bytes) -> bytes:
+    """The artifact of a quantized model; `info` is a JSON description (configuration, tokenizer hash)."""
+    raw: dict[int, list[bytes]] = {INFO: [info], MANIFEST: [manifest_bytes(model)]}
+    for spec in param_specs(model.config):
+        tensor = model.tensors[spec.name]
+        if isinstance(tensor, QTensor):
+            raw.setdefault(CODES[spec.role], []).append(tensor.codes.numpy().tobytes())
+            raw.setdefault(SCALES, []).append(tensor.scale.numpy().astype("<f2").tobytes())
+        else:
+            half = tensor.dtype == torch.float16
+            raw.setdefault(FLOAT16 if half else FLOAT32, []).append(tensor.numpy().astype("<f2" if half else "<f4").tobytes())
+    sections = []
+    for ident, pieces in raw.items():
+        plain = b"".join(pieces)
+        sections.append((ident, codec.codec_id, len(plain), codec.encode(plain)))
+    return pack_container(sections)
+
+
+def read_sections(blob: bytes, codecs: Mapping[int, Codec], where: str, only: int = 0) -> dict[int, bytes]:
+    """Decoded sections by id (just one if `only` is given), every length and checksum verified before it is used."""
+
+    def need(good: bool, what: str) -> None:
+        if not good:
+            raise InputError(what, where, "the artifact is truncated, damaged or of another format")
+
+    need(len(blob) >= 16, f"the artifact has only {len(blob)} bytes")
+    magic, version, flags, count, header_len = PRELUDE.unpack_from(blob)
+    need(magic == ARTIFACT_MAGIC, f"magic {magic!r}, expected {ARTIFACT_MAGIC!r}")
+    if version > ARTIFACT_VERSION:
+        raise InputError(f"artifact version {version}, this pgolf reads up to {ARTIFACT_VERSION}", where, "install a newer pgolf")
+    need(version == ARTIFACT_VERSION, f"artifact version {version} does not exist")
+    need(count <= MAX_SECTIONS and header_len <= MAX_HEADER and header_len == count * SECTION.size, "the section table is malformed")
+    need(len(blob) >= 16 + header_len, "the section table is cut off")
+    checksum = zlib.crc32(blob[16 : 16 + header_len], zlib.crc32(blob[:12]))
+    need(struct.unpack_from("<I", blob, 12)[0] == checksum, "header checksum mismatch")
+    need(flags == 0, f"unknown flags {flags:#x}")
+    table = [SECTION.unpack_from(blob, 16 + index * SECTION.size) for index in range(count)]
+    need(16 + header_len + sum(entry[2] for entry in table) == len(blob), "section lengths do not add up to the file's length")
+    need(sum(entry[3] for entry in table) <= MAX_RAW, "the sections decode to more than 512 MiB")
+    need(len({entry[0] for entry in table}) == count, "a section occurs twice")
+    found, at = {}, 16 + header_len
+    for ident, codec_id, stored, raw_len, crc in table:
+        body = blob[at : at + stored]
+        at += stored
+        need(zlib.crc32(body) == crc, f"checksum mismatch in section {ident}")
+        if only in (0, ident):
+            need(codec_id in codecs, f"section {ident} needs codec {codec_id}, which this program does not have")
+            found[ident] = codecs[codec_id].decode(body, raw_len)
+    return found
+
+
+def decode_artifact(blob: bytes, config: ModelConfig, codecs: Mapping[int, Codec], where: str = "artifact") -> QuantizedModel:
+    """The quantized model, bit for bit as it was encoded. InputError on any difference to `config` or to the stored hash."""
+    sections = read_sections(blob, codecs, where)
+    manifest, model = sections.pop(MANIFEST, b""), QuantizedModel(config)
+    sections.pop(INFO, None)
+    cursors = dict.fromkeys(sections, 0)
+
+    def take(ident: int, count: int, dtype: str, shape: tuple[int, ...]) -> Tensor:
+        start = cursors.get(ident, 0)
+        stop = start + count * np.dtype(dtype).itemsize
+        if stop > len(sections.get(ident, b"")):
+            raise InputError(f"section {ident} is too short", where, "the artifact does not belong to this configuration")
+        cursors[ident] = stop
+        values = np.frombuffer(sections[ident], dtype=dtype, count=count, offset=start)
+        return torch.from_numpy(values.astype(np.dtype(dtype).newbyteorder("="))).view(shape)
+
+    at = 0
+    for index, spec in enumerate(param_specs(config)):
+        entry = struct.Struct(f"<HBBB{len(spec.shape)}I")
+        if at + entry.size > len(manifest):
+            raise InputError("the manifest is too short", where, "the artifact does not belong to this configuration")
+        name_id, kind, bits, ndim, *dims = entry.unpack_from(manifest, at)
+        at += entry.size
+        if name_id != index or ndim != len(spec.shape) or tuple(dims) != spec.shape:
+            raise InputError(f"the manifest does not fit at {spec.name}", where, "the artifact belongs to another configuration")
+        if kind == KIND_CODES and spec.role != CONTROL and 2 <= bits <= 8:
+            codes = take(CODES[spec.role], spec.numel, "i1", spec.shape)
+            model.tensors[spec.name] = QTensor(codes, take(SCALES, spec.shape[0], "<f2", spec.shape[:1]), bits)
+        elif kind in (KIND_F16, KIND_F32):
+            half = kind == KIND_F16
+            model.tensors[spec.name] = take(FLOAT16 if half else FLOAT32, spec.numel, "<f2" if half else "<f4", spec.shape)
+        else:
+            raise InputError(f"{spec.name} has kind {kind} with {bits} bits", where, "the artifact is damaged")
+    if len(manifest) - at != 32 or any(cursors[ident] != len(body) for ident, body in sections.items()):
+        raise InputError("sections hold more than the configuration needs", where, "the artifact belongs to another configuration")
+    model.check(where)
+    if model.digest() != manifest[at:].hex():
+        raise InputError("the decoded weights do not have the stored SHA-256", where, "the artifact is damaged")
+    return model
+
+
+def artifact_sha256(blob: bytes) -> str:
+    """SHA-256 of an artifact's bytes, in hex."""
+    return hashlib.sha256(blob).hexdigest()

@@ -1,0 +1,78 @@
+"""Bits per byte: the score, and what each token is charged.
+
+BPB = nats / (ln 2 * bytes), a ratio of sums over the scored targets. A target's byte charge depends on its own id and
+on the one before: the UTF-8 length of its piece, plus one for a leading space unless the previous id is a boundary
+(BOS, unknown, padding). Source: the challenge's evaluation; issue #897 on tokenizers without a bare space piece.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pgolf.core.errors import InputError
+
+
+@dataclass(frozen=True)
+class Score:
+    """Sums over scored targets: nats, tokens, bytes. Scores add; ratios are only ever taken here."""
+
+    nats: float
+    tokens: int
+    bytes: int
+
+    @property
+    def val_loss(self) -> float:
+        """Nats per token."""
+        return self.nats / self.tokens
+
+    @property
+    def bpb(self) -> float:
+        """Bits per byte."""
+        return self.nats / (math.log(2) * self.bytes)
+
+    def __add__(self, other: "Score") -> "Score":
+        return Score(self.nats + other.nats, self.tokens + other.tokens, self.bytes + other.bytes)
+
+
+@dataclass(frozen=True)
+class ByteTable:
+    """Per id: UTF-8 bytes of the piece without its leading mark (int64), whether it has the mark, whether it is a boundary."""
+
+    base: np.ndarray
+    lead: np.ndarray
+    boundary: np.ndarray
+
+    def charges(self, ids: np.ndarray) -> np.ndarray:
+        """Bytes charged to targets 1 .. N-1 of a stream of N ids, (N-1,) int64."""
+        target, previous = ids[1:], ids[:-1]
+        return self.base[target] + (self.lead[target] & ~self.boundary[previous])
+
+
+def byte_table(tokenizer: Any, vocab_size: int) -> ByteTable:
+    """Tables for a SentencePiece processor, padded to `vocab_size`. InputError without a bare space piece."""
+    size = max(vocab_size, tokenizer.vocab_size())
+    base, lead, boundary = np.zeros(size, np.int64), np.zeros(size, bool), np.ones(size, bool)
+    for index in range(tokenizer.vocab_size()):
+        if tokenizer.is_control(index) or tokenizer.is_unknown(index) or tokenizer.is_unused(index):
+            continue
+        boundary[index] = False
+        piece = tokenizer.id_to_piece(index)
+        lead[index] = piece.startswith("\u2581")
+        base[index] = 1 if tokenizer.is_byte(index) else len(piece.removeprefix("\u2581").encode())
+    if not (lead & (base == 0)).any():
+        raise InputError(
+            "the tokenizer has no bare space piece, so spaces would be charged three bytes", "tokenizer", "see issue #897; train another"
+        )
+    return ByteTable(base, lead, boundary)
+
+
+def load_tokenizer(content: bytes, where: str) -> Any:
+    """A SentencePiece processor from the bytes of a model file. InputError if they are not one."""
+    from sentencepiece import SentencePieceProcessor
+
+    try:
+        return SentencePieceProcessor(model_proto=content)
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"not a SentencePiece model: {error}", where, "give the .model file of the tokenizer") from None

@@ -1,0 +1,104 @@
+"""The ledger owns the tokens, the byte charges and the sums of an evaluation.
+
+A method decides which windows to score in which order and may learn from tokens whose scores are committed; it never
+touches a sum, cannot score a target twice, and sees a target only after its score is final (spec: evaluation 1).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from pgolf.core.bpb import ByteTable, Score
+from pgolf.core.errors import ConfigError, InputError, RuleError
+from pgolf.core.model.gpt import GPT
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluator:
+    """What every evaluation method has in common."""
+
+    seq_len: int = 1024
+    """Tokens the model sees at once."""
+    max_tokens: int = 0
+    """Score only this many targets from the start of the validation stream; 0 means all."""
+    batch_seqs: int = 32
+    """Windows per forward pass."""
+
+    def __post_init__(self) -> None:
+        if self.seq_len < 1 or self.batch_seqs < 1 or self.max_tokens < 0:
+            raise ConfigError("seq_len and batch_seqs must be at least 1, max_tokens not negative", "eval")
+
+    def run(self, ledger: "Ledger") -> None:
+        """Score every target of the ledger exactly once."""
+        raise NotImplementedError
+
+
+class Ledger:
+    """Tokens (N,), their byte charges, and the loss of each of the N - 1 targets, committed once."""
+
+    def __init__(self, model: GPT, tokens: np.ndarray, table: ByteTable, method: Evaluator, progress: Callable[[int, int], None]) -> None:
+        if len(tokens) < 2:
+            raise InputError("the validation stream has no target: it needs two tokens or more", "validation split")
+        limit = method.max_tokens + 1 if method.max_tokens else len(tokens)
+        self.partial = limit < len(tokens)
+        self.tokens = np.asarray(tokens[:limit], dtype=np.int64)
+        self.charges = table.charges(self.tokens)
+        self.losses = np.full(len(self.charges), np.nan, dtype=np.float32)
+        self.model, self.method, self.progress = model, method, progress
+        self.device = next(model.parameters()).device
+        self.done = 0
+
+    @property
+    def targets(self) -> int:
+        """Number of targets."""
+        return len(self.losses)
+
+    @torch.no_grad()
+    def score(self, windows: np.ndarray) -> None:
+        """Score windows (n,3) of (start, first, end): inputs are tokens[start : start + end], and positions
+        first .. end - 1 inside the window are committed as targets start + position + 1.
+        """
+        length, rows = self.method.seq_len, self.method.batch_seqs
+        for batch in np.split(windows, range(rows, len(windows), rows)):
+            ids = np.zeros((len(batch), length + 1), dtype=np.int64)
+            for row, (start, _, end) in zip(ids, batch):
+                row[: end + 1] = self.tokens[start : start + end + 1]
+            block = torch.from_numpy(ids).to(self.device)
+            skip = int(batch[:, 1].min())
+            losses = self.model.nll(block[:, :-1], block[:, 1:], skip).float().cpu().numpy()
+            for row, (start, first, end) in zip(losses, batch):
+                self.commit(start + first, row[first - skip : end - skip])
+            self.progress(self.done, self.targets)
+
+    def commit(self, position: int, losses: np.ndarray) -> None:
+        """Fix the losses of consecutive targets. RuleError if one was scored before or is not finite."""
+        place = self.losses[position : position + len(losses)]
+        if not np.isnan(place).all():
+            raise RuleError("a target was scored twice", f"target {position}", "this is a fault of the evaluation method")
+        if not np.isfinite(losses).all():
+            raise RuleError("a loss is not finite", f"target {position + int(np.argmin(np.isfinite(losses)))}", "the model is broken")
+        place[:] = losses
+        self.done += len(losses)
+
+    def reveal(self, start: int, stop: int) -> np.ndarray:
+        """Tokens start .. stop - 1, to learn from. RuleError unless every target among them has been scored."""
+        if np.isnan(self.losses[max(start - 1, 0) : stop - 1]).any():
+            raise RuleError("a token was asked for before it was scored", f"tokens {start} to {stop - 1}", "score first, adapt after")
+        return self.tokens[start:stop]
+
+    def total(self) -> Score:
+        """The score. RuleError if a target is missing."""
+        if self.done != self.targets:
+            raise RuleError(f"{self.targets - self.done:,} targets were never scored", "evaluation", "this is a fault of the method")
+        return Score(float(self.losses.sum(dtype=np.float64)), self.targets, int(self.charges.sum()))
+
+
+def evaluate(
+    model: GPT, tokens: np.ndarray, table: ByteTable, method: Evaluator, progress: Callable[[int, int], None] = lambda done, of: None
+) -> tuple[Score, Ledger]:
+    """Run a method over a stream and return the checked score with its ledger."""
+    ledger = Ledger(model, tokens, table, method, progress)
+    method.run(ledger)
+    return ledger.total(), ledger

@@ -1,0 +1,151 @@
+"""Every write of pgolf and every bounded read go through this module.
+
+A write goes to a temporary file in the target's directory, is flushed and fsynced, replaces the target, and the
+directory is fsynced: the target is at any moment either the old file or the whole new one.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pgolf.core.errors import InputError, PgolfError, StorageError
+
+CHUNK_BYTES = 1 << 20
+
+
+def storage_error(error: OSError, path: Path, doing: str) -> PgolfError:
+    """Translate an OSError met while `doing` something to `path` into the error a user should read."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        free = free_bytes(path)
+        return StorageError(f"no space left while {doing} {path.name}", str(path.parent), f"{free:,} bytes are free there")
+    if error.errno == errno.ENOENT and doing == "reading":
+        return InputError("no such file", str(path), "check the path")
+    return StorageError(f"{doing} failed: {(error.strerror or str(error)).lower()}", str(path), "check the path and its permissions")
+
+
+def free_bytes(path: Path) -> int:
+    """Free bytes on the file system that holds `path` or its nearest existing parent; 0 if that cannot be told."""
+    for parent in (path, *path.absolute().parents):
+        if parent.exists():
+            try:
+                stat = os.statvfs(parent)
+            except OSError:
+                return 0
+            return stat.f_bavail * stat.f_frsize
+    return 0
+
+
+def make_dir(path: Path) -> None:
+    """Create a directory and its parents; StorageError if that is impossible."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise storage_error(error, path, "creating") from None
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[Any]:
+    """A binary file object whose content appears at `path` in one step when the block ends without an exception."""
+    make_dir(path.parent)
+    part = path.parent / f".{path.name}.{os.getpid()}.part"
+    try:
+        if path.is_dir():
+            raise StorageError("a directory stands where a file is to be written", str(path), "name a file")
+        with open(part, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+        sync_dir(path.parent)
+    except OSError as error:
+        raise storage_error(error, path, "writing") from None
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def sync_dir(path: Path) -> None:
+    """Make a rename inside `path` durable."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_bytes(path: Path, content: bytes | Iterable[bytes]) -> None:
+    """Write `content` atomically."""
+    with atomic_file(path) as file:
+        for piece in (content,) if isinstance(content, bytes | bytearray | memoryview) else content:
+            file.write(piece)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` atomically as indented JSON; NaN and infinity are refused."""
+    write_bytes(path, (json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode())
+
+
+def append_text(path: Path, text: str) -> None:
+    """Append `text` with one write call, so that lines of concurrent writers stay whole."""
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(handle, text.encode())
+        finally:
+            os.close(handle)
+    except OSError as error:
+        raise storage_error(error, path, "writing") from None
+
+
+def read_bytes(path: Path, max_bytes: int) -> bytes:
+    """The whole file; InputError if it is missing or larger than `max_bytes` (checked before anything is allocated)."""
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > max_bytes:
+                raise InputError(f"the file has {size:,} bytes, more than the {max_bytes:,} such a file may have", str(path))
+            return file.read(max_bytes + 1)
+    except OSError as error:
+        raise storage_error(error, path, "reading") from None
+
+
+def unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object hook that refuses duplicate keys."""
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("duplicate key")
+    return result
+
+
+def parse_json(text: bytes | str, where: str) -> Any:
+    """Strict JSON: UTF-8, no duplicate keys, no NaN, bounded nesting."""
+
+    def refuse(token: str) -> Any:
+        raise ValueError(f"{token} is not JSON")
+
+    try:
+        return json.loads(text, object_pairs_hook=unique_pairs, parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"not valid JSON: {error}", where, "the file is damaged; make it anew") from None
+
+
+def read_json(path: Path, max_bytes: int = 64 << 20) -> Any:
+    """Strict JSON from a file."""
+    return parse_json(read_bytes(path, max_bytes), str(path))
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex, read in pieces of 1 MiB."""
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while piece := file.read(CHUNK_BYTES):
+                digest.update(piece)
+    except OSError as error:
+        raise storage_error(error, path, "reading") from None
+    return digest.hexdigest()

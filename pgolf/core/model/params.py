@@ -1,0 +1,44 @@
+"""Parameters as data: what a model consists of, known without torch.
+
+`param_specs` in `config.py` lists every parameter of a configuration once, in canonical order. Size prediction,
+initialisation, optimizer groups, quantization roles, artifact manifests and imports all read that list.
+"""
+
+from dataclasses import dataclass
+from math import prod
+
+EMBED, ATTN, MLP, HEAD, CONTROL = "embed", "attn", "mlp", "head", "control"
+"""Roles, which decide how a tensor is quantized. CONTROL tensors are kept as floats."""
+
+MATRIX, TOKEN, SCALAR = "matrix", "token", "scalar"
+"""Optimizer groups beside HEAD: Muon steps MATRIX, Adam the others."""
+
+
+@dataclass(frozen=True)
+class ParamSpec:
+    """One parameter. `init` is (rule, number): fill x, normal std, linear (U(±1/sqrt fan_in)), orthogonal gain."""
+
+    name: str
+    shape: tuple[int, ...]
+    init: tuple[str, float]
+    group: str
+    role: str
+
+    @property
+    def numel(self) -> int:
+        """Number of values."""
+        return prod(self.shape)
+
+    def under(self, prefix: str) -> "ParamSpec":
+        """The same parameter with `prefix.` before its name."""
+        return ParamSpec(f"{prefix}.{self.name}", self.shape, self.init, self.group, self.role)
+
+
+def matrix(name: str, rows: int, cols: int, role: str, init: tuple[str, float] = ("linear", 1.0)) -> ParamSpec:
+    """A weight of a linear map, (rows out, cols in), stepped by Muon."""
+    return ParamSpec(f"{name}.weight", (rows, cols), init, MATRIX, role)
+
+
+def control(name: str, shape: tuple[int, ...], value: float) -> ParamSpec:
+    """A small float tensor (gain, scale, mix) filled with `value`, stepped by Adam, kept in float32."""
+    return ParamSpec(name, shape, ("fill", value), SCALAR, CONTROL)

@@ -1,0 +1,35 @@
+"""Squared ReLU MLP (naive baseline)."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pgolf.core.errors import ConfigError
+from pgolf.core.model.params import MLP, ParamSpec, matrix
+from pgolf.core.model.slots import LayerShape
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Relu2:
+    """W_down max(W_up x, 0)^2. Source: naive baseline."""
+
+    mult: float = 2.0
+    """Hidden width as a multiple of the model width (upstream: mlp_mult)."""
+
+    def __post_init__(self) -> None:
+        if self.mult <= 0:
+            raise ConfigError(f"mult must be positive, not {self.mult}", "model.mlp.mult")
+
+    def params(self, shape: LayerShape) -> tuple[ParamSpec, ...]:
+        """fc.weight (F,C) and proj.weight (C,F), the latter zero at the start."""
+        hidden = int(self.mult * shape.model_dim)
+        return (
+            matrix("fc", hidden, shape.model_dim, MLP),
+            matrix("proj", shape.model_dim, hidden, MLP, ("fill", 0.0)),
+        )
+
+    def apply(self, mlp: Any, x_BTC: "Tensor") -> "Tensor":
+        """(B,T,C) -> (B,T,C)."""
+        return mlp.proj.linear(mlp.fc.linear(x_BTC).relu().square())

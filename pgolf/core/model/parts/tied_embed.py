@@ -1,0 +1,33 @@
+"""One matrix for input and output (naive baseline)."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pgolf.core.model.params import EMBED, TOKEN, ParamSpec
+from pgolf.core.model.slots import LayerShape
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class TiedEmbed:
+    """The token embedding serves as output matrix too. Source: naive baseline."""
+
+    init_std: float = 0.005
+    """Standard deviation of the initial embedding (upstream: tied_embed_init_std)."""
+
+    def params(self, shape: LayerShape) -> tuple[ParamSpec, ...]:
+        """tok_emb.weight (V,C)."""
+        size = (shape.vocab_size, shape.model_dim)
+        return (ParamSpec("tok_emb.weight", size, ("normal", self.init_std), TOKEN, EMBED),)
+
+    def lookup(self, root: Any, ids_BT: "Tensor") -> "Tensor":
+        """Rows of the embedding."""
+        from torch.nn.functional import embedding
+
+        return embedding(ids_BT, root.tok_emb.weight)
+
+    def project(self, root: Any, x_BTC: "Tensor") -> "Tensor":
+        """Inner products with every row of the embedding."""
+        return root.tok_emb.linear(x_BTC)

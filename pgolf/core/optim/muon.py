@@ -1,0 +1,91 @@
+"""Muon: momentum, then the nearest semi-orthogonal matrix (naive baseline; spec: training 1)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pgolf.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pgolf.core.dist import World
+
+QUINTIC = (3.4445, -4.7750, 2.0315)
+
+
+def orthogonalise(updates: "Tensor", steps: int, bfloat16: bool = True) -> "Tensor":
+    """Newton-Schulz iteration on (..., R, C), each matrix on its own; singular values end near one, not at one.
+
+    X <- aX + (bA + cA^2)X with A = XX^T on the wide orientation. Runs in bfloat16 or float32, returns that dtype.
+    """
+    a, b, c = QUINTIC
+    x = updates.bfloat16() if bfloat16 else updates.float()
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    tall = x.size(-2) > x.size(-1)
+    if tall:
+        x = x.mT
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.mT.contiguous() if tall else x
+
+
+@dataclass(frozen=True, kw_only=True)
+class Muon:
+    """Nesterov momentum and orthogonalised updates for matrices. Source: Keller Jordan's Muon, naive baseline."""
+
+    lr: float = 0.04
+    """Learning rate (upstream: matrix_lr)."""
+    momentum: float = 0.95
+    """Momentum after its warm-up (upstream: muon_momentum)."""
+    momentum_start: float = 0.85
+    """Momentum at step 0 (upstream: muon_momentum_warmup_start)."""
+    momentum_warmup_steps: int = 500
+    """Steps over which the momentum rises linearly; 0 uses the final value from the start."""
+    ns_steps: int = 5
+    """Newton-Schulz iterations (upstream: muon_backend_steps)."""
+    weight_decay: float = 0.0
+    """Decoupled decay: p <- p (1 - lr wd)."""
+    bfloat16: bool = True
+    """Iterate in bfloat16 as the records do; float32 otherwise."""
+
+    def __post_init__(self) -> None:
+        if self.lr < 0 or not 0 <= self.momentum < 1 or self.ns_steps < 1 or self.weight_decay < 0:
+            raise ConfigError("lr and weight_decay must not be negative, momentum below 1, ns_steps at least 1", "optim.matrix")
+
+    def momentum_at(self, step: int) -> float:
+        """Linear warm-up of the momentum."""
+        frac = min(step / self.momentum_warmup_steps, 1.0) if self.momentum_warmup_steps else 1.0
+        return (1 - frac) * self.momentum_start + frac * self.momentum
+
+    def step(
+        self, weights: "Sequence[Tensor]", grads: "Sequence[Tensor]", buffers: "Sequence[Tensor]", lr_scale: float, step: int, world: "World"
+    ) -> None:
+        """Update the weights and momentum buffers in place.
+
+        Matrices of one shape are orthogonalised as one batch; with several ranks each does every W-th matrix of the
+        batch and a sum over zero-filled buffers gives all of them to everyone.
+        """
+        import torch
+
+        momentum, lr = self.momentum_at(step), self.lr * lr_scale
+        by_shape: dict[tuple[int, ...], list[int]] = {}
+        for index, weight in enumerate(weights):
+            by_shape.setdefault(tuple(weight.shape), []).append(index)
+        for shape, members in by_shape.items():
+            stacked = []
+            for index in members:
+                buffers[index].mul_(momentum).add_(grads[index])
+                stacked.append(grads[index].add(buffers[index], alpha=momentum))
+            updates = torch.stack(stacked)
+            if world.size == 1:
+                updates = orthogonalise(updates, self.ns_steps, self.bfloat16)
+            else:
+                mine = orthogonalise(updates[world.rank :: world.size], self.ns_steps, self.bfloat16)
+                updates = torch.zeros_like(updates, dtype=mine.dtype)
+                updates[world.rank :: world.size] = mine
+                world.sum_(updates)
+            updates *= max(1.0, shape[0] / shape[1]) ** 0.5
+            for index, update in zip(members, updates):
+                weights[index].mul_(1 - lr * self.weight_decay).add_(update.to(weights[index].dtype), alpha=-lr)

@@ -1,0 +1,78 @@
+"""What every quantizer shares: scales, rounding, and what is kept as floats (spec: quantization 1)."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from pgolf.core.errors import InputError
+from pgolf.core.model.params import CONTROL, ParamSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pgolf.core.model.config import ModelConfig
+    from pgolf.core.quant.qtensor import QTensor, QuantizedModel
+
+SMALLEST_SCALE = float(np.finfo(np.float16).smallest_subnormal)
+
+
+class Quantizer(Protocol):
+    """Turns float weights into codes. `needs_hessians` says whether `hessians` must hold H = X^T X per tensor."""
+
+    needs_hessians: bool
+
+    def quantize(self, spec: ParamSpec, weight: "Tensor", hessian: "Tensor | None") -> "QTensor | Tensor":
+        """One parameter: codes with scales, or the tensor to keep (float16 or float32)."""
+
+
+def code_limit(bits: int) -> int:
+    """L = 2^(bits-1) - 1: codes lie in [-L, L]."""
+    return int(2 ** (bits - 1) - 1)
+
+
+def row_scales(clip_R: "Tensor", limit: int) -> "Tensor":
+    """float16 (R,) scales clip / L, floored so that no scale becomes zero in float16. InputError on overflow."""
+    scale = (clip_R / limit).clamp_min(1e-10).half()
+    if not bool(scale.isfinite().all()):
+        raise InputError("a row is too large for a float16 scale", f"largest clip {float(clip_R.max()):g}", "rescale the weights")
+    return scale.clamp_min(SMALLEST_SCALE)
+
+
+def round_codes(weight_RC: "Tensor", scale_R: "Tensor", limit: int) -> "Tensor":
+    """int8 codes: round half to even of weight / scale, clamped to [-L, L]."""
+    import torch
+
+    return (weight_RC / scale_R.float()[:, None]).round().clamp(-limit, limit).to(torch.int8)
+
+
+def keep_float(spec: ParamSpec, weight: "Tensor") -> "Tensor":
+    """Control tensors stay float32, others become float16; InputError if float16 would overflow."""
+    if spec.role == CONTROL:
+        return weight.float()
+    if float(weight.abs().max()) > 65504:
+        raise InputError(f"{spec.name} has values beyond float16's 65,504", "quantize", "rescale the weights")
+    return weight.half()
+
+
+def check_finite(weights: "Mapping[str, Tensor]") -> None:
+    """InputError naming tensor and index of the first NaN or infinity."""
+    for name, weight in weights.items():
+        bad = ~weight.isfinite()
+        if bool(bad.any()):
+            index = tuple(int(i) for i in bad.nonzero()[0])
+            raise InputError(f"{name} is {float(weight[index])} at index {list(index)}", "checkpoint", "train again, or use an earlier one")
+
+
+def quantize_model(
+    config: "ModelConfig", weights: "Mapping[str, Tensor]", quantizer: Quantizer, hessians: "Mapping[str, Tensor]"
+) -> "QuantizedModel":
+    """Quantize every parameter of a configuration."""
+    from pgolf.core.model.config import param_specs
+    from pgolf.core.quant.qtensor import QuantizedModel
+
+    check_finite(weights)
+    result = QuantizedModel(config)
+    for spec in param_specs(config):
+        result.tensors[spec.name] = quantizer.quantize(spec, weights[spec.name].float(), hessians.get(spec.name))
+    return result

@@ -1,0 +1,67 @@
+"""Quantized tensors and the model made of them."""
+
+import hashlib
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from pgolf.core.errors import InputError
+from pgolf.core.model.config import ModelConfig, param_specs
+
+
+@dataclass(frozen=True)
+class QTensor:
+    """Symmetric per-row codes: int8 (R,C) in [-L, L] with L = 2^(bits-1) - 1, and a float16 scale per row (R,)."""
+
+    codes: Tensor
+    scale: Tensor
+    bits: int
+
+    def dequantize(self) -> Tensor:
+        """float32 (R,C): codes times scales."""
+        return self.codes.float() * self.scale.float()[:, None]
+
+
+@dataclass
+class QuantizedModel:
+    """Every parameter of a configuration, either quantized or kept as float16 or float32."""
+
+    config: ModelConfig
+    tensors: dict[str, QTensor | Tensor] = field(default_factory=dict)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The float32 state dict the quantized model computes with."""
+        return {name: t.dequantize() if isinstance(t, QTensor) else t.float() for name, t in self.tensors.items()}
+
+    def check(self, where: str) -> None:
+        """InputError unless names, shapes, codes and scales are those a model of this configuration can have."""
+        for spec in param_specs(self.config):
+            tensor = self.tensors.get(spec.name)
+            if tensor is None:
+                raise InputError(f"{spec.name} is missing", where, "the file does not belong to this configuration")
+            values = tensor.codes if isinstance(tensor, QTensor) else tensor
+            if tuple(values.shape) != spec.shape:
+                raise InputError(f"{spec.name} has shape {tuple(values.shape)}, the configuration says {spec.shape}", where)
+            if isinstance(tensor, QTensor):
+                limit = 2 ** (tensor.bits - 1) - 1
+                if values.numel() and int(values.abs().max()) > limit or int(values.min()) == -128:
+                    raise InputError(f"{spec.name} has codes beyond ±{limit}", where, "the file is damaged")
+                if not bool((torch.isfinite(tensor.scale) & (tensor.scale > 0)).all()):
+                    raise InputError(f"{spec.name} has a scale that is not a positive number", where, "the file is damaged")
+            elif not bool(torch.isfinite(values).all()):
+                raise InputError(f"{spec.name} has values that are not finite", where, "the file is damaged")
+        if len(self.tensors) != len(param_specs(self.config)):
+            raise InputError("the file has tensors the configuration does not know", where)
+
+    def digest(self) -> str:
+        """SHA-256 over name, shape, bits and bytes of every tensor in canonical order."""
+        sha = hashlib.sha256()
+        for spec in param_specs(self.config):
+            tensor = self.tensors[spec.name]
+            parts = (tensor.codes, tensor.scale) if isinstance(tensor, QTensor) else (tensor,)
+            bits = tensor.bits if isinstance(tensor, QTensor) else 0
+            sha.update(f"{spec.name} {spec.shape} {bits}".encode())
+            for part in parts:
+                sha.update(str(part.dtype).encode() + part.contiguous().numpy().tobytes())
+        return sha.hexdigest()

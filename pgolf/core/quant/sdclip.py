@@ -1,0 +1,82 @@
+"""Round to nearest with a step proportional to each row's standard deviation (spec: quantization 2.4)."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pgolf.core.errors import ConfigError
+from pgolf.core.model.params import ATTN, CONTROL, EMBED, HEAD, MLP, ParamSpec
+from pgolf.core.quant.base import code_limit, keep_float, round_codes, row_scales
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pgolf.core.quant.qtensor import QTensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """The grid of one role; zero means the value of the section above."""
+
+    bits: int = 0
+    """Code width, 4 to 8 bits."""
+    step_ratio: float = 0.0
+    """Step over row standard deviation."""
+    k: float = 0.0
+    """Clip in row standard deviations; the same knob as step_ratio = k / (2^(bits-1) - 1)."""
+
+    def __post_init__(self) -> None:
+        if self.bits and not 4 <= self.bits <= 8:
+            raise ConfigError(f"bits must be 4 to 8, not {self.bits}", "quant.bits")
+        if self.step_ratio < 0 or self.k < 0 or (self.step_ratio and self.k):
+            raise ConfigError("give either step_ratio or k, above 0", "quant")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SdClip:
+    """Every row gets the step k sigma / L, so all rows cost the same bits under an entropy coder. Source: PR #1394."""
+
+    bits: int = 6
+    """Code width, 4 to 8 bits: the codes saturate at ±(2^(bits-1) - 1)."""
+    step_ratio: float = 0.0
+    """Step over row standard deviation; 0 takes it from k."""
+    k: float = 12.85
+    """Clip in row standard deviations, used when step_ratio is 0."""
+    embed: Grid = Grid(bits=8, k=20.0)
+    """Grid of the token embedding."""
+    attn: Grid = Grid()
+    """Grid of the attention matrices."""
+    mlp: Grid = Grid()
+    """Grid of the MLP matrices."""
+    head: Grid = Grid(bits=8, k=20.0)
+    """Grid of an untied output matrix."""
+
+    needs_hessians = False
+
+    def __post_init__(self) -> None:
+        if not 4 <= self.bits <= 8:
+            raise ConfigError(f"bits must be 4 to 8, not {self.bits}", "quant.bits")
+        if self.step_ratio < 0 or self.k <= 0:
+            raise ConfigError("step_ratio must not be negative, k must be above 0", "quant")
+
+    def grid(self, role: str) -> tuple[int, float]:
+        """(bits, step over sigma) for a role."""
+        own = {EMBED: self.embed, ATTN: self.attn, MLP: self.mlp, HEAD: self.head}[role]
+        bits = own.bits or self.bits
+        if own.step_ratio or own.k:
+            return bits, own.step_ratio or own.k / code_limit(bits)
+        return bits, self.step_ratio or self.k / code_limit(bits)
+
+    def scales(self, spec: ParamSpec, weight_RC: "Tensor") -> "tuple[int, Tensor]":
+        """Code limit L and float16 scales (R,); the standard deviation is the unbiased one."""
+        bits, ratio = self.grid(spec.role)
+        limit = code_limit(bits)
+        return limit, row_scales(weight_RC.std(dim=1) * ratio * limit, limit)
+
+    def quantize(self, spec: ParamSpec, weight: "Tensor", hessian: "Tensor | None") -> "QTensor | Tensor":
+        """Codes for every matrix, floats for control tensors."""
+        from pgolf.core.quant.qtensor import QTensor
+
+        if spec.role == CONTROL:
+            return keep_float(spec, weight)
+        limit, scale = self.scales(spec, weight)
+        return QTensor(round_codes(weight, scale, limit), scale, self.grid(spec.role)[0])

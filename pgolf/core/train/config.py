@@ -1,0 +1,76 @@
+"""How a run trains, as a value."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pgolf.core.errors import ConfigError
+from pgolf.core.train.loaders import SequentialLoader
+
+
+class Loader(Protocol):
+    """Cuts batches from the token stream; see `SequentialLoader`."""
+
+    def batch(self, stream: Any, tokens: int, seq_len: int, rank: int, world_size: int) -> Any:
+        """Inputs and targets of one micro-step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Batch, budget, validation and checkpoints; the defaults are the naive baseline's."""
+
+    seed: int = 1337
+    """Seed of the initial weights."""
+    iterations: int = 20000
+    """Optimizer steps at most."""
+    max_wallclock_seconds: float = 600.0
+    """Training budget in seconds, validation excluded; 0 means no budget."""
+    seq_len: int = 1024
+    """Tokens per training sequence (upstream: train_seq_len)."""
+    batch_tokens: int = 524288
+    """Tokens per optimizer step over all ranks (upstream: train_batch_tokens)."""
+    micro_batch_tokens: int = 65536
+    """Tokens per forward pass of one rank; gradients accumulate over batch_tokens / (world * this) passes."""
+    warmup_steps: int = 20
+    """Steps run before the clock starts and then undone, so that compilation costs no budget."""
+    val_every: int = 1000
+    """Steps between validations; 0 validates only at the end."""
+    val_max_tokens: int = 0
+    """Validation targets scored while training; 0 means all."""
+    log_every: int = 200
+    """Steps between log lines after the first ten."""
+    checkpoint_every: int = 1000
+    """Steps between resumable checkpoints; 0 writes only the final one."""
+    keep_checkpoints: int = 2
+    """Resumable checkpoints kept on disk."""
+    compile: str = "auto"
+    """torch.compile: auto (on a GPU only), on, off."""
+    precision: str = "auto"
+    """Activations in float32 or bfloat16; auto is bfloat16 on a GPU, float32 on a CPU."""
+    loader: Loader = SequentialLoader()
+    """Order of the training tokens."""
+
+    def __post_init__(self) -> None:
+        for key, values in (("compile", ("auto", "on", "off")), ("precision", ("auto", "float32", "bfloat16"))):
+            if getattr(self, key) not in values:
+                raise ConfigError(f"{getattr(self, key)!r} is none of {', '.join(values)}", f"train.{key}")
+        for key in ("iterations", "seq_len", "batch_tokens", "micro_batch_tokens", "keep_checkpoints"):
+            if getattr(self, key) < 1:
+                raise ConfigError(f"{key} must be at least 1, not {getattr(self, key)}", f"train.{key}")
+        for key in ("max_wallclock_seconds", "warmup_steps", "val_every", "val_max_tokens", "log_every", "checkpoint_every"):
+            if getattr(self, key) < 0:
+                raise ConfigError(f"{key} must not be negative, not {getattr(self, key)}", f"train.{key}")
+        if self.micro_batch_tokens % self.seq_len:
+            raise ConfigError(f"{self.micro_batch_tokens} is not a multiple of seq_len {self.seq_len}", "train.micro_batch_tokens")
+        if self.batch_tokens % self.micro_batch_tokens:
+            raise ConfigError(f"{self.batch_tokens} is not a multiple of micro_batch_tokens {self.micro_batch_tokens}", "train.batch_tokens")
+
+    def micro_steps(self, world_size: int) -> int:
+        """Forward passes per optimizer step on each rank. ConfigError if the batch does not divide."""
+        per_pass = self.micro_batch_tokens * world_size
+        if self.batch_tokens % per_pass:
+            raise ConfigError(
+                f"{self.batch_tokens:,} tokens do not divide into {world_size} ranks of {self.micro_batch_tokens:,}",
+                "train.batch_tokens",
+                "choose batch_tokens as a multiple of micro_batch_tokens * world size",
+            )
+        return self.batch_tokens // per_pass

@@ -1,0 +1,120 @@
+"""The training loop: a function over model, data, clock and callbacks."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pgolf.core.dist import World
+from pgolf.core.errors import RuleError
+from pgolf.core.model.gpt import GPT
+from pgolf.core.optim.config import OptimConfig
+from pgolf.core.optim.optimizers import Optimizers
+from pgolf.core.optim.schedules import Progress
+from pgolf.core.shards import TokenStream
+from pgolf.core.train.clock import Clock
+from pgolf.core.train.config import TrainConfig
+
+
+@dataclass
+class TrainState:
+    """Everything that changes while training; saving and restoring it makes a resumed run bit-identical."""
+
+    model: GPT
+    optimizers: Optimizers
+    stream: TokenStream
+    clock: Clock
+    step: int = 0
+
+
+@dataclass
+class Watch:
+    """What the loop tells and asks its surroundings. `validate` and `save` run with the clock paused."""
+
+    log: Callable[[dict[str, Any]], None]
+    validate: Callable[[], dict[str, Any]]
+    save: Callable[[TrainState], None]
+    stop_asked: Callable[[], bool]
+
+
+def to_tensors(batch: tuple[np.ndarray, np.ndarray], world: World) -> list[Tensor]:
+    """Move one micro-batch to the device."""
+    return [torch.from_numpy(array).to(world.device, non_blocking=True) for array in batch]
+
+
+def train_step(forward: Callable[..., Tensor], state: TrainState, config: TrainConfig, lr_scale: float, world: World) -> Tensor:
+    """Accumulate gradients over the micro-steps, average them over the ranks, step; returns this rank's mean loss (0-d)."""
+    micro_steps = config.micro_steps(world.size)
+    total = torch.zeros((), device=world.device)
+    for _ in range(micro_steps):
+        batch = config.loader.batch(state.stream, config.micro_batch_tokens, config.seq_len, world.rank, world.size)
+        loss = forward(*to_tensors(batch, world)) / micro_steps
+        loss.backward()
+        total += loss.detach()
+    world.mean_([weight.grad for weight in state.model.parameters() if weight.grad is not None])
+    state.optimizers.step(state.step, lr_scale)
+    return total
+
+
+def warm_up(forward: Callable[..., Tensor], state: TrainState, config: TrainConfig, optim: OptimConfig, world: World) -> None:
+    """Run steps that compile every graph, then restore weights, optimizer state and data position."""
+    weights = {name: weight.clone() for name, weight in state.model.state_dict().items()}
+    position = state.stream.position
+    for _ in range(config.warmup_steps):
+        train_step(forward, state, config, 1.0, world)
+    state.model.load_state_dict(weights)
+    state.optimizers = Optimizers(state.model, optim, world)
+    state.stream.position = position
+
+
+def fit(
+    state: TrainState, config: TrainConfig, optim: OptimConfig, world: World, watch: Watch, compiled: bool
+) -> dict[str, Any]:
+    """Train until the step limit, the budget or a stop request; returns the last event.
+
+    RuleError when the loss is no longer finite: the last checkpoint stays as it is.
+    """
+    forward: Callable[..., Tensor] = state.model
+    if compiled:
+        forward = torch.compile(state.model, dynamic=False, fullgraph=True)
+    if config.warmup_steps and state.step == 0 and compiled:
+        warm_up(forward, state, config, optim, world)
+    clock, budget_s = state.clock, config.max_wallclock_seconds
+    first_step, first_s, event = state.step, clock.elapsed_s, dict[str, Any]()
+    clock.start()
+    while True:
+        out_of_time = budget_s > 0 and world.any(clock.elapsed_s >= budget_s)
+        stopping = world.any(watch.stop_asked())
+        last = state.step >= config.iterations or out_of_time
+        if last or stopping or (config.val_every and state.step % config.val_every == 0):
+            clock.pause()
+            event = {"event": "val", "step": state.step, "elapsed_s": clock.elapsed_s}
+            if not stopping:
+                watch.log(event := event | watch.validate())
+            if last or stopping:
+                reason = "iterations" if state.step >= config.iterations else "wallclock_cap" if out_of_time else "signal"
+                watch.log(event := event | {"event": "stop", "reason": reason})
+                return event
+            clock.start()
+        scale = optim.warmdown.scale(Progress(state.step, config.iterations, clock.elapsed_s, budget_s))
+        loss = train_step(forward, state, config, scale, world)
+        state.step += 1
+        talk = state.step <= 10 or (config.log_every and state.step % config.log_every == 0)
+        if talk or world.device.type == "cpu":
+            value = float(world.sum_(loss)) / world.size
+            if not math.isfinite(value):
+                raise RuleError(
+                    f"the loss is {value} at step {state.step}", "train", "the last checkpoint is kept; lower the learning rates"
+                )
+            elapsed = clock.elapsed_s
+            rate = (state.step - first_step) * config.batch_tokens / max(elapsed - first_s, 1e-9)
+            step_event = {"event": "step", "step": state.step, "loss": value, "lr_scale": scale, "elapsed_s": elapsed}
+            watch.log(step_event | {"tokens_per_s": rate, "shown": bool(talk)})
+        if config.checkpoint_every and state.step % config.checkpoint_every == 0 and state.step < config.iterations:
+            clock.pause()
+            watch.save(state)
+            clock.start()
