@@ -13,12 +13,12 @@ import hashlib
 import struct
 import zlib
 from collections.abc import Mapping
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pgolf.core.codecs.base import Codec
 from pgolf.core.errors import InputError
 from pgolf.core.model.config import ModelConfig, param_specs
 from pgolf.core.model.params import ATTN, CONTROL, EMBED, HEAD, MLP
@@ -31,18 +31,6 @@ MAX_SECTIONS, MAX_HEADER, MAX_RAW = 64, 65536, 512 << 20
 KIND_CODES, KIND_F16, KIND_F32 = 1, 2, 3
 SECTION = struct.Struct("<BBIII")
 PRELUDE = struct.Struct("<4sBBHI")
-
-
-class Codec(Protocol):
-    """A byte compressor with a number that the header records."""
-
-    codec_id: int
-
-    def encode(self, raw: bytes) -> bytes:
-        """Compress."""
-
-    def decode(self, coded: bytes, raw_len: int) -> bytes:
-        """Decompress to exactly `raw_len` bytes or raise InputError."""
 
 
 def manifest_bytes(model: QuantizedModel) -> bytes:

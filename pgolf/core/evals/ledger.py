@@ -5,40 +5,20 @@ touches a sum, cannot score a target twice, and sees a target only after its sco
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from pgolf.core.bpb import ByteTable, Score
-from pgolf.core.errors import ConfigError, InputError, RuleError
+from pgolf.core.errors import InputError, RuleError
+from pgolf.core.evals.base import EvalMethod
 from pgolf.core.model.gpt import GPT
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluator:
-    """What every evaluation method has in common."""
-
-    seq_len: int = 1024
-    """Tokens the model sees at once."""
-    max_tokens: int = 0
-    """Score only this many targets from the start of the validation stream; 0 means all."""
-    batch_seqs: int = 32
-    """Windows per forward pass."""
-
-    def __post_init__(self) -> None:
-        if self.seq_len < 1 or self.batch_seqs < 1 or self.max_tokens < 0:
-            raise ConfigError("seq_len and batch_seqs must be at least 1, max_tokens not negative", "eval")
-
-    def run(self, ledger: "Ledger") -> None:
-        """Score every target of the ledger exactly once."""
-        raise NotImplementedError
 
 
 class Ledger:
     """Tokens (N,), their byte charges, and the loss of each of the N - 1 targets, committed once."""
 
-    def __init__(self, model: GPT, tokens: np.ndarray, table: ByteTable, method: Evaluator, progress: Callable[[int, int], None]) -> None:
+    def __init__(self, model: GPT, tokens: np.ndarray, table: ByteTable, method: EvalMethod, progress: Callable[[int, int], None]) -> None:
         if len(tokens) < 2:
             raise InputError("the validation stream has no target: it needs two tokens or more", "validation split")
         limit = method.max_tokens + 1 if method.max_tokens else len(tokens)
@@ -96,7 +76,7 @@ class Ledger:
 
 
 def evaluate(
-    model: GPT, tokens: np.ndarray, table: ByteTable, method: Evaluator, progress: Callable[[int, int], None] = lambda done, of: None
+    model: GPT, tokens: np.ndarray, table: ByteTable, method: EvalMethod, progress: Callable[[int, int], None] = lambda done, of: None
 ) -> tuple[Score, Ledger]:
     """Run a method over a stream and return the checked score with its ledger."""
     ledger = Ledger(model, tokens, table, method, progress)

@@ -1,15 +1,21 @@
 """Overlapping windows, so that every target but the first few has a long context (spec: evaluation 3)."""
 
 from dataclasses import dataclass
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from pgolf.core.errors import ConfigError
-from pgolf.core.evals.ledger import Evaluator, Ledger
+from pgolf.core.evals.base import Evaluator
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from pgolf.core.evals.ledger import Ledger
 
 
-def sliding_windows(targets: int, seq_len: int, stride: int) -> np.ndarray:
+def sliding_windows(targets: int, seq_len: int, stride: int) -> "np.ndarray":
     """Rows (start, first, end): window 0 scores all it holds, every later one its last `stride` positions."""
+    import numpy as np
+
     context = seq_len - stride
     starts = np.arange(0, max(targets - context, 1), stride)
     first = np.full_like(starts, context)
@@ -31,6 +37,6 @@ class SlidingEval(Evaluator):
         if not 1 <= self.stride <= self.seq_len:
             raise ConfigError(f"stride {self.stride} must lie between 1 and seq_len {self.seq_len}", "eval.stride")
 
-    def run(self, ledger: Ledger) -> None:
+    def run(self, ledger: "Ledger") -> None:
         """Score the windows in order."""
         ledger.score(sliding_windows(ledger.targets, self.seq_len, self.stride))

@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
-
 from pgolf.core.errors import InputError
 from pgolf.core.model.params import CONTROL, ParamSpec
 
@@ -14,7 +12,8 @@ if TYPE_CHECKING:
     from pgolf.core.model.config import ModelConfig
     from pgolf.core.quant.qtensor import QTensor, QuantizedModel
 
-SMALLEST_SCALE = float(np.finfo(np.float16).smallest_subnormal)
+SMALLEST_SCALE = 2.0**-24
+"""The smallest positive float16."""
 
 
 class Quantizer(Protocol):

@@ -2,12 +2,15 @@
 
 import math
 from dataclasses import dataclass
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from pgolf.core.errors import ConfigError
-from pgolf.core.evals.ledger import Ledger
 from pgolf.core.evals.sliding import SlidingEval, sliding_windows
+
+if TYPE_CHECKING:
+    from torch import Tensor, optim
+
+    from pgolf.core.evals.ledger import Ledger
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +37,7 @@ class ChunkSgd(SlidingEval):
         if self.chunk_tokens < self.seq_len or self.train_seqs < 1 or self.epochs < 0 or self.lr < 0 or self.grad_clip <= 0:
             raise ConfigError("chunk_tokens must be at least seq_len, train_seqs at least 1, grad_clip above 0", "ttt")
 
-    def run(self, ledger: Ledger) -> None:
+    def run(self, ledger: "Ledger") -> None:
         """Alternate scoring and training; nothing is trained on after the last chunk."""
         import torch
 
@@ -51,8 +54,9 @@ class ChunkSgd(SlidingEval):
                 self.adapt(ledger, chunk * self.chunk_tokens, optimizer, weights)
         ledger.model.zero_grad(set_to_none=True)
 
-    def adapt(self, ledger: Ledger, start: int, optimizer: object, weights: list) -> None:
+    def adapt(self, ledger: "Ledger", start: int, optimizer: "optim.SGD", weights: "list[Tensor]") -> None:
         """SGD over the sequences of one scored chunk; a tail shorter than seq_len is left out."""
+        import numpy as np
         import torch
 
         sequences = self.chunk_tokens // self.seq_len
@@ -63,4 +67,4 @@ class ChunkSgd(SlidingEval):
                 ledger.model.zero_grad(set_to_none=True)
                 ledger.model(ids[0, first : first + self.train_seqs], ids[1, first : first + self.train_seqs]).backward()
                 torch.nn.utils.clip_grad_norm_(weights, self.grad_clip)
-                optimizer.step()  # type: ignore[attr-defined]
+                optimizer.step()

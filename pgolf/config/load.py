@@ -1,0 +1,73 @@
+"""Presets and files to a resolved configuration: defaults < stored config < preset < --set."""
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pgolf.config.run import RunConfig
+from pgolf.config.tree import Layer, build_config, nearest, parse_set, to_values
+from pgolf.core.errors import ConfigError
+from pgolf.core.files import read_bytes
+
+PRESETS = Path(__file__).parent.parent / "presets"
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A configuration, where each key's value came from, and the preset's name (empty without one)."""
+
+    config: RunConfig
+    origins: dict[str, str]
+    preset: str
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The whole configuration as nested plain values."""
+        return to_values(self.config)
+
+
+def preset_names() -> list[str]:
+    """Names of the presets that come with pgolf."""
+    return sorted(path.stem for path in PRESETS.glob("*.toml"))
+
+
+def preset_path(name: str) -> Path:
+    """The file of a preset: one of pgolf's by name, or the user's own by path. ConfigError if there is none."""
+    if name.endswith(".toml") or "/" in name:
+        return Path(name)
+    if name not in preset_names():
+        raise ConfigError(f"there is no preset {name!r}", "--preset", nearest(name, preset_names()))
+    return PRESETS / f"{name}.toml"
+
+
+def read_preset(name: str, seen: tuple[str, ...] = ()) -> list[Layer]:
+    """Layers of a preset, the ones it extends first. ConfigError for bad TOML or a circle."""
+    if name in seen:
+        raise ConfigError(f"presets extend each other in a circle: {' -> '.join((*seen, name))}", "extends")
+    path = preset_path(name)
+    try:
+        values = tomllib.loads(read_bytes(path, 1 << 20).decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"not valid TOML: {error}", str(path)) from None
+    parent = values.pop("extends", "")
+    values.pop("description", None)
+    return [*(read_preset(str(parent), (*seen, name)) if parent else []), Layer(f"preset {name}", values)]
+
+
+def preset_description(name: str) -> str:
+    """The one-line description a preset gives of itself."""
+    return str(tomllib.loads(preset_path(name).read_text()).get("description", ""))
+
+
+def resolve(
+    preset: str = "", sets: list[str] | None = None, stored: dict[str, Any] | None = None, stored_name: str = "input file", seed: int | None = None
+) -> Resolved:
+    """Merge a configuration stored in an input file, a preset, and --set assignments. ConfigError names key and source."""
+    layers = [Layer(stored_name, stored)] if stored else []
+    layers += read_preset(preset) if preset else []
+    layers += [Layer(f"--set {text}", parse_set(text)) for text in sets or []]
+    if seed is not None:
+        layers.append(Layer("--seed", {"train": {"seed": seed}}))
+    config, origins = build_config(RunConfig(), layers)
+    return Resolved(config, origins, preset)

@@ -1,0 +1,88 @@
+"""The complete configuration of a run: the recipe that ships, and the sections that only the workshop needs."""
+
+from dataclasses import dataclass
+
+from pgolf.core.errors import ConfigError
+from pgolf.core.recipe import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizeConfig:
+    """Documents to token shards."""
+
+    vocab_size: int = 0
+    """Size of a tokenizer to train; 0 takes model.vocab_size."""
+    character_coverage: float = 0.999
+    """Share of characters SentencePiece learns; the rest become bytes."""
+    transform: str = "none"
+    """Text transform before tokenization; only none so far."""
+    split: str = "hash"
+    """How validation documents are chosen: hash (a share, by document hash) or first (the first val_docs)."""
+    val_share: float = 0.05
+    """Share of documents that go to validation under split = hash."""
+    val_docs: int = 50000
+    """Number of validation documents under split = first."""
+    document_separator: str = ""
+    """Cut .txt files into documents at this text (\\n is understood); empty takes a file as one document."""
+    shard_tokens: int = 100_000_000
+    """Token ids per shard."""
+    threads: int = 0
+    """Encoding threads; 0 takes all cores. The result does not depend on it."""
+
+    def __post_init__(self) -> None:
+        if self.transform != "none":
+            raise ConfigError(f"{self.transform!r} is not a known transform; there is only 'none' so far", "tokenize.transform")
+        if self.split not in ("hash", "first"):
+            raise ConfigError(f"{self.split!r} is neither hash nor first", "tokenize.split")
+        if not 0 < self.val_share < 1:
+            raise ConfigError(f"val_share must lie between 0 and 1, not {self.val_share}", "tokenize.val_share")
+        if self.vocab_size > 65535:
+            raise ConfigError(f"vocab_size {self.vocab_size:,} does not fit uint16 shards; 65,535 at most", "tokenize.vocab_size")
+        if self.val_docs < 1 or self.shard_tokens < 1 or self.threads < 0 or self.vocab_size < 0:
+            raise ConfigError("val_docs and shard_tokens must be at least 1, threads and vocab_size not negative", "tokenize")
+        if not 0 < self.character_coverage <= 1:
+            raise ConfigError("character_coverage must lie in (0, 1]", "tokenize.character_coverage")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackageConfig:
+    """The submission folder."""
+
+    cap_bytes: int = 16_000_000
+    """Code plus artifacts may have at most this many bytes, decimal."""
+    name: str = ""
+    """Title of the submission; empty takes the preset's name."""
+    author: str = ""
+    """Display name of the author."""
+    github_id: str = ""
+    """Account that submits."""
+    blurb: str = ""
+    """One to three sentences about the submission."""
+    track: str = "10min_16mb"
+    """10min_16mb or non_record_16mb."""
+    prove: bool = True
+    """Run the script alone in an empty directory and compare its score before anything is written."""
+
+    def __post_init__(self) -> None:
+        if self.cap_bytes < 1:
+            raise ConfigError(f"cap_bytes must be at least 1, not {self.cap_bytes}", "package.cap_bytes")
+        if self.track not in ("10min_16mb", "non_record_16mb"):
+            raise ConfigError(f"{self.track!r} is neither 10min_16mb nor non_record_16mb", "package.track")
+        for key in ("name", "author", "github_id", "blurb"):
+            if not getattr(self, key).isprintable():
+                raise ConfigError(f"{key} has control characters", f"package.{key}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(Recipe):
+    """Every section of a run, by the names the command line uses."""
+
+    tokenize: TokenizeConfig = TokenizeConfig()
+    """Documents to shards."""
+    package: PackageConfig = PackageConfig()
+    """The submission folder."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """The part of the configuration that ships inside train_gpt.py."""
+        return Recipe(**{name: getattr(self, name) for name in Recipe.__dataclass_fields__})

@@ -1,0 +1,34 @@
+"""A complete run as a value: its `repr` is its source code, which the submission script carries."""
+
+from dataclasses import dataclass
+
+from pgolf.core.codecs.base import Codec
+from pgolf.core.codecs.zlib import Zlib
+from pgolf.core.evals.base import EvalMethod, TttMethod
+from pgolf.core.evals.plain import PlainEval
+from pgolf.core.model.config import ModelConfig
+from pgolf.core.optim.config import OptimConfig
+from pgolf.core.quant.base import Quantizer
+from pgolf.core.quant.row_quantile import RowQuantile
+from pgolf.core.train.config import TrainConfig
+from pgolf.core.ttt.chunk_sgd import ChunkSgd
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that decides what a submission computes; the defaults are the naive baseline."""
+
+    model: ModelConfig = ModelConfig()
+    """Architecture."""
+    optim: OptimConfig = OptimConfig()
+    """Optimizers and their schedules."""
+    train: TrainConfig = TrainConfig()
+    """Batches, budget, checkpoints."""
+    quant: Quantizer = RowQuantile()
+    """Float weights to integer codes."""
+    compress: Codec = Zlib()
+    """Codes to bytes."""
+    eval: EvalMethod = PlainEval()
+    """Scoring with fixed weights."""
+    ttt: TttMethod = ChunkSgd()
+    """Scoring with test-time training."""

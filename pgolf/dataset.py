@@ -1,0 +1,153 @@
+"""A dataset directory: shards, tokenizer and manifest (spec: docs/formats.md), or published shards without a manifest."""
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pgolf.core.bpb import ByteTable, byte_table, load_tokenizer
+from pgolf.core.errors import InputError
+from pgolf.core.files import read_bytes, read_json, sha256_file
+from pgolf.core.shards import SHARD_NAME, list_shards, load_split
+
+DATASET_SCHEMA = "pgolf.dataset/1"
+MAX_TOKENIZER = 64 << 20
+BOS = 1
+
+
+@dataclass
+class Dataset:
+    """An opened dataset. `shards` are the files of each split in stream order, `hashes` their expected SHA-256."""
+
+    folder: Path
+    tokenizer_bytes: bytes
+    vocab_size: int
+    shards: dict[str, list[Path]]
+    hashes: dict[str, str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def tokenizer_sha256(self) -> str:
+        """SHA-256 of the tokenizer's model file, in hex."""
+        return hashlib.sha256(self.tokenizer_bytes).hexdigest()
+
+    @property
+    def tokenizer(self) -> Any:
+        """The SentencePiece processor."""
+        return load_tokenizer(self.tokenizer_bytes, str(self.folder))
+
+    def byte_table(self) -> ByteTable:
+        """What each token is charged."""
+        return byte_table(self.tokenizer, self.vocab_size)
+
+    def shard_hash(self, path: Path) -> str:
+        """The SHA-256 of a shard; InputError if it is not the one in the manifest."""
+        digest = sha256_file(path)
+        if self.hashes and self.hashes.get(path.name) != digest:
+            raise InputError("the shard's SHA-256 is not the one in the manifest", str(path), "the shard is damaged or was replaced; make the dataset anew")
+        return digest
+
+    def split(self, name: str) -> list[np.ndarray]:
+        """The shards of a split, memory-mapped, hashes and id ranges checked. InputError if there are none."""
+        if not self.shards.get(name):
+            raise InputError(f"the dataset has no {name} shards", str(self.folder), f"expected files like fineweb_{name}_000000.bin")
+        for path in self.shards[name]:
+            if self.hashes:
+                self.shard_hash(path)
+        return load_split(self.shards[name], self.vocab_size)
+
+    def val_tokens(self) -> np.ndarray:
+        """The validation stream as one uint16 array."""
+        return np.concatenate(self.split("val"))
+
+    def fingerprint(self, *splits: str) -> str:
+        """SHA-256 over the tokenizer and the shards of the named splits."""
+        digest = hashlib.sha256(self.tokenizer_sha256.encode())
+        for name in splits:
+            for path in self.shards.get(name, []):
+                digest.update(f"{name} {path.name} {self.hashes.get(path.name) or self.shard_hash(path)}\n".encode())
+        return digest.hexdigest()
+
+
+def manifest_dataset(folder: Path, manifest: dict[str, Any]) -> Dataset:
+    """A dataset described by its manifest; every name in it is checked before it becomes a path."""
+    where = str(folder / "manifest.json")
+    schema = manifest.get("schema")
+    if schema != DATASET_SCHEMA:
+        raise InputError(f"schema {schema!r}, expected {DATASET_SCHEMA!r}", where, "this is no dataset manifest, or a newer pgolf wrote it")
+    try:
+        source = Path(manifest["adopted_from"]) if manifest.get("adopted_from") else folder
+        tokenizer_sha = str(manifest["tokenizer"]["sha256"])
+        entries = {split: list(manifest["splits"][split]["shards"]) for split in ("train", "val")}
+        names = {split: [str(entry["file"]) for entry in shards] for split, shards in entries.items()}
+        hashes = {str(entry["file"]): str(entry["sha256"]) for shards in entries.values() for entry in shards}
+        vocab_size = int(manifest["vocab_size"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"the manifest lacks or garbles {error}", where, "make the dataset anew") from None
+    for split, files in names.items():
+        if any(not (match := SHARD_NAME.match(name)) or match[1] != split for name in files):
+            raise InputError(f"a {split} shard has a name that no shard may have", where, "make the dataset anew")
+    tokenizer = read_bytes(folder / "tokenizer.model", MAX_TOKENIZER)
+    if hashlib.sha256(tokenizer).hexdigest() != tokenizer_sha:
+        raise InputError("tokenizer.model is not the tokenizer that made the shards", str(folder), "restore it or tokenize anew")
+    paths = {split: [source / name for name in files] for split, files in names.items()}
+    for path in (path for files in paths.values() for path in files):
+        if not path.is_file():
+            raise InputError("a shard of the manifest is missing", str(path), "restore it or make the dataset anew")
+    return Dataset(folder, tokenizer, vocab_size, paths, hashes)
+
+
+def find_tokenizer(folder: Path, vocab_size: int) -> Path:
+    """The tokenizer of published shards: beside them, or where the challenge keeps tokenizers. InputError if not found."""
+    beside = sorted(folder.glob("*.model"))
+    if len(beside) == 1:
+        return beside[0]
+    for place in (folder.parent, folder.parent.parent):
+        path = place / "tokenizers" / f"fineweb_{vocab_size}_bpe.model"
+        if path.is_file():
+            return path
+    raise InputError("no tokenizer found for these shards", str(folder), "name it with --tokenizer")
+
+
+def round_trips(tokenizer: Any, ids: np.ndarray) -> bool:
+    """Whether decoding and encoding again gives back the first complete documents of a stream."""
+    starts = np.flatnonzero(ids[:200_000] == BOS)
+    pairs = list(zip(starts, starts[1:]))[:8]
+    documents = [ids[start + 1 : stop].tolist() for start, stop in pairs] or [ids[1:2000].tolist()]
+    same = sum(tokenizer.encode(tokenizer.decode(document)) == document for document in documents)
+    return same * 2 >= len(documents)
+
+
+def adopt(folder: Path, tokenizer: Path | None, vocab_size: int) -> Dataset:
+    """Published shards without a manifest: structure, id range and a sample round trip are checked, and a warning kept."""
+    shards = {split: list_shards(folder, split) for split in ("train", "val")}
+    if not folder.is_dir() or not any(shards.values()):
+        raise InputError("no dataset: neither manifest.json nor token shards", str(folder), "make one with pgolf tokenize")
+    content = read_bytes(tokenizer or find_tokenizer(folder, vocab_size), MAX_TOKENIZER)
+    processor = load_tokenizer(content, str(tokenizer or folder))
+    dataset = Dataset(folder, content, processor.vocab_size(), shards)
+    for split in shards:
+        if shards[split]:
+            sample = load_split(shards[split], dataset.vocab_size)[0]
+            if not round_trips(processor, np.asarray(sample)):
+                raise InputError("the tokenizer does not belong to these shards: decoded documents encode to other ids", str(folder), "name the right one with --tokenizer")
+    strange = sorted(path.name for path in folder.glob("*.bin") if not SHARD_NAME.match(path.name))
+    dataset.warnings.append(f"{folder} has no manifest: shards were checked for structure, id range and a sample round trip only")
+    if strange:
+        dataset.warnings.append(f"{folder}: files that are no token shards were left out: {', '.join(strange)}")
+    return dataset
+
+
+def open_dataset(folder: Path, tokenizer: Path | None = None, vocab_size: int = 1024) -> Dataset:
+    """Open a dataset directory. InputError if it is damaged or the tokenizer is not its own.
+
+    `vocab_size` only helps to find the tokenizer of shards that come without a manifest.
+    """
+    if not (folder / "manifest.json").is_file():
+        return adopt(folder, tokenizer, vocab_size)
+    dataset = manifest_dataset(folder, read_json(folder / "manifest.json"))
+    if tokenizer is not None and sha256_file(tokenizer) != dataset.tokenizer_sha256:
+        raise InputError("the tokenizer is not the dataset's own", str(tokenizer), "leave out --tokenizer")
+    return dataset

@@ -1,0 +1,57 @@
+"""events.jsonl and train.log of a run: the one for programs, the other with the lines the challenge's reviewers grep for."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pgolf.config.run import RunConfig
+from pgolf.config.tree import flatten, to_values
+from pgolf.core.dist import World
+from pgolf.core.files import append_text, write_bytes
+from pgolf.core.model.gpt import GPT
+from pgolf.dataset import Dataset
+from pgolf.report.console import Console
+from pgolf.stages.manifest import package_versions
+
+
+class TrainLog:
+    """Writes events as they happen; a resumed run appends, a new one starts empty files."""
+
+    def __init__(self, folder: Path, config: RunConfig, console: Console, resumed: int) -> None:
+        self.events, self.log = folder / "events.jsonl", folder / "train.log"
+        self.config, self.console = config, console
+        if not resumed:
+            write_bytes(self.events, b"")
+            write_bytes(self.log, b"")
+
+    def text(self, line: str) -> None:
+        """One line of train.log, shown on the console too."""
+        append_text(self.log, line + "\n")
+        self.console.line(line)
+
+    def header(self, model: GPT, dataset: Dataset, world: World, compiled: bool, why: str) -> None:
+        """Hyperparameters, data and environment."""
+        append_text(self.log, "Hyperparameters:\n" + "".join(f"  {key}: {value}\n" for key, value in sorted(flatten(to_values(self.config)).items())))
+        versions = " ".join(f"{name} {number}" for name, number in package_versions().items())
+        append_text(self.log, f"versions: {versions}\n")
+        self.text(f"train_shards: {len(dataset.shards['train'])}")
+        self.text(f"model_params:{sum(p.numel() for p in model.parameters())}")
+        self.text(f"world_size:{world.size} device:{world.device} compile:{compiled} ({why}) seed:{self.config.train.seed}")
+
+    def event(self, event: dict[str, Any]) -> None:
+        """Record an event; steps and validations become lines in the form of the challenge's scripts."""
+        append_text(self.events, json.dumps(event) + "\n")
+        ms, total = event["elapsed_s"] * 1000, self.config.train.iterations
+        average = ms / max(event["step"], 1)
+        if event["event"] == "step" and event["shown"]:
+            self.text(f"step:{event['step']}/{total} train_loss:{event['loss']:.4f} train_time:{ms:.0f}ms step_avg:{average:.2f}ms tok/s:{event['tokens_per_s']:.0f}")
+        elif event["event"] == "val":
+            self.text(f"step:{event['step']}/{total} val_loss:{event['val_loss']:.4f} val_bpb:{event['val_bpb']:.4f} train_time:{ms:.0f}ms step_avg:{average:.2f}ms")
+        elif event["event"] == "stop":
+            if event["reason"] == "wallclock_cap":
+                self.text(f"stopping_early: wallclock_cap train_time:{ms:.0f}ms step:{event['step']}/{total}")
+            if torch.cuda.is_available():
+                used, kept = torch.cuda.max_memory_allocated() >> 20, torch.cuda.max_memory_reserved() >> 20
+                self.text(f"peak memory allocated: {used} MiB reserved: {kept} MiB")

@@ -1,0 +1,167 @@
+"""MODEL on the command line: a checkpoint, a quantized model or an artifact; the file says which."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pgolf.catalog import CATALOG, load
+from pgolf.config.load import resolve
+from pgolf.config.run import RunConfig
+from pgolf.config.tree import to_values
+from pgolf.core.artifact import ARTIFACT_MAGIC, INFO, decode_artifact, read_sections
+from pgolf.core.codecs.base import Codec
+from pgolf.core.errors import ConfigError, InputError
+from pgolf.core.files import parse_json, read_bytes
+from pgolf.core.model.config import ModelConfig, param_specs
+from pgolf.core.model.gpt import GPT
+from pgolf.core.quant.qtensor import QTensor, QuantizedModel
+from pgolf.core.tensorfile import MAX_TENSOR_FILE, load_tensors, save_tensors, tensor_meta
+
+CHECKPOINT_SCHEMA, QUANTIZED_SCHEMA, ARTIFACT_SCHEMA = "pgolf.checkpoint/1", "pgolf.quantized/1", "pgolf.artifact/1"
+MAX_ARTIFACT = 512 << 20
+
+
+@dataclass
+class ModelFile:
+    """A model read from a file: float32 weights, what the file says of itself, and its identity."""
+
+    path: Path
+    kind: str
+    sha256: str
+    stored: dict[str, Any]
+    config: RunConfig
+    tokenizer_sha256: str
+    weights: dict[str, Tensor]
+    meta: dict[str, Any]
+    quantized: QuantizedModel | None = None
+
+    def build(self, device: torch.device) -> GPT:
+        """The model, ready to compute in float32 on a CPU or bfloat16 on a GPU."""
+        return ready(self.config.model, self.weights, device)
+
+    def describe(self) -> dict[str, Any]:
+        """What JSON documents say of a model."""
+        return {"path": str(self.path), "kind": self.kind, "sha256": self.sha256}
+
+
+def ready(config: ModelConfig, weights: dict[str, Tensor], device: torch.device) -> GPT:
+    """A model with these weights on a device."""
+    model = GPT(config)
+    model.load_state_dict(weights)
+    model.compute_dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    return model.to(device).eval()
+
+
+def all_codecs() -> dict[int, Codec]:
+    """Every codec of the catalog by its number."""
+    codecs = [load("Codec", name)() for name in CATALOG["Codec"]]
+    return {codec.codec_id: codec for codec in codecs}
+
+
+def stored_config(values: Any, where: str) -> RunConfig:
+    """The configuration a file carries; InputError if this pgolf does not understand it."""
+    if not isinstance(values, dict):
+        raise InputError("the stored configuration is not a table", where, "the file is damaged")
+    try:
+        return resolve(stored=values, stored_name=where).config
+    except ConfigError as error:
+        raise InputError(f"the stored configuration is not understood: {error.what}", where, "use the pgolf that wrote the file") from None
+
+
+def check_weights(config: ModelConfig, weights: dict[str, Tensor], where: str) -> None:
+    """InputError unless names, shapes and values are those of a model of this configuration."""
+    expected = {spec.name: spec.shape for spec in param_specs(config)}
+    for name, shape in expected.items():
+        if name not in weights:
+            raise InputError(f"{name} is missing", where, "the file does not belong to this configuration")
+        if tuple(weights[name].shape) != shape:
+            raise InputError(f"{name} has shape {tuple(weights[name].shape)}, the configuration says {shape}", where)
+    if extra := sorted(set(weights) - set(expected)):
+        raise InputError(f"unknown tensor {extra[0]}", where, "the file does not belong to this configuration")
+
+
+def save_checkpoint(path: Path, weights: dict[str, Tensor], meta: dict[str, Any]) -> str:
+    """Write a checkpoint: float weights under canonical names, metadata as `docs/formats.md` says."""
+    return save_tensors(path, weights, {"schema": CHECKPOINT_SCHEMA, **meta})
+
+
+def save_quantized(path: Path, model: QuantizedModel, meta: dict[str, Any]) -> str:
+    """Write a quantized model: NAME.codes and NAME.scale, or NAME for a tensor kept as floats."""
+    tensors: dict[str, Tensor] = {}
+    bits: dict[str, int] = {}
+    for name, tensor in model.tensors.items():
+        if isinstance(tensor, QTensor):
+            tensors[f"{name}.codes"], tensors[f"{name}.scale"], bits[name] = tensor.codes, tensor.scale, tensor.bits
+        else:
+            tensors[name] = tensor
+    return save_tensors(path, tensors, {"schema": QUANTIZED_SCHEMA, "bits": bits, **meta})
+
+
+def load_quantized(path: Path) -> ModelFile:
+    """A quantized model, checked against its configuration."""
+    tensors, meta, digest = load_tensors(path, QUANTIZED_SCHEMA)
+    config = stored_config(meta.get("config"), str(path))
+    bits, model = meta.get("bits"), QuantizedModel(config.model)
+    if not isinstance(bits, dict) or not all(type(width) is int and 2 <= width <= 8 for width in bits.values()):
+        raise InputError("the bit widths are missing or out of range", str(path), "the file is damaged")
+    try:
+        for name, width in bits.items():
+            model.tensors[name] = QTensor(tensors.pop(f"{name}.codes"), tensors.pop(f"{name}.scale"), width)
+    except KeyError as error:
+        raise InputError(f"{error.args[0]} is missing", str(path), "the file is damaged") from None
+    model.tensors |= tensors
+    model.check(str(path))
+    return ModelFile(path, "quantized", digest, meta["config"], config, str(meta.get("tokenizer_sha256", "")), model.weights(), meta, model)
+
+
+def load_checkpoint(path: Path) -> ModelFile:
+    """A float checkpoint, checked against its configuration."""
+    weights, meta, digest = load_tensors(path, CHECKPOINT_SCHEMA)
+    config = stored_config(meta.get("config"), str(path))
+    check_weights(config.model, weights, str(path))
+    return ModelFile(path, "checkpoint", digest, meta["config"], config, str(meta.get("tokenizer_sha256", "")), weights, meta)
+
+
+def artifact_info(config: RunConfig, tokenizer_sha256: str) -> bytes:
+    """What an artifact says of itself: architecture, how it was scored, whose tokens it reads."""
+    values = to_values(config)
+    kept = {name: values[name] for name in ("model", "eval", "ttt")}
+    return json.dumps({"schema": ARTIFACT_SCHEMA, "tokenizer_sha256": tokenizer_sha256, "config": kept}, sort_keys=True, separators=(",", ":")).encode()
+
+
+def load_artifact(path: Path) -> ModelFile:
+    """An artifact, decoded and verified."""
+    blob = read_bytes(path, MAX_ARTIFACT)
+    codecs, where = all_codecs(), str(path)
+    sections = read_sections(blob, codecs, where, only=INFO)
+    info = parse_json(sections.get(INFO, b"null"), where)
+    if not isinstance(info, dict) or info.get("schema") != ARTIFACT_SCHEMA:
+        raise InputError("the artifact does not describe itself as one of pgolf's", where, "use the pgolf that wrote it")
+    config = stored_config(info.get("config"), where)
+    model = decode_artifact(blob, config.model, codecs, where)
+    digest = hashlib.sha256(blob).hexdigest()
+    return ModelFile(path, "artifact", digest, info["config"], config, str(info.get("tokenizer_sha256", "")), model.weights(), info, model)
+
+
+def load_model(path: Path) -> ModelFile:
+    """Any of the three. InputError if the file is none of them."""
+    if path.is_dir():
+        raise InputError("a directory was given where a model file is expected", str(path), "name the file in it")
+    blob = read_bytes(path, MAX_TENSOR_FILE)
+    if blob[:4] == ARTIFACT_MAGIC or path.suffix == ".pgz":
+        return load_artifact(path)
+    meta, _ = tensor_meta(blob, str(path))
+    return load_quantized(path) if str(meta.get("schema", "")).startswith("pgolf.quantized/") else load_checkpoint(path)
+
+
+def check_tokenizer(model: ModelFile, dataset_sha256: str, vocab_size: int, where: str) -> None:
+    """InputError if the data was tokenized by another tokenizer than the model was trained with."""
+    if model.tokenizer_sha256 and model.tokenizer_sha256 != dataset_sha256:
+        raise InputError("the data's tokenizer is not the one the model was trained with", where, "use the dataset of the model's training run")
+    if model.config.model.vocab_size < vocab_size:
+        raise InputError(f"the tokenizer has {vocab_size} ids, the model {model.config.model.vocab_size}", where, "use the model's own tokenizer")

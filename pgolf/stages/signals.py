@@ -1,0 +1,48 @@
+"""SIGINT and SIGTERM: once ends cleanly, twice ends at once."""
+
+import signal
+from types import FrameType, TracebackType
+
+
+class Interrupted(BaseException):
+    """A signal ended the command; its exit code is 128 + the signal's number."""
+
+    def __init__(self, number: int, message: str = "") -> None:
+        self.number = number
+        super().__init__(message or f"ended by {signal.Signals(number).name}")
+
+
+def raise_interrupted(number: int, frame: FrameType | None) -> None:
+    """The handler outside training: stop where the program stands. Temporary files are removed on the way out."""
+    raise Interrupted(number)
+
+
+def install() -> None:
+    """Make SIGTERM and SIGINT raise `Interrupted`."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, raise_interrupted)
+
+
+class StopFlag:
+    """Within the block the first signal only sets `raised`; a second one raises at once."""
+
+    def __init__(self, numbers: tuple[int, ...]) -> None:
+        self.numbers, self.raised = numbers, 0
+        self.before: dict[int, object] = {}
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Note the first signal, raise on the second."""
+        if self.raised:
+            raise Interrupted(number)
+        self.raised = number
+
+    def __enter__(self) -> "StopFlag":
+        import threading
+
+        if threading.current_thread() is threading.main_thread():
+            self.before = {number: signal.signal(number, self.handle) for number in self.numbers}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]

@@ -1,0 +1,267 @@
+"""train: a dataset in, a checkpoint out; resumable at any moment."""
+
+import random
+import re
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pgolf.config.load import Resolved
+from pgolf.config.run import RunConfig
+from pgolf.core.bpb import ByteTable
+from pgolf.core.dist import World
+from pgolf.core.errors import ConfigError, InputError, SetupError
+from pgolf.core.evals.ledger import evaluate
+from pgolf.core.evals.plain import PlainEval
+from pgolf.core.files import append_text, free_bytes, make_dir
+from pgolf.core.model.config import param_specs
+from pgolf.core.model.gpt import GPT
+from pgolf.core.optim.optimizers import Optimizers
+from pgolf.core.shards import TokenStream
+from pgolf.core.tensorfile import load_tensors, save_tensors
+from pgolf.core.train.clock import Clock
+from pgolf.core.train.loop import TrainState, Watch, fit
+from pgolf.dataset import Dataset
+from pgolf.report.console import Console, ProgressLine, bar, clock
+from pgolf.report.train_log import TrainLog
+from pgolf.stages.manifest import fresh_entry, guarded, provenance, record, stage_key
+from pgolf.stages.model_files import load_checkpoint, save_checkpoint
+from pgolf.stages.signals import Interrupted, StopFlag
+
+RESUME_SCHEMA = "pgolf.resume/1"
+STEP_FILE = re.compile(r"^step_(\d{8})\.safetensors$")
+
+
+def choose_compile(mode: str, device: torch.device) -> tuple[bool, str]:
+    """Whether to compile, and why. SetupError when `on` is not possible here."""
+    import importlib.util
+    import shutil
+
+    able = importlib.util.find_spec("triton") is not None if device.type == "cuda" else any(map(shutil.which, ("g++", "clang++")))
+    if mode == "on" and not able:
+        missing = "triton" if device.type == "cuda" else "a C++ compiler (g++ or clang++)"
+        raise SetupError(f"torch.compile needs {missing}, which is not installed", "train.compile=on", "install it, or set train.compile=off")
+    if mode == "auto":
+        return (device.type == "cuda" and able), "auto: " + ("on, a GPU with triton" if device.type == "cuda" and able else f"off on {device.type}")
+    return mode == "on", f"{mode}: as configured"
+
+
+def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """float32 or bfloat16 activations."""
+    if precision == "auto":
+        precision = "bfloat16" if device.type == "cuda" else "float32"
+    return torch.bfloat16 if precision == "bfloat16" else torch.float32
+
+
+def train_key(config: dict[str, Any], data: str) -> str:
+    """What a training run depends on: its sections and the data."""
+    sections = {name: config[name] for name in ("model", "optim", "train")}
+    volatile = ("checkpoint_every", "keep_checkpoints", "log_every")
+    sections["train"] = {key: value for key, value in sections["train"].items() if key not in volatile}
+    return stage_key("train", sections, {"data": data})
+
+
+class Checkpoints:
+    """Resumable checkpoints in one directory: weights, and beside them optimizer and loader state. The newest pair
+    that verifies is the one that counts.
+    """
+
+    def __init__(self, folder: Path, meta: dict[str, Any], key: str, keep: int, console: Console) -> None:
+        self.folder, self.meta, self.key, self.keep, self.console = folder, meta, key, keep, console
+
+    def paths(self, step: int) -> tuple[Path, Path]:
+        """Weights and resume file of a step."""
+        return self.folder / f"step_{step:08d}.safetensors", self.folder / f"step_{step:08d}.resume.safetensors"
+
+    def steps(self) -> list[int]:
+        """Steps with a weights file, newest first."""
+        names = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
+        return sorted((int(match[1]) for match in map(STEP_FILE.match, names) if match), reverse=True)
+
+    def save(self, state: TrainState) -> None:
+        """Write a pair, the weights last because they make it count, then drop old pairs."""
+        weights, resume = self.paths(state.step)
+        tensors = state.optimizers.state() | {"rng.torch": torch.get_rng_state()}
+        elapsed = state.clock.elapsed_s
+        facts = {"schema": RESUME_SCHEMA, "step": state.step, "position": state.stream.position, "elapsed_s": elapsed, "key": self.key}
+        save_tensors(resume, tensors, facts)
+        save_checkpoint(weights, state.model.state_dict(), self.meta | {"step": state.step})
+        for step in self.steps()[self.keep :]:
+            for path in self.paths(step):
+                path.unlink(missing_ok=True)
+
+    def restore(self, state: TrainState, optimizers: Callable[[], Optimizers]) -> int:
+        """Load the newest pair that verifies into `state`; returns its step, 0 if there was nothing to resume.
+
+        ConfigError if the checkpoints were made with another configuration or other data; InputError if there are
+        checkpoints and none verifies.
+        """
+        problems = []
+        for step in self.steps():
+            weights_path, resume_path = self.paths(step)
+            try:
+                model = load_checkpoint(weights_path)
+                tensors, facts, _ = load_tensors(resume_path, RESUME_SCHEMA)
+            except InputError as error:
+                problems.append(str(error))
+                self.console.warn(f"checkpoint of step {step} is not usable: {error}")
+                continue
+            if facts["key"] != self.key:
+                raise ConfigError(
+                    "the run in this directory was trained with another configuration or other data",
+                    f"{self.folder.parent}; changed: {', '.join(changed_keys(model.stored, self.meta['config'])) or 'the data'}",
+                    "choose another --out, or start over with --fresh",
+                )
+            state.model.load_state_dict(model.weights)
+            state.optimizers = optimizers()
+            state.optimizers.load(tensors)
+            torch.set_rng_state(tensors["rng.torch"])
+            state.step, state.stream.position = int(facts["step"]), int(facts["position"])
+            state.clock.spent_s = float(facts["elapsed_s"])
+            return state.step
+        if problems:
+            raise InputError("no checkpoint of this run can be read", str(self.folder), "start over with --fresh")
+        return 0
+
+    def clear(self) -> None:
+        """Remove every pair."""
+        for step in self.steps():
+            for path in self.paths(step):
+                path.unlink(missing_ok=True)
+
+
+def changed_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Dotted keys of the training sections that differ, with old and new value."""
+    from pgolf.config.tree import flatten
+
+    before, after = flatten(old), flatten(new)
+    return [f"{key} {before.get(key)} -> {after[key]}" for key in after if key.split(".")[0] in ("model", "optim", "train") and before.get(key) != after[key]]
+
+
+def check_data(dataset: Dataset, config: RunConfig) -> list[np.ndarray]:
+    """The training shards. InputError or ConfigError when data and configuration do not fit."""
+    if config.model.vocab_size < dataset.vocab_size:
+        raise ConfigError(f"the tokenizer has {dataset.vocab_size} ids, the model only {config.model.vocab_size}", "model.vocab_size", f"set model.vocab_size={dataset.vocab_size}")
+    shards = dataset.split("train")
+    total = sum(len(ids) for ids in shards)
+    if total <= config.train.batch_tokens:
+        raise InputError(f"the training split has {total:,} tokens, one batch needs {config.train.batch_tokens + 1:,}", str(dataset.folder), "lower train.batch_tokens")
+    return shards
+
+
+def check_disk(out: Path, config: RunConfig) -> None:
+    """StorageError when the checkpoints of this run would not fit on the disk."""
+    from pgolf.core.errors import StorageError
+
+    needed = sum(spec.numel for spec in param_specs(config.model)) * 4 * 3 * (config.train.keep_checkpoints + 1) + (1 << 20)
+    if (free := free_bytes(out)) < needed:
+        raise StorageError(f"checkpoints need {needed:,} bytes, {free:,} are free", str(out), "free some space or choose another --out")
+
+
+def validator(state: TrainState, config: RunConfig, dataset: Dataset, table: ByteTable) -> Callable[[], dict[str, Any]]:
+    """Plain evaluation of the validation split at the training length."""
+    options = config.train
+    batch = max(1, min(options.micro_batch_tokens, 65536) // options.seq_len)
+    method = PlainEval(seq_len=options.seq_len, max_tokens=options.val_max_tokens, batch_seqs=batch)
+    tokens = dataset.val_tokens()
+
+    def validate() -> dict[str, Any]:
+        score, _ = evaluate(state.model, tokens, table, method)
+        return {"val_loss": score.val_loss, "val_bpb": score.bpb, "val_tokens": score.tokens}
+
+    return validate
+
+
+def progress_text(event: dict[str, Any], config: RunConfig, last_bpb: float) -> str:
+    """The live line: step, share of the budget, ETA, speed, loss, last BPB."""
+    options, elapsed = config.train, event["elapsed_s"]
+    by_steps = event["step"] / options.iterations
+    share = max(by_steps, elapsed / options.max_wallclock_seconds) if options.max_wallclock_seconds else by_steps
+    left = elapsed / max(share, 1e-9) - elapsed
+    bpb = f" · BPB {last_bpb:.4f}" if last_bpb else ""
+    return f"train {bar(share)} {share:4.0%} step {event['step']}/{options.iterations} · ETA {clock(left)} · {event['tokens_per_s']:,.0f} tok/s · loss {event['loss']:.4f}{bpb}"
+
+
+def train(dataset: Dataset, out: Path, resolved: Resolved, world: World, console: Console, fresh: bool = False) -> dict[str, Any]:
+    """Train, or go on training, into `out`; returns the manifest entry with "fresh" set when nothing had to be done."""
+    config, values = resolved.config, resolved.values
+    config.train.micro_steps(world.size)
+    data = dataset.fingerprint("train")
+    key = train_key(values, data)
+    output = out / "checkpoint.safetensors"
+    if not world.leads:
+        return run_training(dataset, out, config, values, key, data, world, console, fresh)
+    with guarded(output):
+        if not fresh and (entry := fresh_entry(output, key)):
+            return entry | {"fresh": True}
+        check_disk(out, config)
+        return run_training(dataset, out, config, values, key, data, world, console, fresh) | {"fresh": False}
+
+
+def run_training(
+    dataset: Dataset, out: Path, config: RunConfig, values: dict[str, Any], key: str, data: str, world: World, console: Console, fresh: bool
+) -> dict[str, Any]:
+    """The body of `train`, on every rank; only the first writes."""
+    started = time.monotonic()
+    compiled, why = choose_compile(config.train.compile, world.device)
+    shards, table = check_data(dataset, config), dataset.byte_table()
+    random.seed(config.train.seed)
+    torch.manual_seed(config.train.seed)
+    model = GPT(config.model, config.train.seed).to(world.device)
+    model.compute_dtype = compute_dtype(config.train.precision, world.device)
+    state = TrainState(model, Optimizers(model, config.optim, world), TokenStream(shards), Clock())
+    made_by = provenance(str(world.device)) if world.leads else {}
+    meta = {"config": values, "tokenizer_sha256": dataset.tokenizer_sha256, "data_sha256": data, "provenance": made_by}
+    checkpoints = Checkpoints(out / "ckpt", meta, key, config.train.keep_checkpoints, console)
+    if fresh and world.leads:
+        checkpoints.clear()
+    world.barrier()
+    resumed = checkpoints.restore(state, lambda: Optimizers(model, config.optim, world))
+    make_dir(out)
+    log = TrainLog(out, config, console, resumed) if world.leads else None
+    if log:
+        log.header(model, dataset, world, compiled, why)
+        if resumed:
+            console.line(f"train: resumed at step {resumed}, {state.clock.elapsed_s:.1f} s of the budget are spent")
+    last_bpb = 0.0
+    with StopFlag((signal.SIGINT, signal.SIGTERM)) as flag, console.progress() as line:
+
+        def on_event(event: dict[str, Any]) -> None:
+            nonlocal last_bpb
+            last_bpb = event.get("val_bpb", last_bpb)
+            if log:
+                log.event(event)
+                show(line, event, config, last_bpb)
+
+        def save(current: TrainState) -> None:
+            if world.leads:
+                checkpoints.save(current)
+            world.barrier()
+
+        watch = Watch(on_event, validator(state, config, dataset, table), save, lambda: flag.raised > 0)
+        event = fit(state, config.train, config.optim, world, watch, compiled)
+        if event["reason"] == "signal":
+            save(state)
+            raise Interrupted(flag.raised, f"stopped at step {state.step}; the same command goes on from there")
+    figures = {"val_loss": event["val_loss"], "bpb": event["val_bpb"], "val_tokens": event["val_tokens"], "steps": state.step}
+    figures |= {"train_seconds": round(state.clock.elapsed_s, 3), "stopped_by": event["reason"], "compiled": compiled, "world_size": world.size}
+    figures |= {"parameters": sum(p.numel() for p in model.parameters())}
+    entry: dict[str, Any] = {"figures": figures}
+    if world.leads:
+        save_checkpoint(out / "checkpoint.safetensors", model.state_dict(), meta | {"step": state.step, "figures": figures})
+        sections = {name: values[name] for name in ("model", "optim", "train")}
+        seconds = {"train": round(state.clock.elapsed_s, 3), "total": round(time.monotonic() - started, 3)}
+        entry = record(out / "checkpoint.safetensors", "train", key, sections, {"data": data, "tokenizer": dataset.tokenizer_sha256}, figures, seconds, str(world.device))
+    world.barrier()
+    return entry
+
+
+def show(line: ProgressLine, event: dict[str, Any], config: RunConfig, last_bpb: float) -> None:
+    """Redraw the live line on step events."""
+    if event["event"] == "step":
+        line.show(progress_text(event, config, last_bpb))
