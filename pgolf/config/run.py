@@ -60,6 +60,8 @@ class PackageConfig:
     """One to three sentences about the submission."""
     track: str = "10min_16mb"
     """10min_16mb or non_record_16mb."""
+    claim: str = "eval"
+    """Which stage's score the submission claims and its script computes: eval or ttt."""
     prove: bool = True
     """Run the script alone in an empty directory and compare its score before anything is written."""
 
@@ -68,6 +70,8 @@ class PackageConfig:
             raise ConfigError(f"cap_bytes must be at least 1, not {self.cap_bytes}", "package.cap_bytes")
         if self.track not in ("10min_16mb", "non_record_16mb"):
             raise ConfigError(f"{self.track!r} is neither 10min_16mb nor non_record_16mb", "package.track")
+        if self.claim not in ("eval", "ttt"):
+            raise ConfigError(f"{self.claim!r} is neither eval nor ttt", "package.claim")
         for key in ("name", "author", "github_id", "blurb"):
             if not getattr(self, key).isprintable():
                 raise ConfigError(f"{key} has control characters", f"package.{key}")

@@ -80,6 +80,17 @@ def pick_device(name: str, local_rank: int) -> torch.device:
     return torch.device(name)
 
 
+def activation_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """float32 or bfloat16 activations; auto is bfloat16 on a GPU and float32 elsewhere."""
+    half = precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
+    return torch.bfloat16 if half else torch.float32
+
+
+def wants_compile(mode: str, device: torch.device) -> bool:
+    """Whether to use torch.compile: on, off, or auto, which compiles on a GPU only."""
+    return mode == "on" or (mode == "auto" and device.type == "cuda")
+
+
 def join_world(device: str = "auto") -> World:
     """The world torchrun describes: NCCL on GPUs, gloo on CPUs; a world of one without torchrun."""
     size = int(os.environ.get("WORLD_SIZE", "1"))

@@ -109,9 +109,11 @@ def fresh_entry(output: Path, key: str) -> dict[str, Any] | None:
 
 
 def record(
-    output: Path, stage: str, key: str, config: dict[str, Any], inputs: dict[str, str], figures: dict[str, Any], seconds: dict[str, float], device: str = "cpu"
+    output: Path, stage: str, key: str, resolved: dict[str, Any], inputs: dict[str, str], figures: dict[str, Any], seconds: dict[str, float], device: str = "cpu"
 ) -> dict[str, Any]:
-    """Write an output's manifest entry, which is what makes the output count; returns it."""
+    """Write an output's manifest entry, which is what makes the output count; returns it. `resolved` is the complete
+    configuration, so that defaults may change later.
+    """
     entry = {
         "stage": stage,
         "format_version": STAGE_FORMAT[stage],
@@ -121,7 +123,7 @@ def record(
         "inputs": inputs,
         "figures": figures,
         "seconds": seconds,
-        "config": config,
+        "resolved": resolved,
         **provenance(device),
     }
     with guarded(output.parent / "manifest.json", wait_s=30):

@@ -1,6 +1,5 @@
 """train: a dataset in, a checkpoint out; resumable at any moment."""
 
-import random
 import re
 import signal
 import time
@@ -14,18 +13,14 @@ import torch
 from pgolf.config.load import Resolved
 from pgolf.config.run import RunConfig
 from pgolf.core.bpb import ByteTable
-from pgolf.core.dist import World
+from pgolf.core.dist import World, wants_compile
 from pgolf.core.errors import ConfigError, InputError, SetupError
 from pgolf.core.evals.ledger import evaluate
-from pgolf.core.evals.plain import PlainEval
-from pgolf.core.files import append_text, free_bytes, make_dir
+from pgolf.core.files import free_bytes, make_dir
 from pgolf.core.model.config import param_specs
-from pgolf.core.model.gpt import GPT
 from pgolf.core.optim.optimizers import Optimizers
-from pgolf.core.shards import TokenStream
 from pgolf.core.tensorfile import load_tensors, save_tensors
-from pgolf.core.train.clock import Clock
-from pgolf.core.train.loop import TrainState, Watch, fit
+from pgolf.core.train.loop import TrainState, Watch, fit, start_state
 from pgolf.dataset import Dataset
 from pgolf.report.console import Console, ProgressLine, bar, clock
 from pgolf.report.train_log import TrainLog
@@ -46,16 +41,9 @@ def choose_compile(mode: str, device: torch.device) -> tuple[bool, str]:
     if mode == "on" and not able:
         missing = "triton" if device.type == "cuda" else "a C++ compiler (g++ or clang++)"
         raise SetupError(f"torch.compile needs {missing}, which is not installed", "train.compile=on", "install it, or set train.compile=off")
-    if mode == "auto":
-        return (device.type == "cuda" and able), "auto: " + ("on, a GPU with triton" if device.type == "cuda" and able else f"off on {device.type}")
-    return mode == "on", f"{mode}: as configured"
-
-
-def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """float32 or bfloat16 activations."""
-    if precision == "auto":
-        precision = "bfloat16" if device.type == "cuda" else "float32"
-    return torch.bfloat16 if precision == "bfloat16" else torch.float32
+    chosen = wants_compile(mode, device) and able
+    reason = "as configured" if mode != "auto" else "a GPU with triton" if chosen else f"off on a {device.type} without triton" if device.type == "cuda" else "off on a CPU"
+    return chosen, f"{mode}: {reason}"
 
 
 def train_key(config: dict[str, Any], data: str) -> str:
@@ -165,13 +153,10 @@ def check_disk(out: Path, config: RunConfig) -> None:
 
 def validator(state: TrainState, config: RunConfig, dataset: Dataset, table: ByteTable) -> Callable[[], dict[str, Any]]:
     """Plain evaluation of the validation split at the training length."""
-    options = config.train
-    batch = max(1, min(options.micro_batch_tokens, 65536) // options.seq_len)
-    method = PlainEval(seq_len=options.seq_len, max_tokens=options.val_max_tokens, batch_seqs=batch)
     tokens = dataset.val_tokens()
 
     def validate() -> dict[str, Any]:
-        score, _ = evaluate(state.model, tokens, table, method)
+        score, _ = evaluate(state.model, tokens, table, config.train.validation())
         return {"val_loss": score.val_loss, "val_bpb": score.bpb, "val_tokens": score.tokens}
 
     return validate
@@ -210,11 +195,8 @@ def run_training(
     started = time.monotonic()
     compiled, why = choose_compile(config.train.compile, world.device)
     shards, table = check_data(dataset, config), dataset.byte_table()
-    random.seed(config.train.seed)
-    torch.manual_seed(config.train.seed)
-    model = GPT(config.model, config.train.seed).to(world.device)
-    model.compute_dtype = compute_dtype(config.train.precision, world.device)
-    state = TrainState(model, Optimizers(model, config.optim, world), TokenStream(shards), Clock())
+    state = start_state(config.model, config.train, config.optim, shards, config.train.seed, world)
+    model = state.model
     made_by = provenance(str(world.device)) if world.leads else {}
     meta = {"config": values, "tokenizer_sha256": dataset.tokenizer_sha256, "data_sha256": data, "provenance": made_by}
     checkpoints = Checkpoints(out / "ckpt", meta, key, config.train.keep_checkpoints, console)
@@ -254,9 +236,8 @@ def run_training(
     entry: dict[str, Any] = {"figures": figures}
     if world.leads:
         save_checkpoint(out / "checkpoint.safetensors", model.state_dict(), meta | {"step": state.step, "figures": figures})
-        sections = {name: values[name] for name in ("model", "optim", "train")}
         seconds = {"train": round(state.clock.elapsed_s, 3), "total": round(time.monotonic() - started, 3)}
-        entry = record(out / "checkpoint.safetensors", "train", key, sections, {"data": data, "tokenizer": dataset.tokenizer_sha256}, figures, seconds, str(world.device))
+        entry = record(out / "checkpoint.safetensors", "train", key, values, {"data": data, "tokenizer": dataset.tokenizer_sha256}, figures, seconds, str(world.device))
     world.barrier()
     return entry
 

@@ -1,6 +1,6 @@
 """What every quantizer shares: scales, rounding, and what is kept as floats (spec: quantization 1)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
 from pgolf.core.errors import InputError
@@ -10,16 +10,19 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pgolf.core.model.config import ModelConfig
+    from pgolf.core.model.gpt import GPT
     from pgolf.core.quant.qtensor import QTensor, QuantizedModel
+    from pgolf.core.shards import TokenStream
 
 SMALLEST_SCALE = 2.0**-24
 """The smallest positive float16."""
 
 
 class Quantizer(Protocol):
-    """Turns float weights into codes. `needs_hessians` says whether `hessians` must hold H = X^T X per tensor."""
+    """Turns float weights into codes."""
 
-    needs_hessians: bool
+    def hessians(self, model: "GPT", stream: "TokenStream", progress: "Callable[[int], None]") -> "dict[str, Tensor]":
+        """H = X^T X per matrix from training tokens, or nothing if the method needs none."""
 
     def quantize(self, spec: ParamSpec, weight: "Tensor", hessian: "Tensor | None") -> "QTensor | Tensor":
         """One parameter: codes with scales, or the tensor to keep (float16 or float32)."""

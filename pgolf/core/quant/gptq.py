@@ -9,9 +9,14 @@ from pgolf.core.quant.base import keep_float, round_codes
 from pgolf.core.quant.sdclip import SdClip
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
+    from pgolf.core.model.gpt import GPT
+
     from pgolf.core.quant.qtensor import QTensor
+    from pgolf.core.shards import TokenStream
 
 
 def inverse_factor(hessian_CC: "Tensor", damping: float) -> "Tensor | None":
@@ -84,8 +89,6 @@ class Gptq(SdClip):
     calibration_batch: int = 8
     """Calibration sequences per forward pass."""
 
-    needs_hessians = True
-
     def __post_init__(self) -> None:
         super().__post_init__()
         for key in ("block", "calibration_seqs", "calibration_seq_len", "calibration_batch"):
@@ -94,8 +97,18 @@ class Gptq(SdClip):
         if self.damping <= 0:
             raise ConfigError(f"damping must be above 0, not {self.damping}", "quant.damping")
 
+    def hessians(self, model: "GPT", stream: "TokenStream", progress: "Callable[[int], None]") -> "dict[str, Tensor]":
+        """Collected from the next calibration_seqs training sequences of the stream, through the float model."""
+        import torch
+
+        from pgolf.core.quant.calibration import collect_hessians
+
+        ids = torch.from_numpy(stream.take(self.calibration_seqs * self.calibration_seq_len)).view(-1, self.calibration_seq_len)
+        device = next(model.parameters()).device
+        return collect_hessians(model, (batch.to(device) for batch in ids.split(self.calibration_batch)), progress)
+
     def quantize(self, spec: ParamSpec, weight: "Tensor", hessian: "Tensor | None") -> "QTensor | Tensor":
-        """GPTQ codes; plain rounding where there is no usable Hessian (`fell_back` finds those)."""
+        """GPTQ codes; plain rounding where there is no usable Hessian."""
         from pgolf.core.quant.qtensor import QTensor
 
         if spec.role == CONTROL:

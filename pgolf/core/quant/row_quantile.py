@@ -8,9 +8,14 @@ from pgolf.core.model.params import CONTROL, ParamSpec
 from pgolf.core.quant.base import SMALLEST_SCALE, code_limit, keep_float
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
+    from pgolf.core.model.gpt import GPT
+
     from pgolf.core.quant.qtensor import QTensor
+    from pgolf.core.shards import TokenStream
 
 
 def quantile_codes(weight: "Tensor", quantile: float, limit: int) -> "tuple[Tensor, Tensor]":
@@ -42,13 +47,15 @@ class RowQuantile:
     keep_numel: int = 65536
     """Tensors of at most this many values stay float16 (float32 for control tensors)."""
 
-    needs_hessians = False
-
     def __post_init__(self) -> None:
         if not 4 <= self.bits <= 8:
             raise ConfigError(f"bits must be 4 to 8, not {self.bits}", "quant.bits")
         if not 0 < self.quantile <= 1 or self.keep_numel < 0:
             raise ConfigError("quantile must lie in (0, 1], keep_numel must not be negative", "quant")
+
+    def hessians(self, model: "GPT", stream: "TokenStream", progress: "Callable[[int], None]") -> "dict[str, Tensor]":
+        """None are needed."""
+        return {}
 
     def quantize(self, spec: ParamSpec, weight: "Tensor", hessian: "Tensor | None") -> "QTensor | Tensor":
         """Codes for large matrices, floats for the rest."""

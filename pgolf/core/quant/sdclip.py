@@ -8,9 +8,14 @@ from pgolf.core.model.params import ATTN, CONTROL, EMBED, HEAD, MLP, ParamSpec
 from pgolf.core.quant.base import code_limit, keep_float, round_codes, row_scales
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
+    from pgolf.core.model.gpt import GPT
+
     from pgolf.core.quant.qtensor import QTensor
+    from pgolf.core.shards import TokenStream
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +55,6 @@ class SdClip:
     head: Grid = Grid(bits=8, k=20.0)
     """Grid of an untied output matrix."""
 
-    needs_hessians = False
-
     def __post_init__(self) -> None:
         if not 4 <= self.bits <= 8:
             raise ConfigError(f"bits must be 4 to 8, not {self.bits}", "quant.bits")
@@ -71,6 +74,10 @@ class SdClip:
         bits, ratio = self.grid(spec.role)
         limit = code_limit(bits)
         return limit, row_scales(weight_RC.std(dim=1) * ratio * limit, limit)
+
+    def hessians(self, model: "GPT", stream: "TokenStream", progress: "Callable[[int], None]") -> "dict[str, Tensor]":
+        """None are needed."""
+        return {}
 
     def quantize(self, spec: ParamSpec, weight: "Tensor", hessian: "Tensor | None") -> "QTensor | Tensor":
         """Codes for every matrix, floats for control tensors."""

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pgolf.core.errors import ConfigError
+from pgolf.core.evals.plain import PlainEval
 from pgolf.core.train.loaders import SequentialLoader
 
 
@@ -63,6 +64,11 @@ class TrainConfig:
             raise ConfigError(f"{self.micro_batch_tokens} is not a multiple of seq_len {self.seq_len}", "train.micro_batch_tokens")
         if self.batch_tokens % self.micro_batch_tokens:
             raise ConfigError(f"{self.batch_tokens} is not a multiple of micro_batch_tokens {self.micro_batch_tokens}", "train.batch_tokens")
+
+    def validation(self) -> PlainEval:
+        """How validation during training scores: plain windows of the training length."""
+        batch = max(1, min(self.micro_batch_tokens, 65536) // self.seq_len)
+        return PlainEval(seq_len=self.seq_len, max_tokens=self.val_max_tokens, batch_seqs=batch)
 
     def micro_steps(self, world_size: int) -> int:
         """Forward passes per optimizer step on each rank. ConfigError if the batch does not divide."""

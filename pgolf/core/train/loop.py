@@ -1,6 +1,7 @@
 """The training loop: a function over model, data, clock and callbacks."""
 
 import math
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pgolf.core.dist import World
+from pgolf.core.dist import World, activation_dtype
 from pgolf.core.errors import RuleError
+from pgolf.core.model.config import ModelConfig
 from pgolf.core.model.gpt import GPT
 from pgolf.core.optim.config import OptimConfig
 from pgolf.core.optim.optimizers import Optimizers
@@ -39,6 +41,17 @@ class Watch:
     validate: Callable[[], dict[str, Any]]
     save: Callable[[TrainState], None]
     stop_asked: Callable[[], bool]
+
+
+def start_state(
+    model: ModelConfig, train: TrainConfig, optim: OptimConfig, shards: list[np.ndarray], seed: int, world: World
+) -> TrainState:
+    """A run before its first step: every generator seeded, weights drawn, data at its beginning."""
+    random.seed(seed)
+    torch.manual_seed(seed)
+    network = GPT(model, seed).to(world.device)
+    network.compute_dtype = activation_dtype(train.precision, world.device)
+    return TrainState(network, Optimizers(network, optim, world), TokenStream(shards), Clock())
 
 
 def to_tensors(batch: tuple[np.ndarray, np.ndarray], world: World) -> list[Tensor]:

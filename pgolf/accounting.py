@@ -1,0 +1,46 @@
+"""Exact size accounting: decimal bytes of files as they will be uploaded, against the cap. Used by every stage."""
+
+from dataclasses import dataclass
+from typing import Any
+
+CAP_BYTES = 16_000_000
+"""The challenge's cap on code plus artifact, decimal."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """Bytes of the artifact, of the counted code, and the cap."""
+
+    artifact_bytes: int
+    code_bytes: int
+    cap_bytes: int = CAP_BYTES
+
+    @property
+    def total_bytes(self) -> int:
+        """What counts."""
+        return self.artifact_bytes + self.code_bytes
+
+    @property
+    def headroom_bytes(self) -> int:
+        """Bytes left under the cap; negative when over it. Exactly at the cap is allowed."""
+        return self.cap_bytes - self.total_bytes
+
+    def document(self) -> dict[str, int]:
+        """The five integers of every JSON document about size."""
+        return {
+            "artifact_bytes": self.artifact_bytes,
+            "code_bytes": self.code_bytes,
+            "total_bytes": self.total_bytes,
+            "cap_bytes": self.cap_bytes,
+            "headroom_bytes": self.headroom_bytes,
+        }
+
+    def line(self) -> str:
+        """One line for people."""
+        verdict = f"{self.headroom_bytes:,} bytes to spare" if self.headroom_bytes >= 0 else f"{-self.headroom_bytes:,} bytes OVER THE CAP"
+        return f"artifact {self.artifact_bytes:,} + code {self.code_bytes:,} = {self.total_bytes:,} of {self.cap_bytes:,} bytes, {verdict}"
+
+
+def share(size: dict[str, Any]) -> float:
+    """Share of the cap used."""
+    return float(size["total_bytes"]) / float(size["cap_bytes"])

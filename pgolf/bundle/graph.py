@@ -1,0 +1,162 @@
+"""Which definitions of pgolf.core a script needs: a walk over names, one top-level definition at a time."""
+
+import ast
+import builtins
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pgolf
+from pgolf.core.errors import PgolfError
+
+CORE = Path(pgolf.__file__).parent / "core"
+
+
+@dataclass(frozen=True)
+class Definition:
+    """A top-level statement of a core module: the names it binds, its code without annotations, the names it needs."""
+
+    module: str
+    names: tuple[str, ...]
+    node: ast.stmt
+    needs: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Core:
+    """All of pgolf.core, parsed: definitions by name, modules in dependency order, imports of other packages by name."""
+
+    definitions: dict[str, Definition]
+    order: tuple[Definition, ...]
+    externals: dict[str, ast.stmt]
+
+
+class Strip(ast.NodeTransformer):
+    """Removes what only a reader or a type checker needs: annotations, TYPE_CHECKING blocks, imports inside pgolf."""
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
+        """Drop the annotations of arguments and result."""
+        self.generic_visit(node)
+        node.returns = None
+        arguments = node.args
+        for argument in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, arguments.vararg, arguments.kwarg):
+            if argument is not None:
+                argument.annotation = None
+        return node
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.ClassDef:
+        """A dataclass field keeps a dummy annotation, which is what makes it a field."""
+        fields = is_dataclass_node(node)
+        kept = [
+            ast.AnnAssign(item.target, ast.Constant(0), item.value, 1) if fields and isinstance(item, ast.AnnAssign) else self.visit(item)
+            for item in node.body
+        ]
+        node.body = [item for item in kept if item is not None] or [ast.Pass()]
+        return node
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.stmt | None:
+        """An annotated assignment becomes a plain one; a bare annotation vanishes."""
+        return None if node.value is None else ast.Assign([node.target], self.visit(node.value))
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.stmt | None:
+        """Everything of pgolf ends up in one namespace."""
+        return None if (node.module or "").startswith("pgolf.") else node
+
+    def visit_If(self, node: ast.If) -> ast.stmt | None:
+        """`if TYPE_CHECKING` never runs."""
+        if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            return None
+        return self.generic_visit(node)  # type: ignore[return-value]
+
+
+def is_dataclass_node(node: ast.ClassDef) -> bool:
+    """Whether a class is decorated as a dataclass."""
+    return any("dataclass" in ast.dump(decorator) for decorator in node.decorator_list)
+
+
+def bound_names(node: ast.stmt) -> tuple[str, ...]:
+    """Names a top-level statement defines."""
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        return (node.name,)
+    if isinstance(node, ast.Assign):
+        return tuple(name.id for target in node.targets for name in ast.walk(target) if isinstance(name, ast.Name))
+    return ()
+
+
+def used_names(node: ast.AST) -> frozenset[str]:
+    """Names a statement reads anywhere in it."""
+    return frozenset(name.id for name in ast.walk(node) if isinstance(name, ast.Name))
+
+
+def module_order(trees: dict[str, ast.Module]) -> list[str]:
+    """Modules so that each comes after those it imports at its top. PgolfError for a circle."""
+    done: list[str] = []
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        if name in path:
+            raise PgolfError(f"core modules import each other in a circle: {' -> '.join((*path, name))}")
+        if name in done:
+            return
+        for node in trees[name].body:
+            if isinstance(node, ast.ImportFrom) and (node.module or "") in trees:
+                visit(str(node.module), (*path, name))
+        done.append(name)
+
+    for name in sorted(trees):
+        visit(name, ())
+    return done
+
+
+@cache
+def parse_core() -> Core:
+    """Parse and index pgolf.core. PgolfError when two modules define one name or an import alias means two things."""
+    trees = {}
+    for path in sorted(CORE.rglob("*.py")):
+        if path.name != "__init__.py":
+            dotted = "pgolf.core." + ".".join(path.relative_to(CORE).with_suffix("").parts)
+            trees[dotted] = ast.parse(path.read_text(), str(path))
+    definitions: dict[str, Definition] = {}
+    order: list[Definition] = []
+    externals: dict[str, ast.stmt] = {}
+    for module in module_order(trees):
+        for node in trees[module].body:
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                add_external(externals, node, module)
+                continue
+            stripped = Strip().visit(node)
+            if stripped is None or not (names := bound_names(stripped)):
+                continue
+            definition = Definition(module, names, ast.fix_missing_locations(stripped), used_names(stripped) - set(names))
+            for name in names:
+                if name in definitions or hasattr(builtins, name):
+                    raise PgolfError(f"{name} of {module} is defined elsewhere too", "pgolf.core", "top-level names must be unique")
+                definitions[name] = definition
+            order.append(definition)
+    return Core(definitions, tuple(order), externals)
+
+
+def add_external(externals: dict[str, ast.stmt], node: ast.Import | ast.ImportFrom, module: str) -> None:
+    """Index one import of another package under each name it binds."""
+    if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pgolf."):
+        return
+    for alias in node.names:
+        name = alias.asname or alias.name.split(".")[0]
+        single = ast.ImportFrom(node.module, [alias], 0) if isinstance(node, ast.ImportFrom) else ast.Import([alias])
+        if name in externals and ast.dump(externals[name]) != ast.dump(single):
+            raise PgolfError(f"{name} is imported as two different things", module, "an alias must mean the same everywhere in core")
+        externals[name] = single
+
+
+def reach(core: Core, roots: Iterable[str]) -> list[Definition]:
+    """The definitions reachable from the roots, in an order that can be executed. PgolfError for an unknown root."""
+    found: dict[int, Definition] = {}
+    waiting = list(roots)
+    while waiting:
+        name = waiting.pop()
+        definition = core.definitions.get(name)
+        if definition is None or id(definition) in found:
+            continue
+        found[id(definition)] = definition
+        waiting += definition.needs
+    return [definition for definition in core.order if id(definition) in found]

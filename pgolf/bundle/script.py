@@ -1,0 +1,139 @@
+"""train_gpt.py: the recipe as a value, plus the code it reaches, in one file (spec: submission 7)."""
+
+import ast
+import copy
+import lzma
+from dataclasses import dataclass
+from functools import cache
+
+from pgolf.bundle.graph import Core, Definition, parse_core, reach, used_names
+from pgolf.config.run import RunConfig
+from pgolf.core.errors import PgolfError
+
+MAIN = 'if __name__ == "__main__":\n    sys.exit(run_submission(RECIPE, Path(__file__), sys.argv[1:]))\n'
+
+
+@dataclass(frozen=True)
+class Script:
+    """The submission script: readable source, minified source, and the packed file whose bytes count."""
+
+    readable: str
+    minified: str
+    packed: bytes
+    definitions: tuple[Definition, ...]
+
+
+def recipe_source(config: RunConfig, info: str) -> str:
+    """The expression that makes the script's recipe."""
+    parts = {name: getattr(config, name) for name in ("model", "optim", "train", "quant", "compress")}
+    parts["score"] = getattr(config, config.package.claim)
+    return f"Submission({', '.join(f'{name}={value!r}' for name, value in parts.items())}, info={info!r})"
+
+
+def constant_class(node: ast.ClassDef) -> ast.ClassDef:
+    """A configuration class as the script needs it: every value is given, so defaults and validation go."""
+    body: list[ast.stmt] = []
+    for item in node.body:
+        if isinstance(item, ast.AnnAssign):
+            body.append(ast.AnnAssign(item.target, ast.Constant(0), None, 1))
+        elif not (isinstance(item, ast.FunctionDef) and item.name == "__post_init__"):
+            body.append(item)
+    return ast.ClassDef(node.name, node.bases, node.keywords, body or [ast.Pass()], node.decorator_list)
+
+
+def with_bases(core: Core, classes: frozenset[str]) -> frozenset[str]:
+    """The classes and all they inherit from."""
+    bases = (base for name in classes for base in getattr(core.definitions[name].node, "bases", []))
+    more = frozenset(base.id for base in bases if isinstance(base, ast.Name) and base.id in core.definitions)
+    return classes if more <= classes else with_bases(core, classes | more)
+
+
+def with_constants(definition: Definition, configured: frozenset[str]) -> Definition:
+    """The definition, simplified if it is a class whose instances only stand in the recipe."""
+    node = definition.node
+    if not isinstance(node, ast.ClassDef) or node.name not in configured:
+        return definition
+    slim = ast.fix_missing_locations(constant_class(copy.deepcopy(node)))
+    return Definition(definition.module, definition.names, slim, used_names(slim) - set(definition.names))
+
+
+def needed(core: Core, roots: frozenset[str], configured: frozenset[str]) -> list[Definition]:
+    """Reachable definitions with the configuration classes simplified first, so that unused defaults pull nothing in."""
+    slim = {id(d): with_constants(d, configured) for d in core.order}
+    definitions = {name: slim[id(d)] for name, d in core.definitions.items()}
+    return reach(Core(definitions, tuple(slim[id(d)] for d in core.order), core.externals), roots)
+
+
+def emit(config: RunConfig, info: str) -> tuple[str, tuple[Definition, ...]]:
+    """Readable source of the script, and the definitions in it."""
+    recipe = recipe_source(config, info)
+    tree = ast.parse(f"RECIPE = {recipe}\n{MAIN}")
+    named = used_names(tree)
+    core = parse_core()
+    configured = with_bases(core, frozenset(name for name in used_names(ast.parse(recipe)) if name in core.definitions))
+    chosen = needed(core, named, configured)
+    used = frozenset().union(named, *(definition.needs for definition in chosen))
+    imports = [node for name, node in core.externals.items() if name in used and name not in core.definitions]
+    body = [*imports, *(definition.node for definition in chosen), *tree.body]
+    return ast.unparse(ast.fix_missing_locations(ast.Module(body, []))) + "\n", tuple(chosen)
+
+
+def minify(source: str) -> str:
+    """Shorter source with the same meaning. Names stay: renaming them makes the compressed script larger."""
+    import python_minifier
+
+    return str(
+        python_minifier.minify(
+            source, remove_literal_statements=True, rename_locals=False, rename_globals=False, hoist_literals=False, combine_imports=True
+        )
+    )
+
+
+def latin1_literal(data: bytes) -> bytes:
+    """A Python string literal in a Latin-1 source file that stands for these bytes, escaping only five of them."""
+    out = bytearray()
+    for index, byte in enumerate(data):
+        if byte == 0:
+            digit = index + 1 < len(data) and 48 <= data[index + 1] <= 55
+            out += b"\\x00" if digit else b"\\0"
+        else:
+            out += {10: b"\\n", 13: b"\\r", 34: b'\\"', 92: b"\\\\"}.get(byte, bytes([byte]))
+    return b'"' + bytes(out) + b'"'
+
+
+def pack(minified: str) -> bytes:
+    """The counted file: raw LZMA2 in a Latin-1 literal and a stub that runs it with readable tracebacks."""
+    best = b""
+    for lc, lp, pb in ((3, 0, 0), (4, 0, 0), (2, 0, 0), (3, 0, 2)):
+        chain = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": lc, "lp": lp, "pb": pb, "dict_size": 1 << 20}]
+        coded = lzma.compress(minified.encode(), lzma.FORMAT_RAW, filters=chain)
+        literal = latin1_literal(coded)
+        if not best or len(literal) < len(best):
+            best = literal
+    head = b"#coding:latin-1\nimport lzma,linecache as l\ns=lzma.decompress("
+    tail = (
+        b'.encode("latin-1"),3,None,[{"id":33}]).decode()\nl.cache["pgolf"]=len(s),None,s.splitlines(1),"pgolf"\nexec(compile(s,"pgolf","exec"))\n'
+    )
+    return head + best + tail
+
+
+def unpack(packed: bytes) -> str:
+    """The source inside a packed script, found without running it. PgolfError if it is not of that form."""
+    tree = ast.parse(packed)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and len(node.value) > 256:
+            return lzma.decompress(node.value.encode("latin-1"), lzma.FORMAT_RAW, None, [{"id": lzma.FILTER_LZMA2}]).decode()
+    raise PgolfError("the packed script holds no source")
+
+
+@cache
+def build_script(config: RunConfig, info: str = "") -> Script:
+    """The script of a configuration; `info` is what the artifact it makes says of itself. PgolfError if packing it and
+    unpacking it again gives another program.
+    """
+    readable, definitions = emit(config, info)
+    minified = minify(readable)
+    packed = pack(minified)
+    if unpack(packed) != minified:
+        raise PgolfError("the packed script does not unpack to what was packed", "bundle", "please report this")
+    return Script(readable, minified, packed, definitions)

@@ -1,0 +1,105 @@
+"""pgolf config show and diff, techniques, doctor."""
+
+from typing import Annotated, Any
+
+import typer
+
+from pgolf.cli import options
+from pgolf.cli.output import note, print_json, table
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    group = typer.Typer(no_args_is_help=True, help="Look at configurations.")
+    group.command("show")(show)
+    group.command("diff")(diff)
+    app.add_typer(group, name="config", rich_help_panel="Looking")
+    app.command("techniques", rich_help_panel="Looking")(techniques)
+    app.command("doctor", rich_help_panel="Looking")(doctor)
+
+
+def show(
+    section: Annotated[str, typer.Argument(metavar="[SECTION]", help="Only keys below this dotted name.")] = "",
+    preset: options.Preset = "",
+    sets: options.Sets = None,
+    as_json: options.Json = False,
+    explain: Annotated[bool, typer.Option("--explain", help="Say what each key means.")] = False,
+) -> None:
+    """Every key with its value and where the value came from.
+
+    Example: pgolf config show quant --preset demo --set quant.bits=5
+    """
+    from pgolf.config.load import preset_description, preset_names, resolve
+    from pgolf.config.tree import flatten
+    from pgolf.core.errors import ConfigError
+
+    resolved = resolve(preset, sets or [])
+    flat = {key: value for key, value in flatten(resolved.values).items() if f"{key}.".startswith(f"{section}." if section else "")}
+    if not flat:
+        raise ConfigError(f"there is no key or section {section!r}", "config show", f"sections are {', '.join(resolved.values)}")
+    if as_json:
+        print_json({"schema": "pgolf.config/1", "preset": preset, "config": resolved.values, "origins": resolved.origins})
+        return
+    if explain:
+        from pgolf.config.describe import key_help
+
+        helps = key_help(resolved.config)
+        table("", ["key", "value", "meaning"], [[key, repr(value), helps.get(key, "")] for key, value in flat.items()])
+    else:
+        table("", ["key", "value", "from"], [[key, repr(value), resolved.origins.get(key, "")] for key, value in flat.items()])
+    if not preset:
+        note("Presets: " + "; ".join(f"{name} ({preset_description(name)})" for name in preset_names()))
+
+
+def diff(
+    before: Annotated[str, typer.Argument(metavar="PRESET", help="A preset or a TOML file.")],
+    after: Annotated[str, typer.Argument(metavar="PRESET", help="Another one.")],
+    sets: options.Sets = None,
+    as_json: options.Json = False,
+) -> None:
+    """Keys in which two presets differ; --set applies to the second.
+
+    Example: pgolf config diff baseline_sp1024 demo
+    """
+    from pgolf.config.load import resolve
+    from pgolf.config.tree import flatten
+
+    left, right = flatten(resolve(before).values), flatten(resolve(after, sets or []).values)
+    keys = [*left, *(key for key in right if key not in left)]
+    rows = [[key, left.get(key), right.get(key)] for key in keys if left.get(key) != right.get(key)]
+    if as_json:
+        print_json({"schema": "pgolf.config-diff/1", "changed": {key: {"before": old, "after": new} for key, old, new in rows}})
+    else:
+        table("", ["key", before, after], [[str(key), shown(old), shown(new)] for key, old, new in rows])
+
+
+def shown(value: Any) -> str:
+    """A value, or a dash where the key does not exist."""
+    return "-" if value is None else repr(value)
+
+
+def techniques(as_json: options.Json = False) -> None:
+    """Every technique there is: where it goes, what it does, and its source."""
+    from pgolf.config.describe import technique_rows
+
+    rows = technique_rows()
+    if as_json:
+        print_json({"schema": "pgolf.techniques/1", "techniques": rows})
+    else:
+        table("", ["key", "name", "what it does", "source"], [[row["key"], row["name"], row["summary"], row["source"]] for row in rows])
+
+
+def doctor(as_json: options.Json = False) -> None:
+    """What this machine offers: packages, GPU, compilers, disk. Exit code 5 if something required is missing."""
+    from pgolf.report.doctor import examine
+
+    rows = examine()
+    missing = [row for row in rows if row["required"] and not row["ok"]]
+    if as_json:
+        print_json({"schema": "pgolf.doctor/1", "ok": not missing, "checks": rows})
+    else:
+        table("", ["", "what", "found", "remedy"], [["ok" if row["ok"] else "MISSING" if row["required"] else "-", row["name"], row["found"], row["fix"]] for row in rows])
+    if missing:
+        from pgolf.core.errors import SetupError
+
+        raise SetupError(f"{missing[0]['name']} is missing", "doctor", missing[0]["fix"])

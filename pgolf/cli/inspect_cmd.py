@@ -1,0 +1,128 @@
+"""pgolf size, inspect, import: looking at files and bringing them in."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pgolf.cli import options
+from pgolf.cli.output import note, print_json, table
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("size", rich_help_panel="Looking")(size)
+    app.command("inspect", rich_help_panel="Looking")(inspect)
+    app.command("import", rich_help_panel="Looking")(import_model)
+
+
+def size(
+    target: Annotated[str, typer.Argument(metavar="PRESET|FILE|DIR", help="A preset (predicted), a model file or a submission folder (exact).")],
+    sets: options.Sets = None,
+    as_json: options.Json = False,
+) -> None:
+    """Bytes against the cap: predicted from a preset before any training, exact for files and folders.
+
+    Exit code 4 if the cap is exceeded.
+
+    Example: pgolf size baseline_sp1024 --set model.num_layers=10
+    """
+    from pgolf.config.load import preset_names
+
+    if target not in preset_names() and not target.endswith(".toml") and Path(target).exists():
+        document = exact_size(Path(target))
+    else:
+        from pgolf.config.load import resolve
+        from pgolf.sizing import size_document
+
+        document = size_document(resolve(target, sets or []).config, target)
+    if as_json:
+        print_json(document)
+    else:
+        show_size(document)
+    if document["headroom_bytes"] < 0:
+        from pgolf.core.errors import RuleError
+
+        raise RuleError(f"{-document['headroom_bytes']:,} bytes over the cap of {document['cap_bytes']:,}", target, "fewer bits, a coarser step or a smaller model")
+
+
+def exact_size(path: Path) -> dict[str, Any]:
+    """Bytes of a file, or of what counts in a submission folder."""
+    from pgolf.submission.audit_size import folder_size
+
+    return {"schema": "pgolf.size/1", "target": str(path), "predicted": False, **folder_size(path)}
+
+
+def show_size(document: dict[str, Any]) -> None:
+    """The size as a table."""
+    from pgolf.accounting import Size
+
+    if "tensors" in document:
+        rows = [[t["name"], "x".join(map(str, t["shape"])), f"{t['parameters']:,}", t["role"], f"{t['bits_per_weight']:.2f}", f"{t['bytes']:,}"] for t in document["tensors"]]
+        table("", ["tensor", "shape", "parameters", "role", "bits", "bytes"], rows, right=(2, 4, 5))
+        note(f"{document['parameters']:,} parameters")
+        note(f"predicted artifact {document['artifact_bytes']:,} bytes, between {document['artifact_bytes_low']:,} and {document['artifact_bytes_high']:,}")
+    else:
+        table("", ["file", "counts as", "bytes"], [[f["file"], f["counts_as"], f"{f['bytes']:,}"] for f in document["files"]], right=(2,))
+    note(Size(document["artifact_bytes"], document["code_bytes"], document["cap_bytes"]).line())
+
+
+def inspect(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Checkpoint, quantized model, artifact, shard, dataset directory or score document.")],
+    as_json: options.Json = False,
+) -> None:
+    """What a file holds, after verifying it.
+
+    Example: pgolf inspect runs/a/model.pgz
+    """
+    from pgolf.report.inspection import inspect_file
+
+    document = inspect_file(file)
+    if as_json:
+        print_json(document)
+        return
+    for key, value in document.items():
+        if not isinstance(value, list | dict):
+            note(f"{key}: {value:,}" if isinstance(value, int) and not isinstance(value, bool) else f"{key}: {value}")
+    for key, value in document.items():
+        if isinstance(value, list) and value:
+            columns = list(value[0])
+            right = tuple(i for i, c in enumerate(columns) if isinstance(value[0][c], int | float))
+            table(key, columns, [[cell(row[c]) for c in columns] for row in value], right=right)
+
+
+def cell(value: Any) -> str:
+    """A table cell."""
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def import_model(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A .pt, .ptz or .safetensors state dict.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Checkpoint (or, for int8 archives, quantized model) to write.")],
+    preset: options.Preset = "",
+    sets: options.Sets = None,
+    as_json: options.Json = False,
+    dry_run: options.DryRun = False,
+) -> None:
+    """Bring in a model trained elsewhere; its sizes are read off names and shapes.
+
+    Example: pgolf import final_model.pt --out imported/checkpoint.safetensors
+    """
+    from pgolf.foreign import import_file, read_foreign
+
+    if dry_run:
+        found = read_foreign(file)
+        document = {"schema": "pgolf.plan/1", "command": "import", "out": str(out), "entries": len(found)}
+        if as_json:
+            print_json(document)
+        else:
+            note(f"would import {len(found)} entries of {file} into {out}")
+        return
+    document = import_file(file, out, preset, sets or [])
+    if as_json:
+        print_json(document)
+    else:
+        model = document["model"]
+        note(f"{out}: {document['kind']}, {document['parameters']:,} parameters, {model['num_layers']} layers of width {model['model_dim']}, vocabulary {model['vocab_size']}")

@@ -1,0 +1,33 @@
+"""Where results go: tables or one JSON document on standard output, everything else on standard error."""
+
+import json
+import sys
+from typing import Any
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """The one JSON document of a command."""
+    print(json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False))
+
+
+def table(title: str, columns: list[str], rows: list[list[str]], right: tuple[int, ...] = ()) -> None:
+    """A table on standard output, fitted to its width."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(file=sys.stdout)
+    plain = not console.is_terminal
+    if plain:
+        console = Console(file=sys.stdout, width=max(console.width, 160), no_color=True)
+    grid = Table(title=title or None, box=box.ASCII if plain else box.SIMPLE, title_justify="left", pad_edge=False)
+    for index, column in enumerate(columns):
+        grid.add_column(column, justify="right" if index in right else "left", overflow="fold")
+    for row in rows:
+        grid.add_row(*[str(cell).replace("[", "\\[") for cell in row])
+    console.print(grid)
+
+
+def note(text: str) -> None:
+    """A line of the result on standard output."""
+    print(text)

@@ -1,0 +1,107 @@
+"""pgolf run: the whole road."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pgolf.cli import options
+from pgolf.cli.output import note, print_json, table
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("run", rich_help_panel="The road")(run)
+
+
+def run(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Everything the run makes goes below this directory.")],
+    preset: options.Preset = "demo",
+    data: Annotated[Path | None, typer.Option("--data", metavar="DIR", help="Published shards or a dataset directory, instead of text.")] = None,
+    text: Annotated[list[Path] | None, typer.Option("--text", metavar="FILE", help="Text to train on (.txt, .jsonl, directories); repeatable. Without it: Python's own documentation.")] = None,
+    tokenizer: options.Tokenizer = None,
+    first: Annotated[str, typer.Option("--from", metavar="STAGE", help="Start at this stage and run it again even if it is up to date.")] = "",
+    last: Annotated[str, typer.Option("--until", metavar="STAGE", help="Stop after this stage.")] = "",
+    require: Annotated[list[str] | None, typer.Option("--require", metavar="STAGE.FIGURE<=X", help="End with exit code 4 unless this holds after the stage; repeatable.")] = None,
+    sets: options.Sets = None,
+    seed: options.Seed = None,
+    device: options.Device = "auto",
+    as_json: options.Json = False,
+    dry_run: options.DryRun = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Text in, scored submission out: tokenize, train, quantize, compress, eval, ttt, package.
+
+    A stage whose inputs and settings are unchanged is skipped, so a changed quant.* never trains again.
+
+    Example: pgolf run --preset demo --out runs/demo
+    """
+    from pgolf.config.load import resolve
+    from pgolf.core.errors import ConfigError
+    from pgolf.report.console import Console
+    from pgolf.stages.pipeline import Layout, Pipeline, check_sources, chosen_stages, parse_requirement, preflight
+    from pgolf.stages.pipeline import run as run_stages
+
+    if data is not None and text:
+        raise ConfigError("--data and --text exclude each other", "run")
+    requirements = [parse_requirement(item) for item in require or []]
+    stages = chosen_stages(first, last)
+    resolved = resolve(preset, sets or [], seed=seed)
+    console = Console(quiet)
+    checked = preflight(out, resolved, device, stages)
+    if "tokenize" in stages:
+        check_sources(data, text or [], tokenizer, resolved)
+        checked.append("text, shards and tokenizer")
+    if dry_run:
+        show_plan(out, resolved, stages, checked, as_json)
+        return
+    pipeline = Pipeline(Layout(out), resolved, device, console, data, text or [], tokenizer, False)
+    reports = run_stages(pipeline, stages, requirements, bool(first))
+    if as_json:
+        rows = [report.document() for report in reports]
+        print_json({"schema": "pgolf.run/1", "out": str(out), "preset": preset, "stages": rows, "warnings": console.warnings})
+    else:
+        show_table(out, reports)
+
+
+def show_plan(out: Path, resolved: Any, stages: tuple[str, ...], checked: list[str], as_json: bool) -> None:
+    """What a run would do."""
+    from pgolf.sizing import predict
+
+    rows, size, _ = predict(resolved.config)
+    parameters = sum(row.spec.numel for row in rows)
+    if as_json:
+        print_json({"schema": "pgolf.plan/1", "out": str(out), "stages": list(stages), "checked": checked, "parameters": parameters, "predicted": True, **size.document(), "config": resolved.values})
+        return
+    note(f"would run {', '.join(stages)} into {out}")
+    note(f"checked: {'; '.join(checked)}")
+    note(f"{parameters:,} parameters; predicted {size.line()}")
+
+
+def show_table(out: Path, reports: list[Any]) -> None:
+    """The table at the end of a run."""
+    rows = [[r.stage, "up to date" if r.fresh else f"{r.seconds:.1f}", r.file, f"{r.bytes:,}", remark(r)] for r in reports]
+    rows.append(["all", f"{sum(r.seconds for r in reports):.1f}", str(out), "", ""])
+    table("", ["stage", "seconds", "file", "bytes", "result"], rows, right=(1, 3))
+    by_stage = {report.stage: report.figures for report in reports}
+    labels = {"train": "float model", "quantize": "quantized model", "eval": "artifact, {method}", "ttt": "artifact after test-time training, {method}"}
+    for stage, label in labels.items():
+        if stage in by_stage:
+            note(f"BPB {by_stage[stage]['bpb']:.4f}  {label.format(method=by_stage[stage].get('method', ''))}")
+    if "package" in by_stage:
+        from pgolf.accounting import Size
+
+        figures = by_stage["package"]
+        note(f"Size: {Size(figures['artifact_bytes'], figures['code_bytes'], figures['cap_bytes']).line()}")
+        note(f"Submission folder: {out / 'submission'}")
+        note(f"Next: pgolf run --out {out} --from quantize --set quant.bits=5   (requantizes, never retrains)")
+
+
+def remark(report: Any) -> str:
+    """What a stage found, in a few words."""
+    figures = report.figures
+    if report.stage == "tokenize":
+        return f"{figures['train_tokens']:,} train + {figures['val_tokens']:,} val tokens"
+    if report.stage in ("train", "quantize", "eval", "ttt"):
+        return f"{figures['bpb']:.4f} BPB"
+    return f"{figures['total_bytes']:,} of {figures['cap_bytes']:,} bytes"

@@ -1,0 +1,206 @@
+"""pgolf tokenize, train, quantize, compress: one stage each."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pgolf.cli import options
+from pgolf.cli.output import note, print_json, table
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    for command in (tokenize, train, quantize, compress):
+        app.command(command.__name__, rich_help_panel="The road")(command)
+
+
+def tokenize(
+    sources: Annotated[list[Path], typer.Argument(metavar="SOURCE...", help="Text: .txt, .jsonl (also .gz, .zst), directories.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Dataset directory to make.")],
+    tokenizer: Annotated[Path | None, typer.Option("--tokenizer", metavar="FILE", help="Use this SentencePiece model instead of training one.")] = None,
+    preset: options.Preset = "",
+    sets: options.Sets = None,
+    force: options.Force = False,
+    as_json: options.Json = False,
+    dry_run: options.DryRun = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Documents to token shards, every byte accounted for.
+
+    Example: pgolf tokenize docs.jsonl.zst --out data/mine --set model.vocab_size=1024
+    """
+    from pgolf.config.load import resolve
+    from pgolf.report.console import Console
+
+    resolved = resolve(preset, sets or [])
+    if dry_run:
+        from pgolf.corpus.sources import expand
+
+        files = [{"file": str(path), "bytes": path.stat().st_size} for path in expand(sources)]
+        plan(as_json, {"command": "tokenize", "out": str(out), "files": files}, f"would tokenize {len(files)} files into {out}")
+        return
+    from pgolf.stages.tokenize import tokenize as run_stage
+
+    manifest = run_stage(sources, out, resolved.config, tokenizer, Console(quiet), force=force)
+    splits = {name: {key: value for key, value in split.items() if key != "shards"} | {"shards": len(split["shards"])} for name, split in manifest["splits"].items()}
+    document = {"schema": "pgolf.tokenize/1", "out": str(out), "fresh": manifest["fresh"], "vocab_size": manifest["vocab_size"], "tokenizer_sha256": manifest["tokenizer"]["sha256"], "splits": splits, "empty_documents": manifest["empty_documents"]}
+    if as_json:
+        print_json(document)
+        return
+    note(up_to_date(manifest) + f"{out}: vocabulary of {manifest['vocab_size']}, {manifest['empty_documents']} empty documents left out")
+    keys = ("documents", "tokens", "raw_bytes", "normalised_bytes", "charged_bytes", "shards")
+    table("", ["split", *keys], [[name, *(f"{split[key]:,}" for key in keys)] for name, split in splits.items()], right=(1, 2, 3, 4, 5, 6))
+
+
+def up_to_date(entry: dict[str, Any]) -> str:
+    """A word about work that was not needed."""
+    return "unchanged, nothing to do: " if entry["fresh"] else ""
+
+
+def plan(as_json: bool, document: dict[str, Any], text: str) -> None:
+    """The answer to --dry-run."""
+    if as_json:
+        print_json({"schema": "pgolf.plan/1", **document})
+    else:
+        note(text)
+
+
+def train(
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="Dataset directory, or published shards.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Directory for checkpoint, log and events.")],
+    tokenizer: options.Tokenizer = None,
+    preset: options.Preset = "",
+    sets: options.Sets = None,
+    seed: options.Seed = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of resuming.")] = False,
+    device: options.Device = "auto",
+    as_json: options.Json = False,
+    dry_run: options.DryRun = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Train a model; the same command again resumes an interrupted run.
+
+    Several processes: torchrun --standalone --nproc_per_node=2 -m pgolf train DATA --out DIR
+
+    Example: pgolf train data/mine --out runs/a --preset tiny
+    """
+    from pgolf.config.load import resolve
+    from pgolf.core.dist import join_world
+    from pgolf.dataset import open_dataset
+    from pgolf.report.console import Console
+    from pgolf.stages.train import check_data, choose_compile
+    from pgolf.stages.train import train as run_stage
+
+    resolved = resolve(preset, sets or [], seed=seed)
+    dataset = open_dataset(data, tokenizer, resolved.config.model.vocab_size)
+    world = join_world(device)
+    console = Console(quiet or not world.leads)
+    for warning in dataset.warnings if world.leads else []:
+        console.warn(warning)
+    if dry_run:
+        from pgolf.sizing import predict
+
+        rows, size, _ = predict(resolved.config)
+        shards = check_data(dataset, resolved.config)
+        parameters, options_ = sum(row.spec.numel for row in rows), resolved.config.train
+        document = {
+            "command": "train",
+            "out": str(out),
+            "parameters": parameters,
+            "train_tokens": sum(map(len, shards)),
+            "iterations": options_.iterations,
+            "micro_steps": options_.micro_steps(world.size),
+            "device": str(world.device),
+            "compile": choose_compile(options_.compile, world.device)[1],
+            "predicted": True,
+            **size.document(),
+        }
+        plan(as_json, document, f"would train {parameters:,} parameters for {options_.iterations} steps of {options_.batch_tokens:,} tokens on {world.device} into {out}; predicted {size.line()}")
+        return
+    entry = run_stage(dataset, out, resolved, world, console, fresh)
+    if not world.leads:
+        world.close()
+        return
+    figures = entry["figures"]
+    if as_json:
+        print_json({"schema": "pgolf.train/1", "checkpoint": str(out / "checkpoint.safetensors"), "sha256": entry["sha256"], "fresh": entry["fresh"], **figures, "seconds": entry["seconds"], "warnings": console.warnings})
+    else:
+        note(f"{up_to_date(entry)}{out / 'checkpoint.safetensors'}: {figures['parameters']:,} parameters, {figures['steps']} steps, val_loss {figures['val_loss']:.4f}, BPB {figures['bpb']:.4f} on {figures['val_tokens']:,} targets")
+    world.close()
+
+
+def quantize(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Float checkpoint.")],
+    data: options.Data,
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Quantized model to write.")],
+    tokenizer: options.Tokenizer = None,
+    hessians: Annotated[Path | None, typer.Option("--hessians", metavar="FILE", help="Where Hessians are kept; hessians.safetensors beside --out if left out.")] = None,
+    preset: options.Preset = "",
+    sets: options.Sets = None,
+    force: options.Force = False,
+    device: options.Device = "auto",
+    as_json: options.Json = False,
+    dry_run: options.DryRun = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Weights to integer codes. Hessians are collected once per checkpoint and reused for every other bit width.
+
+    Example: pgolf quantize runs/a/checkpoint.safetensors --data data/mine --out runs/a/q5.safetensors --set quant.bits=5
+    """
+    from pgolf.report.console import Console
+    from pgolf.stages.inputs import model_and_data
+    from pgolf.stages.quantize import quantize as run_stage
+
+    console = Console(quiet)
+    _, resolved, dataset = model_and_data(checkpoint, data, tokenizer, preset, sets or [], console)
+    if dry_run:
+        from pgolf.sizing import predict
+
+        rows, size, _ = predict(resolved.config)
+        plan(as_json, {"command": "quantize", "out": str(out), "predicted": True, **size.document()}, f"would quantize {sum(r.spec.numel for r in rows):,} parameters into {out}; predicted {size.line()}")
+        return
+    entry = run_stage(checkpoint, dataset, out, resolved, device, console, hessians, force)
+    figures = entry["figures"]
+    if as_json:
+        print_json({"schema": "pgolf.quantize/1", "out": str(out), "sha256": entry["sha256"], "bytes": entry["bytes"], "fresh": entry["fresh"], **figures, "seconds": entry["seconds"]})
+        return
+    note(f"{up_to_date(entry)}{out}: {figures['method']}, {figures['quantized_weights']:,} weights in {figures['quantized_tensors']} matrices at {figures['entropy_bits']:.3f} bits by entropy, {figures['kept_weights']:,} kept as floats")
+    if "hessians" in entry["seconds"] and not entry["fresh"]:
+        note("Hessians came from the cache" if figures["hessians_cached"] else f"Hessians collected in {entry['seconds']['hessians']:.1f} s and kept")
+
+
+def compress(
+    quantized: Annotated[Path, typer.Argument(metavar="QUANTIZED", help="Quantized model.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Artifact to write (.pgz).")],
+    preset: options.Preset = "",
+    sets: options.Sets = None,
+    force: options.Force = False,
+    as_json: options.Json = False,
+    dry_run: options.DryRun = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Codes to the artifact, its size counted together with the script that will ship beside it.
+
+    Example: pgolf compress runs/a/q5.safetensors --out runs/a/model.pgz --set compress.method=brotli
+    """
+    from pgolf.accounting import Size
+    from pgolf.report.console import Console
+    from pgolf.stages.compress import compress as run_stage
+    from pgolf.stages.inputs import model_config
+    from pgolf.stages.model_files import load_model
+
+    resolved = model_config(load_model(quantized), preset, sets or [])
+    if dry_run:
+        from pgolf.sizing import predict
+
+        _, size, _ = predict(resolved.config)
+        plan(as_json, {"command": "compress", "out": str(out), "predicted": True, **size.document()}, f"would write {out}; predicted {size.line()}")
+        return
+    entry = run_stage(quantized, out, resolved, Console(quiet), force)
+    figures = entry["figures"]
+    if as_json:
+        print_json({"schema": "pgolf.compress/1", "out": str(out), "sha256": entry["sha256"], "fresh": entry["fresh"], **figures, "seconds": entry["seconds"]})
+    else:
+        size = Size(figures["artifact_bytes"], figures["code_bytes"], figures["cap_bytes"])
+        note(f"{up_to_date(entry)}{out}: {size.line()}")

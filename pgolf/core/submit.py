@@ -1,0 +1,131 @@
+"""What the submission script does: train, quantize, compress and score one recipe, or score a given artifact."""
+
+import argparse
+import json
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pgolf.core.artifact import decode_artifact, encode_artifact
+from pgolf.core.bpb import ByteTable, byte_table, load_tokenizer
+from pgolf.core.codecs.base import Codec
+from pgolf.core.dist import World, activation_dtype, join_world, wants_compile
+from pgolf.core.errors import PgolfError
+from pgolf.core.evals.base import EvalMethod
+from pgolf.core.evals.ledger import evaluate
+from pgolf.core.files import make_dir, read_bytes, sha256_file, write_bytes
+from pgolf.core.model.config import ModelConfig
+from pgolf.core.model.gpt import GPT
+from pgolf.core.optim.config import OptimConfig
+from pgolf.core.quant.base import Quantizer, quantize_model
+from pgolf.core.shards import TokenStream, list_shards, load_split
+from pgolf.core.train.config import TrainConfig
+from pgolf.core.train.loop import Watch, fit, start_state
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submission:
+    """One recipe with the one method that makes its score. `info` is the artifact's description of itself, JSON."""
+
+    model: ModelConfig
+    optim: OptimConfig
+    train: TrainConfig
+    quant: Quantizer
+    compress: Codec
+    score: EvalMethod
+    info: str
+
+
+def say(world: World, text: str) -> None:
+    """A log line from the first rank."""
+    if world.leads:
+        print(text, flush=True)
+
+
+def log_event(world: World, event: dict[str, Any], iterations: int) -> None:
+    """Training events in the form the challenge's reviewers know."""
+    head, ms = f"step:{event['step']}/{iterations}", 1000 * event["elapsed_s"]
+    if event["event"] == "val":
+        say(world, f"{head} val_loss:{event['val_loss']:.4f} val_bpb:{event['val_bpb']:.4f} train_time:{ms:.0f}ms")
+    elif event["event"] == "stop":
+        say(world, f"stopped: {event['reason']} train_time:{ms:.0f}ms step:{event['step']}/{iterations}")
+    elif event["shown"]:
+        say(world, f"{head} train_loss:{event['loss']:.4f} train_time:{ms:.0f}ms tok/s:{event['tokens_per_s']:.0f}")
+
+
+def train_recipe(recipe: Submission, seed: int, data: Path, tokens: np.ndarray, table: ByteTable, world: World) -> GPT:
+    """Train as pgolf does, step for step; the first rank logs."""
+    shards = load_split(list_shards(data, "train"), recipe.model.vocab_size)
+    state = start_state(recipe.model, recipe.train, recipe.optim, shards, seed, world)
+    say(world, f"train_shards: {len(shards)}\nmodel_params:{sum(weight.numel() for weight in state.model.parameters())}")
+
+    def validate() -> dict[str, Any]:
+        score, _ = evaluate(state.model, tokens, table, recipe.train.validation())
+        return {"val_loss": score.val_loss, "val_bpb": score.bpb, "val_tokens": score.tokens}
+
+    watch = Watch(lambda event: log_event(world, event, recipe.train.iterations), validate, lambda state: None, lambda: False)
+    fit(state, recipe.train, recipe.optim, world, watch, wants_compile(recipe.train.compile, world.device))
+    return state.model
+
+
+def make_artifact(recipe: Submission, model: GPT, data: Path) -> bytes:
+    """Quantize and compress the trained weights."""
+    stream = TokenStream(load_split(list_shards(data, "train"), recipe.model.vocab_size))
+    hessians = recipe.quant.hessians(model, stream, lambda done: None)
+    weights = {name: weight.detach().cpu() for name, weight in model.state_dict().items()}
+    return encode_artifact(quantize_model(recipe.model, weights, recipe.quant, hessians), recipe.compress, recipe.info.encode())
+
+
+def run_submission(recipe: Submission, code: Path, argv: list[str]) -> int:
+    """The script's command line; returns its exit code."""
+    size = recipe.model.vocab_size
+    parser = argparse.ArgumentParser(description="Train, quantize, compress and score; with --artifact only score.")
+    parser.add_argument("--data", type=Path, default=Path(f"./data/datasets/fineweb10B_sp{size}"), help="directory with the token shards")
+    parser.add_argument("--tokenizer", type=Path, default=Path(f"./data/tokenizers/fineweb_{size}_bpe.model"), help="SentencePiece model")
+    parser.add_argument("--seed", type=int, default=recipe.train.seed, help="seed of the initial weights")
+    parser.add_argument("--artifact", type=Path, help="score this artifact and train nothing")
+    parser.add_argument("--out", type=Path, default=Path("model.pgz"), help="where to write the artifact")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    try:
+        return score_submission(recipe, code, parser.parse_args(argv))
+    except PgolfError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def score_submission(recipe: Submission, code: Path, options: argparse.Namespace) -> int:
+    """Train unless an artifact is given, then score the artifact as read back from disk."""
+    start = time.monotonic()
+    world = join_world(options.device)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
+    tokenizer = load_tokenizer(read_bytes(options.tokenizer, 1 << 26), str(options.tokenizer))
+    table = byte_table(tokenizer, recipe.model.vocab_size)
+    tokens = np.concatenate(load_split(list_shards(options.data, "val"), recipe.model.vocab_size))
+    say(world, f"val_tokens: {len(tokens) - 1}\nseed:{options.seed}")
+    artifact = options.artifact or options.out
+    if options.artifact is None:
+        model = train_recipe(recipe, options.seed, options.data, tokens, table, world)
+        if world.leads:
+            make_dir(artifact.parent)
+            write_bytes(artifact, make_artifact(recipe, model, options.data))
+        world.barrier()
+    if world.leads:
+        blob = read_bytes(artifact, 1 << 29)
+        model = GPT(recipe.model).to(world.device).eval()
+        model.load_state_dict(decode_artifact(blob, recipe.model, {recipe.compress.codec_id: recipe.compress}, str(artifact)).weights())
+        model.compute_dtype = activation_dtype("auto", world.device)
+        code_bytes = code.stat().st_size
+        say(world, f"Code size: {code_bytes} bytes\nTotal submission size: {len(blob) + code_bytes} bytes")
+        score, _ = evaluate(model, tokens, table, recipe.score)
+        say(world, f"final val_loss:{score.val_loss:.8f} val_bpb:{score.bpb:.8f} eval_time:{1000 * (time.monotonic() - start):.0f}ms")
+        totals = {"nats": score.nats, "tokens": score.tokens, "bytes": score.bytes, "val_loss": score.val_loss, "bpb": score.bpb}
+        say(world, json.dumps({"score": totals, "artifact_sha256": sha256_file(artifact), "artifact_bytes": len(blob), "code_bytes": code_bytes}))
+    world.barrier()
+    world.close()
+    return 0

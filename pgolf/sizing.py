@@ -1,0 +1,118 @@
+"""Sizes before training: parameters per tensor and predicted artifact bytes, from the configuration alone, without torch.
+
+Rows of weights are taken as Gaussian. An unsaturated uniform quantizer then spends a known entropy per weight (spec:
+quantization 2.4); what each compressor adds to it was measured on Gaussian codes (`python -m benchmarks.codec_overhead`).
+"""
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any
+
+from pgolf.accounting import Size
+from pgolf.catalog import name_of
+from pgolf.config.run import RunConfig
+from pgolf.core.model.config import param_specs
+from pgolf.core.model.params import CONTROL, ParamSpec
+from pgolf.core.quant.base import code_limit
+from pgolf.core.quant.row_quantile import RowQuantile
+from pgolf.core.quant.sdclip import SdClip
+
+CODED_BITS = {
+    "zlib": ((2.406, 2.847), (2.704, 3.170), (3.328, 3.849), (4.220, 4.779), (4.715, 5.182), (6.106, 6.217), (7.350, 7.416)),
+    "lzma": ((2.406, 2.666), (2.704, 2.986), (3.328, 3.502), (4.220, 4.380), (4.715, 4.847), (6.106, 6.231), (7.350, 7.463)),
+    "brotli": ((2.406, 2.447), (2.704, 2.756), (3.328, 3.375), (4.220, 4.267), (4.715, 4.740), (6.106, 6.150), (7.350, 7.383)),
+    "zstd": ((2.406, 2.455), (2.704, 2.764), (3.328, 3.385), (4.220, 4.280), (4.715, 4.754), (6.106, 6.176), (7.350, 7.396)),
+}
+"""(entropy, bits per weight as coded) of Gaussian codes at seven step sizes."""
+CODE_BYTES_GUESS = 15_000
+"""Typical size of the packed script; the exact one is known after pgolf compress."""
+TENSOR_OVERHEAD_BYTES = 8
+FIXED_OVERHEAD_BYTES = 900
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One parameter: what it is and what it is expected to take in the artifact."""
+
+    spec: ParamSpec
+    bits_per_weight: float
+    bytes: float
+
+
+def gaussian_entropy(step: float) -> float:
+    """Entropy in bits of round(x / step) for a standard normal x."""
+    cdf, total, index = NormalDist().cdf, 0.0, 0
+    while True:
+        share = cdf((index + 0.5) * step) - cdf((index - 0.5) * step)
+        if share < 1e-12:
+            return total
+        total -= share * math.log2(share) * (1 if index == 0 else 2)
+        index += 1
+
+
+def typical_maximum(count: int) -> float:
+    """Median of the largest |x| among `count` standard normals."""
+    return NormalDist().inv_cdf((1 + 0.5 ** (1 / count)) / 2)
+
+
+def coded_bits(entropy: float, codec: str) -> float:
+    """Bits per weight after a compressor, interpolated between the measured points."""
+    if codec == "store":
+        return 8.0
+    points = CODED_BITS[codec]
+    if entropy <= points[0][0]:
+        return entropy * points[0][1] / points[0][0]
+    for (low, low_bits), (high, high_bits) in zip(points, points[1:]):
+        if entropy <= high:
+            return low_bits + (entropy - low) / (high - low) * (high_bits - low_bits)
+    return min(entropy + points[-1][1] - points[-1][0], 8.1)
+
+
+def predict_tensor(spec: ParamSpec, config: RunConfig) -> Prediction:
+    """Expected bits per weight and bytes of one parameter."""
+    quantizer, codec = config.quant, name_of("Codec", type(config.compress))
+    if isinstance(quantizer, RowQuantile):
+        if spec.role == CONTROL or spec.numel <= quantizer.keep_numel:
+            return kept(spec)
+        step = typical_maximum(spec.shape[-1]) / code_limit(quantizer.bits)
+    elif isinstance(quantizer, SdClip):
+        if spec.role == CONTROL:
+            return kept(spec)
+        step = quantizer.grid(spec.role)[1]
+    else:
+        raise TypeError(f"no size model for {type(quantizer).__name__}")
+    bits = coded_bits(gaussian_entropy(step), codec)
+    return Prediction(spec, bits, spec.numel * bits / 8 + 2 * spec.shape[0] + TENSOR_OVERHEAD_BYTES)
+
+
+def kept(spec: ParamSpec) -> Prediction:
+    """A tensor kept as float32 (control) or float16; little of it compresses."""
+    bits = 30.0 if spec.role == CONTROL else 15.5
+    return Prediction(spec, bits, spec.numel * bits / 8 + TENSOR_OVERHEAD_BYTES)
+
+
+def predict(config: RunConfig) -> tuple[list[Prediction], Size, float]:
+    """Every tensor, the predicted size, and the relative half-width of the interval around the artifact's bytes."""
+    rows = [predict_tensor(spec, config) for spec in param_specs(config.model)]
+    artifact = round(sum(row.bytes for row in rows)) + FIXED_OVERHEAD_BYTES
+    width = 0.02 if isinstance(config.quant, SdClip) else 0.06
+    return rows, Size(artifact, CODE_BYTES_GUESS, config.package.cap_bytes), width
+
+
+def size_document(config: RunConfig, preset: str) -> dict[str, Any]:
+    """The JSON document of `pgolf size PRESET`."""
+    rows, size, width = predict(config)
+    return {
+        "schema": "pgolf.size/1",
+        "preset": preset,
+        "parameters": sum(row.spec.numel for row in rows),
+        "predicted": True,
+        **size.document(),
+        "artifact_bytes_low": round(size.artifact_bytes * (1 - width)),
+        "artifact_bytes_high": round(size.artifact_bytes * (1 + width)),
+        "tensors": [
+            {"name": row.spec.name, "shape": list(row.spec.shape), "parameters": row.spec.numel, "role": row.spec.role, "bits_per_weight": round(row.bits_per_weight, 3), "bytes": round(row.bytes)}
+            for row in rows
+        ],
+    }

@@ -1,0 +1,121 @@
+"""package-submission: artifacts and their scores in, a submission folder out."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from pgolf.config.load import Resolved, resolve
+from pgolf.config.tree import to_values
+from pgolf.core.errors import ConfigError, InputError, PgolfError, RuleError
+from pgolf.core.files import read_json
+from pgolf.dataset import Dataset, open_dataset
+from pgolf.report.console import Console
+from pgolf.stages.evaluate import SCORE_SCHEMA, run_method
+from pgolf.stages.manifest import fresh_entry, provenance, read_entries, record, stage_key
+from pgolf.stages.model_files import ModelFile, load_model
+from pgolf.stages.quantize import rounded
+from pgolf.submission.folder import Entry, build_folder
+
+
+def nearby_scores(artifact: Path) -> list[dict[str, Any]]:
+    """Score documents beside the artifact and in the neighbouring directories of its run."""
+    folder = artifact.resolve().parent
+    places = sorted({folder / "score.json", folder.parent / "score.json", *folder.parent.glob("*/score.json")})
+    found = []
+    for path in places:
+        try:
+            document = read_json(path)
+        except PgolfError:
+            continue
+        if isinstance(document, dict) and document.get("schema") == SCORE_SCHEMA:
+            found.append(document)
+    return found
+
+
+def find_score(model: ModelFile, claim: str) -> dict[str, Any] | None:
+    """The stored score of this very artifact by the claimed stage."""
+    matching = [doc for doc in nearby_scores(model.path) if doc["model"]["sha256"] == model.sha256 and doc["stage"] == claim]
+    return matching[0] if matching else None
+
+
+def artifact_config(artifact: Path, preset: str, sets: list[str]) -> Resolved:
+    """The complete configuration an artifact was made with, from the manifest beside it, under a preset and --set."""
+    stored = read_entries(artifact.parent).get(artifact.name, {}).get("resolved")
+    if not stored and not preset:
+        raise InputError("there is no manifest beside the artifact that says how it was trained", str(artifact), "name its preset with --preset")
+    return resolve(preset=preset, sets=sets, stored=stored, stored_name="the artifact's manifest")
+
+
+def training_of(artifact: Path) -> tuple[dict[str, Any], Path | None]:
+    """Figures and log of the training run this artifact's directory belongs to."""
+    for folder in (artifact.resolve().parent, artifact.resolve().parent.parent / "train"):
+        entry = read_entries(folder).get("checkpoint.safetensors")
+        if entry:
+            log = folder / "train.log"
+            return entry["figures"], log if log.is_file() else None
+    return {}, None
+
+
+def open_data(data: Path | None, score: dict[str, Any] | None, model: ModelFile) -> Dataset:
+    """The dataset to score or prove on. ConfigError when nobody says where it is."""
+    place = data or (Path(score["data"]["path"]) if score else None)
+    if place is None:
+        raise ConfigError(f"{model.path} has no score yet", "package-submission", "score it with pgolf eval --out, or name the dataset with --data")
+    return open_dataset(place, vocab_size=model.config.model.vocab_size)
+
+
+def entry_of(artifact: Path, config: Any, data: Path | None, device: str, console: Console) -> tuple[Entry, Dataset]:
+    """An artifact with its score (computed now if none is stored) and its training record. RuleError for a partial score."""
+    model = load_model(artifact)
+    if model.kind != "artifact":
+        raise InputError(f"a {model.kind} cannot be submitted", str(artifact), "give the output of pgolf compress")
+    claim = config.package.claim
+    score = find_score(model, claim)
+    if score and score["method"] != {"name": score["method"]["name"], **to_values(getattr(config, claim))}:
+        console.warn(f"the stored score of {artifact.name} was made with other {claim} settings; scoring anew")
+        score = None
+    dataset = open_data(data, score, model)
+    if score and score["data"]["sha256"] != dataset.fingerprint("val"):
+        raise InputError("the score was made on other validation data than this", str(dataset.folder), "score the artifact again")
+    if score is None:
+        console.line(f"package: scoring {artifact.name}")
+        score = run_method(model, dataset, claim, getattr(config, claim), device, console, time.monotonic()) | provenance(device)
+    if score["partial"]:
+        raise RuleError(f"the score covers only {score['share']:.1%} of the validation targets", str(artifact), f"score all of them: --set {claim}.max_tokens=0")
+    figures, log = training_of(artifact)
+    return Entry(artifact, config.train.seed, score, figures, log), dataset
+
+
+def package(
+    artifacts: list[Path], out: Path, preset: str, sets: list[str], data: Path | None, device: str, console: Console, force: bool = False
+) -> dict[str, Any]:
+    """Build the submission folder; returns submission.json with "fresh" set when nothing had to be done."""
+    start = time.monotonic()
+    resolved = [artifact_config(artifact, preset, sets) for artifact in artifacts]
+    config = resolved[0].config
+    pairs = [entry_of(path, item.config, data, device, console) for path, item in zip(artifacts, resolved)]
+    entries, dataset = [pair[0] for pair in pairs], pairs[0][1]
+    check_seeds(entries, [item.config for item in resolved])
+    inputs = {str(entry.seed): entry.score["model"]["sha256"] for entry in entries}
+    inputs["data"] = dataset.fingerprint("val")
+    key = stage_key("package", resolved[0].values, inputs)
+    marker = out / "submission.json"
+    if (entry := fresh_entry(marker, key)) is not None:
+        return dict(entry["figures"]) | {"fresh": True, "out": str(out)}
+    title = config.package.name or preset or "pgolf submission"
+    document = build_folder(entries, config, title, dataset, out, force)
+    record(marker, "package", key, resolved[0].values, inputs, document, rounded({"total": time.monotonic() - start}))
+    return document | {"fresh": False, "out": str(out)}
+
+
+def check_seeds(entries: list[Entry], configs: list[Any]) -> None:
+    """InputError when runs of different configurations or equal seeds are put into one folder."""
+    seeds = [entry.seed for entry in entries]
+    if len(set(seeds)) != len(seeds):
+        raise InputError(f"two artifacts have the same seed: {seeds}", "package-submission", "give one artifact per seed")
+    for config, entry in zip(configs, entries):
+        first, own = to_values(configs[0]), to_values(config)
+        first["train"].pop("seed")
+        own["train"].pop("seed")
+        if first != own:
+            raise InputError("the artifacts were made with different configurations", str(entry.artifact), "package them separately")

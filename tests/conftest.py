@@ -1,0 +1,81 @@
+"""Fixtures every test may use: reference vectors, seeds, and models small enough for a CPU."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+
+from pgolf.core.model.config import ModelConfig
+from pgolf.core.model.gpt import GPT
+
+ROOT = Path(__file__).resolve().parent.parent
+GOLDEN = ROOT / "tests" / "golden"
+
+settings.register_profile("pgolf", deadline=None, max_examples=25, derandomize=True, database=None)
+settings.load_profile("pgolf")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with reference vectors and real data that lies beside the repository."""
+    path = ROOT.parent / "shared"
+    if not path.is_dir():
+        pytest.skip(f"needs the reference data in {path}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def oracle(request: pytest.FixtureRequest) -> Callable[[str], dict[str, np.ndarray]]:
+    """Name of an .npz file -> its arrays, from tests/golden, else from shared/oracles, else the test is skipped."""
+
+    def load(name: str) -> dict[str, np.ndarray]:
+        path = GOLDEN / name
+        if not path.is_file():
+            path = request.getfixturevalue("shared") / "oracles" / name
+        with np.load(path, allow_pickle=False) as file:
+            return {key: file[key] for key in file.files}
+
+    return load
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Global generators start equal in every test; tests that draw numbers use `rng` or a generator of their own."""
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """A seeded numpy generator."""
+    return np.random.default_rng(20240520)
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> ModelConfig:
+    """Three layers of width 16, grouped heads, 60 ids."""
+    return ModelConfig(vocab_size=60, num_layers=3, model_dim=16, num_heads=2, num_kv_heads=1)
+
+
+@pytest.fixture(scope="session")
+def make_model() -> Callable[..., GPT]:
+    """Config (and seed) -> a model whose every parameter is moved away from its start, so that no term drops out."""
+
+    def build(config: ModelConfig, seed: int = 0) -> GPT:
+        model = GPT(config, seed)
+        generator = torch.Generator().manual_seed(seed + 1)
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.add_(0.2 * torch.randn(weight.shape, generator=generator))
+        return model
+
+    return build
+
+
+@pytest.fixture
+def tiny_model(tiny_config: ModelConfig, make_model: Callable[..., GPT]) -> GPT:
+    """A fresh model of `tiny_config` in which every part has an effect."""
+    return make_model(tiny_config)
