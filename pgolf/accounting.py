@@ -37,8 +37,13 @@ class Size:
 
     def line(self) -> str:
         """One line for people."""
-        verdict = f"{self.headroom_bytes:,} bytes to spare" if self.headroom_bytes >= 0 else f"{-self.headroom_bytes:,} bytes OVER THE CAP"
-        return f"artifact {self.artifact_bytes:,} + code {self.code_bytes:,} = {self.total_bytes:,} of {self.cap_bytes:,} bytes, {verdict}"
+        verdict = (
+            f"{self.headroom_bytes:,} bytes to spare"
+            if self.headroom_bytes >= 0
+            else f"{-self.headroom_bytes:,} bytes OVER THE CAP"
+        )
+        parts = f"artifact {self.artifact_bytes:,} + code {self.code_bytes:,} = {self.total_bytes:,}"
+        return f"{parts} of {self.cap_bytes:,} bytes, {verdict}"
 
 
 def share(size: dict[str, Any]) -> float:

@@ -51,7 +51,8 @@ def selector(slot: str) -> str:
 def load(slot: str, name: str) -> type[Any]:
     """The class behind a name; KeyError for an unknown one."""
     module, _, cls = CATALOG[slot][name].partition(":")
-    return getattr(import_module(module), cls)
+    found: type[Any] = getattr(import_module(module), cls)
+    return found
 
 
 def name_of(slot: str, cls: type) -> str:

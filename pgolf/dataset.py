@@ -1,4 +1,4 @@
-"""A dataset directory: shards, tokenizer and manifest (spec: docs/formats.md), or published shards without a manifest."""
+"""A dataset directory (spec: docs/formats.md), or published shards without a manifest."""
 
 import hashlib
 from dataclasses import dataclass, field
@@ -46,13 +46,19 @@ class Dataset:
         """The SHA-256 of a shard; InputError if it is not the one in the manifest."""
         digest = sha256_file(path)
         if self.hashes and self.hashes.get(path.name) != digest:
-            raise InputError("the shard's SHA-256 is not the one in the manifest", str(path), "the shard is damaged or was replaced; make the dataset anew")
+            raise InputError(
+                "the shard's SHA-256 is not the one in the manifest",
+                str(path),
+                "the shard is damaged or was replaced; make the dataset anew",
+            )
         return digest
 
     def split(self, name: str) -> list[np.ndarray]:
         """The shards of a split, memory-mapped, hashes and id ranges checked. InputError if there are none."""
         if not self.shards.get(name):
-            raise InputError(f"the dataset has no {name} shards", str(self.folder), f"expected files like fineweb_{name}_000000.bin")
+            raise InputError(
+                f"the dataset has no {name} shards", str(self.folder), f"expected files like fineweb_{name}_000000.bin"
+            )
         for path in self.shards[name]:
             if self.hashes:
                 self.shard_hash(path)
@@ -76,7 +82,11 @@ def manifest_dataset(folder: Path, manifest: dict[str, Any]) -> Dataset:
     where = str(folder / "manifest.json")
     schema = manifest.get("schema")
     if schema != DATASET_SCHEMA:
-        raise InputError(f"schema {schema!r}, expected {DATASET_SCHEMA!r}", where, "this is no dataset manifest, or a newer pgolf wrote it")
+        raise InputError(
+            f"schema {schema!r}, expected {DATASET_SCHEMA!r}",
+            where,
+            "this is no dataset manifest, or a newer pgolf wrote it",
+        )
     try:
         source = Path(manifest["adopted_from"]) if manifest.get("adopted_from") else folder
         tokenizer_sha = str(manifest["tokenizer"]["sha256"])
@@ -91,7 +101,9 @@ def manifest_dataset(folder: Path, manifest: dict[str, Any]) -> Dataset:
             raise InputError(f"a {split} shard has a name that no shard may have", where, "make the dataset anew")
     tokenizer = read_bytes(folder / "tokenizer.model", MAX_TOKENIZER)
     if hashlib.sha256(tokenizer).hexdigest() != tokenizer_sha:
-        raise InputError("tokenizer.model is not the tokenizer that made the shards", str(folder), "restore it or tokenize anew")
+        raise InputError(
+            "tokenizer.model is not the tokenizer that made the shards", str(folder), "restore it or tokenize anew"
+        )
     paths = {split: [source / name for name in files] for split, files in names.items()}
     for path in (path for files in paths.values() for path in files):
         if not path.is_file():
@@ -100,7 +112,7 @@ def manifest_dataset(folder: Path, manifest: dict[str, Any]) -> Dataset:
 
 
 def find_tokenizer(folder: Path, vocab_size: int) -> Path:
-    """The tokenizer of published shards: beside them, or where the challenge keeps tokenizers. InputError if not found."""
+    """The tokenizer of published shards: beside them, or where the challenge keeps tokenizers; else InputError."""
     beside = sorted(folder.glob("*.model"))
     if len(beside) == 1:
         return beside[0]
@@ -117,14 +129,16 @@ def round_trips(tokenizer: Any, ids: np.ndarray) -> bool:
     pairs = list(zip(starts, starts[1:]))[:8]
     documents = [ids[start + 1 : stop].tolist() for start, stop in pairs] or [ids[1:2000].tolist()]
     same = sum(tokenizer.encode(tokenizer.decode(document)) == document for document in documents)
-    return same * 2 >= len(documents)
+    return bool(same * 2 >= len(documents))
 
 
 def adopt(folder: Path, tokenizer: Path | None, vocab_size: int) -> Dataset:
-    """Published shards without a manifest: structure, id range and a sample round trip are checked, and a warning kept."""
+    """Published shards without a manifest: checked for structure, ids and a sample round trip; leaves a warning."""
     shards = {split: list_shards(folder, split) for split in ("train", "val")}
     if not folder.is_dir() or not any(shards.values()):
-        raise InputError("no dataset: neither manifest.json nor token shards", str(folder), "make one with pgolf tokenize")
+        raise InputError(
+            "no dataset: neither manifest.json nor token shards", str(folder), "make one with pgolf tokenize"
+        )
     content = read_bytes(tokenizer or find_tokenizer(folder, vocab_size), MAX_TOKENIZER)
     processor = load_tokenizer(content, str(tokenizer or folder))
     dataset = Dataset(folder, content, processor.vocab_size(), shards)
@@ -132,9 +146,15 @@ def adopt(folder: Path, tokenizer: Path | None, vocab_size: int) -> Dataset:
         if shards[split]:
             sample = load_split(shards[split], dataset.vocab_size)[0]
             if not round_trips(processor, np.asarray(sample)):
-                raise InputError("the tokenizer does not belong to these shards: decoded documents encode to other ids", str(folder), "name the right one with --tokenizer")
+                raise InputError(
+                    "the tokenizer does not belong to these shards: decoded documents encode to other ids",
+                    str(folder),
+                    "name the right one with --tokenizer",
+                )
     strange = sorted(path.name for path in folder.glob("*.bin") if not SHARD_NAME.match(path.name))
-    dataset.warnings.append(f"{folder} has no manifest: shards were checked for structure, id range and a sample round trip only")
+    dataset.warnings.append(
+        f"{folder} has no manifest: shards were checked for structure, id range and a sample round trip only"
+    )
     if strange:
         dataset.warnings.append(f"{folder}: files that are no token shards were left out: {', '.join(strange)}")
     return dataset

@@ -33,12 +33,18 @@ def torch_is_safe() -> bool:
 def read_torch(blob: bytes, where: str) -> Any:
     """A torch file's objects; only tensors and plain containers are ever made. SetupError on a torch before 2.10."""
     if not torch_is_safe():
-        raise SetupError(f"torch {torch.__version__} cannot read foreign .pt files safely", where, "import with torch 2.10 or later, or convert the file to .safetensors")
+        raise SetupError(
+            f"torch {torch.__version__} cannot read foreign .pt files safely",
+            where,
+            "import with torch 2.10 or later, or convert the file to .safetensors",
+        )
     try:
         return torch.load(io.BytesIO(blob), map_location="cpu", weights_only=True)
     except Exception as error:
         reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else "unreadable"
-        raise InputError(f"torch's restricted reader refuses the file: {reason}", where, "only plain tensors can be imported") from None
+        raise InputError(
+            f"torch's restricted reader refuses the file: {reason}", where, "only plain tensors can be imported"
+        ) from None
 
 
 def inflate(blob: bytes, where: str) -> bytes:
@@ -65,7 +71,9 @@ def read_foreign(path: Path) -> dict[str, Any]:
         except SafetensorError as error:
             raise InputError(f"not a valid safetensors file: {error}", str(path)) from None
     if path.suffix not in (".pt", ".pth", ".ptz"):
-        raise InputError(f"{path.suffix or 'a file without suffix'} cannot be imported", str(path), "give .pt, .ptz or .safetensors")
+        raise InputError(
+            f"{path.suffix or 'a file without suffix'} cannot be imported", str(path), "give .pt, .ptz or .safetensors"
+        )
     found = read_torch(inflate(blob, str(path)) if path.suffix == ".ptz" else blob, str(path))
     if isinstance(found, dict) and isinstance(found.get("model"), dict):
         found = found["model"]
@@ -90,7 +98,11 @@ def infer_model(shapes: dict[str, tuple[int, ...]], where: str) -> dict[str, Any
         kv_rows = shapes["blocks.0.attn.c_k.weight"][0]
         hidden = shapes["blocks.0.mlp.fc.weight"][0]
     except (KeyError, ValueError):
-        raise InputError("the tensors are not those of a model pgolf knows", where, f"found for example {', '.join(sorted(shapes)[:3])}") from None
+        raise InputError(
+            "the tensors are not those of a model pgolf knows",
+            where,
+            f"found for example {', '.join(sorted(shapes)[:3])}",
+        ) from None
     values: dict[str, Any] = {
         "vocab_size": vocab,
         "num_layers": len(layers),
@@ -107,11 +119,15 @@ def check_known(config: ModelConfig, names: set[str], where: str) -> None:
     """InputError naming a tensor that the architecture does not have."""
     if unknown := sorted(names - {spec.name for spec in param_specs(config)}):
         raise InputError(
-            f"{len(unknown)} tensors belong to an architecture pgolf does not have yet, the first is {unknown[0]}", where, "only the naive baseline's family can be imported so far"
+            f"{len(unknown)} tensors belong to an architecture pgolf does not have yet, the first is {unknown[0]}",
+            where,
+            "only the naive baseline's family can be imported so far",
         )
 
 
-def import_weights(found: dict[str, Any], path: Path, preset: str, sets: list[str]) -> tuple[dict[str, Tensor], Resolved]:
+def import_weights(
+    found: dict[str, Any], path: Path, preset: str, sets: list[str]
+) -> tuple[dict[str, Tensor], Resolved]:
     """A float state dict and its configuration."""
     weights = {canonical(name): tensor.float() for name, tensor in found.items() if isinstance(tensor, Tensor)}
     resolved = infer({name: tuple(tensor.shape) for name, tensor in weights.items()}, path, preset, sets)
@@ -162,4 +178,11 @@ def import_file(path: Path, out: Path, preset: str, sets: list[str]) -> dict[str
         weights, resolved = import_weights(found, path, preset, sets)
         digest = save_checkpoint(out, weights, {"config": resolved.values, "step": 0, "imported_from": path.name})
         kind, parameters = "checkpoint", sum(tensor.numel() for tensor in weights.values())
-    return {"schema": "pgolf.import/1", "out": str(out), "kind": kind, "sha256": digest, "parameters": parameters, "model": resolved.values["model"]}
+    return {
+        "schema": "pgolf.import/1",
+        "out": str(out),
+        "kind": kind,
+        "sha256": digest,
+        "parameters": parameters,
+        "model": resolved.values["model"],
+    }

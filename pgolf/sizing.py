@@ -1,7 +1,7 @@
-"""Sizes before training: parameters per tensor and predicted artifact bytes, from the configuration alone, without torch.
+"""Sizes before training: parameters per tensor and predicted artifact bytes, without torch.
 
 Rows of weights are taken as Gaussian. An unsaturated uniform quantizer then spends a known entropy per weight (spec:
-quantization 2.4); what each compressor adds to it was measured on Gaussian codes (`python -m benchmarks.codec_overhead`).
+quantization 2.4); what each compressor adds was measured on Gaussian codes: `python -m benchmarks.codec_overhead`.
 """
 
 import math
@@ -19,10 +19,42 @@ from pgolf.core.quant.row_quantile import RowQuantile
 from pgolf.core.quant.sdclip import SdClip
 
 CODED_BITS = {
-    "zlib": ((2.406, 2.847), (2.704, 3.170), (3.328, 3.849), (4.220, 4.779), (4.715, 5.182), (6.106, 6.217), (7.350, 7.416)),
-    "lzma": ((2.406, 2.666), (2.704, 2.986), (3.328, 3.502), (4.220, 4.380), (4.715, 4.847), (6.106, 6.231), (7.350, 7.463)),
-    "brotli": ((2.406, 2.447), (2.704, 2.756), (3.328, 3.375), (4.220, 4.267), (4.715, 4.740), (6.106, 6.150), (7.350, 7.383)),
-    "zstd": ((2.406, 2.455), (2.704, 2.764), (3.328, 3.385), (4.220, 4.280), (4.715, 4.754), (6.106, 6.176), (7.350, 7.396)),
+    "zlib": (
+        (2.406, 2.847),
+        (2.704, 3.170),
+        (3.328, 3.849),
+        (4.220, 4.779),
+        (4.715, 5.182),
+        (6.106, 6.217),
+        (7.350, 7.416),
+    ),
+    "lzma": (
+        (2.406, 2.666),
+        (2.704, 2.986),
+        (3.328, 3.502),
+        (4.220, 4.380),
+        (4.715, 4.847),
+        (6.106, 6.231),
+        (7.350, 7.463),
+    ),
+    "brotli": (
+        (2.406, 2.447),
+        (2.704, 2.756),
+        (3.328, 3.375),
+        (4.220, 4.267),
+        (4.715, 4.740),
+        (6.106, 6.150),
+        (7.350, 7.383),
+    ),
+    "zstd": (
+        (2.406, 2.455),
+        (2.704, 2.764),
+        (3.328, 3.385),
+        (4.220, 4.280),
+        (4.715, 4.754),
+        (6.106, 6.176),
+        (7.350, 7.396),
+    ),
 }
 """(entropy, bits per weight as coded) of Gaussian codes at seven step sizes."""
 CODE_BYTES_GUESS = 15_000
@@ -112,7 +144,14 @@ def size_document(config: RunConfig, preset: str) -> dict[str, Any]:
         "artifact_bytes_low": round(size.artifact_bytes * (1 - width)),
         "artifact_bytes_high": round(size.artifact_bytes * (1 + width)),
         "tensors": [
-            {"name": row.spec.name, "shape": list(row.spec.shape), "parameters": row.spec.numel, "role": row.spec.role, "bits_per_weight": round(row.bits_per_weight, 3), "bytes": round(row.bytes)}
+            {
+                "name": row.spec.name,
+                "shape": list(row.spec.shape),
+                "parameters": row.spec.numel,
+                "role": row.spec.role,
+                "bits_per_weight": round(row.bits_per_weight, 3),
+                "bytes": round(row.bytes),
+            }
             for row in rows
         ],
     }

@@ -25,7 +25,7 @@ class Definition:
 
 @dataclass(frozen=True)
 class Core:
-    """All of pgolf.core, parsed: definitions by name, modules in dependency order, imports of other packages by name."""
+    """pgolf.core, parsed: definitions by name and in an order that runs, imports of other packages by name."""
 
     definitions: dict[str, Definition]
     order: tuple[Definition, ...]
@@ -40,7 +40,13 @@ class Strip(ast.NodeTransformer):
         self.generic_visit(node)
         node.returns = None
         arguments = node.args
-        for argument in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, arguments.vararg, arguments.kwarg):
+        for argument in (
+            *arguments.posonlyargs,
+            *arguments.args,
+            *arguments.kwonlyargs,
+            arguments.vararg,
+            arguments.kwarg,
+        ):
             if argument is not None:
                 argument.annotation = None
         return node
@@ -49,7 +55,9 @@ class Strip(ast.NodeTransformer):
         """A dataclass field keeps a dummy annotation, which is what makes it a field."""
         fields = is_dataclass_node(node)
         kept = [
-            ast.AnnAssign(item.target, ast.Constant(0), item.value, 1) if fields and isinstance(item, ast.AnnAssign) else self.visit(item)
+            ast.AnnAssign(item.target, ast.Constant(0), item.value, 1)
+            if fields and isinstance(item, ast.AnnAssign)
+            else self.visit(item)
             for item in node.body
         ]
         node.body = [item for item in kept if item is not None] or [ast.Pass()]
@@ -127,10 +135,14 @@ def parse_core() -> Core:
             stripped = Strip().visit(node)
             if stripped is None or not (names := bound_names(stripped)):
                 continue
-            definition = Definition(module, names, ast.fix_missing_locations(stripped), used_names(stripped) - set(names))
+            definition = Definition(
+                module, names, ast.fix_missing_locations(stripped), used_names(stripped) - set(names)
+            )
             for name in names:
                 if name in definitions or hasattr(builtins, name):
-                    raise PgolfError(f"{name} of {module} is defined elsewhere too", "pgolf.core", "top-level names must be unique")
+                    raise PgolfError(
+                        f"{name} of {module} is defined elsewhere too", "pgolf.core", "top-level names must be unique"
+                    )
                 definitions[name] = definition
             order.append(definition)
     return Core(definitions, tuple(order), externals)
@@ -144,7 +156,9 @@ def add_external(externals: dict[str, ast.stmt], node: ast.Import | ast.ImportFr
         name = alias.asname or alias.name.split(".")[0]
         single = ast.ImportFrom(node.module, [alias], 0) if isinstance(node, ast.ImportFrom) else ast.Import([alias])
         if name in externals and ast.dump(externals[name]) != ast.dump(single):
-            raise PgolfError(f"{name} is imported as two different things", module, "an alias must mean the same everywhere in core")
+            raise PgolfError(
+                f"{name} is imported as two different things", module, "an alias must mean the same everywhere in core"
+            )
         externals[name] = single
 
 

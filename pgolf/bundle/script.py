@@ -58,7 +58,7 @@ def with_constants(definition: Definition, configured: frozenset[str]) -> Defini
 
 
 def needed(core: Core, roots: frozenset[str], configured: frozenset[str]) -> list[Definition]:
-    """Reachable definitions with the configuration classes simplified first, so that unused defaults pull nothing in."""
+    """Reachable definitions; configuration classes are simplified first, so that unused defaults pull nothing in."""
     slim = {id(d): with_constants(d, configured) for d in core.order}
     definitions = {name: slim[id(d)] for name, d in core.definitions.items()}
     return reach(Core(definitions, tuple(slim[id(d)] for d in core.order), core.externals), roots)
@@ -84,7 +84,12 @@ def minify(source: str) -> str:
 
     return str(
         python_minifier.minify(
-            source, remove_literal_statements=True, rename_locals=False, rename_globals=False, hoist_literals=False, combine_imports=True
+            source,
+            remove_literal_statements=True,
+            rename_locals=False,
+            rename_globals=False,
+            hoist_literals=False,
+            combine_imports=True,
         )
     )
 
@@ -105,15 +110,23 @@ def pack(minified: str) -> bytes:
     """The counted file: raw LZMA2 in a Latin-1 literal and a stub that runs it with readable tracebacks."""
     best = b""
     for lc, lp, pb in ((3, 0, 0), (4, 0, 0), (2, 0, 0), (3, 0, 2)):
-        chain = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": lc, "lp": lp, "pb": pb, "dict_size": 1 << 20}]
+        chain = [
+            {
+                "id": lzma.FILTER_LZMA2,
+                "preset": 9 | lzma.PRESET_EXTREME,
+                "lc": lc,
+                "lp": lp,
+                "pb": pb,
+                "dict_size": 1 << 20,
+            }
+        ]
         coded = lzma.compress(minified.encode(), lzma.FORMAT_RAW, filters=chain)
         literal = latin1_literal(coded)
         if not best or len(literal) < len(best):
             best = literal
     head = b"#coding:latin-1\nimport lzma,linecache as l\ns=lzma.decompress("
-    tail = (
-        b'.encode("latin-1"),3,None,[{"id":33}]).decode()\nl.cache["pgolf"]=len(s),None,s.splitlines(1),"pgolf"\nexec(compile(s,"pgolf","exec"))\n'
-    )
+    tail = b'.encode("latin-1"),3,None,[{"id":33}]).decode()\n'
+    tail += b'l.cache["pgolf"]=len(s),None,s.splitlines(1),"pgolf"\nexec(compile(s,"pgolf","exec"))\n'
     return head + best + tail
 
 
@@ -122,7 +135,9 @@ def unpack(packed: bytes) -> str:
     tree = ast.parse(packed)
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and len(node.value) > 256:
-            return lzma.decompress(node.value.encode("latin-1"), lzma.FORMAT_RAW, None, [{"id": lzma.FILTER_LZMA2}]).decode()
+            return lzma.decompress(
+                node.value.encode("latin-1"), lzma.FORMAT_RAW, None, [{"id": lzma.FILTER_LZMA2}]
+            ).decode()
     raise PgolfError("the packed script holds no source")
 
 

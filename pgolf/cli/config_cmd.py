@@ -34,11 +34,19 @@ def show(
     from pgolf.core.errors import ConfigError
 
     resolved = resolve(preset, sets or [])
-    flat = {key: value for key, value in flatten(resolved.values).items() if f"{key}.".startswith(f"{section}." if section else "")}
+    flat = {
+        key: value
+        for key, value in flatten(resolved.values).items()
+        if f"{key}.".startswith(f"{section}." if section else "")
+    }
     if not flat:
-        raise ConfigError(f"there is no key or section {section!r}", "config show", f"sections are {', '.join(resolved.values)}")
+        raise ConfigError(
+            f"there is no key or section {section!r}", "config show", f"sections are {', '.join(resolved.values)}"
+        )
     if as_json:
-        print_json({"schema": "pgolf.config/1", "preset": preset, "config": resolved.values, "origins": resolved.origins})
+        print_json(
+            {"schema": "pgolf.config/1", "preset": preset, "config": resolved.values, "origins": resolved.origins}
+        )
         return
     if explain:
         from pgolf.config.describe import key_help
@@ -46,7 +54,11 @@ def show(
         helps = key_help(resolved.config)
         table("", ["key", "value", "meaning"], [[key, repr(value), helps.get(key, "")] for key, value in flat.items()])
     else:
-        table("", ["key", "value", "from"], [[key, repr(value), resolved.origins.get(key, "")] for key, value in flat.items()])
+        table(
+            "",
+            ["key", "value", "from"],
+            [[key, repr(value), resolved.origins.get(key, "")] for key, value in flat.items()],
+        )
     if not preset:
         note("Presets: " + "; ".join(f"{name} ({preset_description(name)})" for name in preset_names()))
 
@@ -68,7 +80,9 @@ def diff(
     keys = [*left, *(key for key in right if key not in left)]
     rows = [[key, left.get(key), right.get(key)] for key in keys if left.get(key) != right.get(key)]
     if as_json:
-        print_json({"schema": "pgolf.config-diff/1", "changed": {key: {"before": old, "after": new} for key, old, new in rows}})
+        print_json(
+            {"schema": "pgolf.config-diff/1", "changed": {key: {"before": old, "after": new} for key, old, new in rows}}
+        )
     else:
         table("", ["key", before, after], [[str(key), shown(old), shown(new)] for key, old, new in rows])
 
@@ -86,7 +100,11 @@ def techniques(as_json: options.Json = False) -> None:
     if as_json:
         print_json({"schema": "pgolf.techniques/1", "techniques": rows})
     else:
-        table("", ["key", "name", "what it does", "source"], [[row["key"], row["name"], row["summary"], row["source"]] for row in rows])
+        table(
+            "",
+            ["key", "name", "what it does", "source"],
+            [[row["key"], row["name"], row["summary"], row["source"]] for row in rows],
+        )
 
 
 def doctor(as_json: options.Json = False) -> None:
@@ -98,7 +116,14 @@ def doctor(as_json: options.Json = False) -> None:
     if as_json:
         print_json({"schema": "pgolf.doctor/1", "ok": not missing, "checks": rows})
     else:
-        table("", ["", "what", "found", "remedy"], [["ok" if row["ok"] else "MISSING" if row["required"] else "-", row["name"], row["found"], row["fix"]] for row in rows])
+        table(
+            "",
+            ["", "what", "found", "remedy"],
+            [
+                ["ok" if row["ok"] else "MISSING" if row["required"] else "-", row["name"], row["found"], row["fix"]]
+                for row in rows
+            ],
+        )
     if missing:
         from pgolf.core.errors import SetupError
 

@@ -17,7 +17,12 @@ def register(app: typer.Typer) -> None:
 
 
 def size(
-    target: Annotated[str, typer.Argument(metavar="PRESET|FILE|DIR", help="A preset (predicted), a model file or a submission folder (exact).")],
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="PRESET|FILE|DIR", help="A preset (predicted), a model file or a submission folder (exact)."
+        ),
+    ],
     sets: options.Sets = None,
     as_json: options.Json = False,
 ) -> None:
@@ -43,7 +48,11 @@ def size(
     if document["headroom_bytes"] < 0:
         from pgolf.core.errors import RuleError
 
-        raise RuleError(f"{-document['headroom_bytes']:,} bytes over the cap of {document['cap_bytes']:,}", target, "fewer bits, a coarser step or a smaller model")
+        raise RuleError(
+            f"{-document['headroom_bytes']:,} bytes over the cap of {document['cap_bytes']:,}",
+            target,
+            "fewer bits, a coarser step or a smaller model",
+        )
 
 
 def exact_size(path: Path) -> dict[str, Any]:
@@ -58,17 +67,40 @@ def show_size(document: dict[str, Any]) -> None:
     from pgolf.accounting import Size
 
     if "tensors" in document:
-        rows = [[t["name"], "x".join(map(str, t["shape"])), f"{t['parameters']:,}", t["role"], f"{t['bits_per_weight']:.2f}", f"{t['bytes']:,}"] for t in document["tensors"]]
+        rows = [
+            [
+                t["name"],
+                "x".join(map(str, t["shape"])),
+                f"{t['parameters']:,}",
+                t["role"],
+                f"{t['bits_per_weight']:.2f}",
+                f"{t['bytes']:,}",
+            ]
+            for t in document["tensors"]
+        ]
         table("", ["tensor", "shape", "parameters", "role", "bits", "bytes"], rows, right=(2, 4, 5))
         note(f"{document['parameters']:,} parameters")
-        note(f"predicted artifact {document['artifact_bytes']:,} bytes, between {document['artifact_bytes_low']:,} and {document['artifact_bytes_high']:,}")
+        note(
+            f"predicted artifact {document['artifact_bytes']:,} bytes, "
+            f"between {document['artifact_bytes_low']:,} and {document['artifact_bytes_high']:,}"
+        )
     else:
-        table("", ["file", "counts as", "bytes"], [[f["file"], f["counts_as"], f"{f['bytes']:,}"] for f in document["files"]], right=(2,))
+        table(
+            "",
+            ["file", "counts as", "bytes"],
+            [[f["file"], f["counts_as"], f"{f['bytes']:,}"] for f in document["files"]],
+            right=(2,),
+        )
     note(Size(document["artifact_bytes"], document["code_bytes"], document["cap_bytes"]).line())
 
 
 def inspect(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Checkpoint, quantized model, artifact, shard, dataset directory or score document.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE", help="Checkpoint, quantized model, artifact, shard, dataset directory or score document."
+        ),
+    ],
     as_json: options.Json = False,
 ) -> None:
     """What a file holds, after verifying it.
@@ -100,7 +132,10 @@ def cell(value: Any) -> str:
 
 def import_model(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A .pt, .ptz or .safetensors state dict.")],
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Checkpoint (or, for int8 archives, quantized model) to write.")],
+    out: Annotated[
+        Path,
+        typer.Option("--out", metavar="FILE", help="Checkpoint (or, for int8 archives, quantized model) to write."),
+    ],
     preset: options.Preset = "",
     sets: options.Sets = None,
     as_json: options.Json = False,
@@ -114,7 +149,12 @@ def import_model(
 
     if dry_run:
         found = read_foreign(file)
-        document = {"schema": "pgolf.plan/1", "command": "import", "out": str(out), "entries": len(found)}
+        document: dict[str, Any] = {
+            "schema": "pgolf.plan/1",
+            "command": "import",
+            "out": str(out),
+            "entries": len(found),
+        }
         if as_json:
             print_json(document)
         else:
@@ -125,4 +165,7 @@ def import_model(
         print_json(document)
     else:
         model = document["model"]
-        note(f"{out}: {document['kind']}, {document['parameters']:,} parameters, {model['num_layers']} layers of width {model['model_dim']}, vocabulary {model['vocab_size']}")
+        note(
+            f"{out}: {document['kind']}, {document['parameters']:,} parameters, {model['num_layers']} layers "
+            f"of width {model['model_dim']}, vocabulary {model['vocab_size']}"
+        )

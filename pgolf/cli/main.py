@@ -3,8 +3,6 @@
 import contextlib
 import os
 import sys
-import tempfile
-import traceback
 from typing import Any
 
 import typer
@@ -14,7 +12,10 @@ from pgolf.cli import config_cmd, inspect_cmd, package_cmd, run_cmd, score_cmd, 
 from pgolf.cli.output import print_json
 from pgolf.core.errors import PgolfError
 
-EPILOG = "Exit codes: 0 ok · 1 a bug in pgolf · 2 usage · 3 bad input · 4 a limit or rule · 5 something missing · 6 disk or network · 7 locked · 130, 143 interrupted"
+EPILOG = (
+    "Exit codes: 0 ok · 1 a bug in pgolf · 2 usage · 3 bad input · 4 a limit or rule · 5 something missing · "
+    "6 disk or network · 7 locked · 130, 143 interrupted"
+)
 
 app = typer.Typer(
     name="pgolf",
@@ -33,7 +34,9 @@ def show_version(value: bool) -> None:
 
 
 @app.callback()
-def root(version: bool = typer.Option(False, "--version", callback=show_version, is_eager=True, help="Print the version.")) -> None:
+def root(
+    version: bool = typer.Option(False, "--version", callback=show_version, is_eager=True, help="Print the version."),
+) -> None:
     """Train, quantize, compress, score and package tiny language models for parameter golf."""
 
 
@@ -45,13 +48,22 @@ def report_error(error: PgolfError, as_json: bool) -> int:
     """One line on standard error, and the JSON error document if asked for; returns the exit code."""
     print(f"error: {error}", file=sys.stderr)
     if as_json:
-        parts = {"code": error.exit_code, "kind": type(error).__name__, "what": error.what, "where": error.where, "fix": error.fix}
+        parts = {
+            "code": error.exit_code,
+            "kind": type(error).__name__,
+            "what": error.what,
+            "where": error.where,
+            "fix": error.fix,
+        }
         print_json({"schema": "pgolf.error/1", "error": parts})
     return error.exit_code
 
 
 def report_bug(error: BaseException) -> int:
     """Save the traceback of a bug and say where it is."""
+    import tempfile
+    import traceback
+
     handle, path = tempfile.mkstemp(prefix="pgolf-crash-", suffix=".txt")
     with os.fdopen(handle, "w") as file:
         file.write("".join(traceback.format_exception(error)))

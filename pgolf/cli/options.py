@@ -5,13 +5,52 @@ from typing import Annotated
 
 import typer
 
-Preset = Annotated[str, typer.Option("--preset", help="Named preset, or the path of a TOML file. See pgolf config show.", rich_help_panel="Configuration")]
-Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one value by its dotted key; repeatable.", rich_help_panel="Configuration")]
-Seed = Annotated[int | None, typer.Option("--seed", help="Seed of the initial weights (train.seed).", rich_help_panel="Configuration")]
+Preset = Annotated[
+    str,
+    typer.Option(
+        "--preset",
+        help="Named preset, or the path of a TOML file. See pgolf config show.",
+        rich_help_panel="Configuration",
+    ),
+]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override one value by its dotted key; repeatable.",
+        rich_help_panel="Configuration",
+    ),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option("--seed", help="Seed of the initial weights (train.seed).", rich_help_panel="Configuration"),
+]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.", rich_help_panel="Running")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, everything else on standard error.", rich_help_panel="Running")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything and say what would be done, but do nothing.", rich_help_panel="Running")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings and errors on standard error.", rich_help_panel="Running")]
-Force = Annotated[bool, typer.Option("--force", help="Do it again even if the output is up to date.", rich_help_panel="Running")]
-Tokenizer = Annotated[Path | None, typer.Option("--tokenizer", metavar="FILE", help="SentencePiece model; found beside the shards if left out.")]
-Data = Annotated[Path, typer.Option("--data", metavar="DIR", help="Dataset directory: made by pgolf tokenize, or published shards.")]
+Json = Annotated[
+    bool,
+    typer.Option(
+        "--json",
+        help="One JSON document on standard output, everything else on standard error.",
+        rich_help_panel="Running",
+    ),
+]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", help="Check everything and say what would be done, but do nothing.", rich_help_panel="Running"
+    ),
+]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Only warnings and errors on standard error.", rich_help_panel="Running")
+]
+Force = Annotated[
+    bool, typer.Option("--force", help="Do it again even if the output is up to date.", rich_help_panel="Running")
+]
+Tokenizer = Annotated[
+    Path | None,
+    typer.Option("--tokenizer", metavar="FILE", help="SentencePiece model; found beside the shards if left out."),
+]
+Data = Annotated[
+    Path, typer.Option("--data", metavar="DIR", help="Dataset directory: made by pgolf tokenize, or published shards.")
+]

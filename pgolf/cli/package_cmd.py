@@ -17,7 +17,10 @@ def register(app: typer.Typer) -> None:
 def package_submission(
     artifacts: Annotated[list[Path], typer.Argument(metavar="ARTIFACT...", help="Artifacts, one per seed.")],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Submission folder to make.")],
-    data: Annotated[Path | None, typer.Option("--data", metavar="DIR", help="Dataset to score or prove on; the score's own if left out.")] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", metavar="DIR", help="Dataset to score or prove on; the score's own if left out."),
+    ] = None,
     name: Annotated[str, typer.Option("--name", help="Title of the submission (package.name).")] = "",
     author: Annotated[str, typer.Option("--author", help="Display name of the author (package.author).")] = "",
     track: Annotated[str, typer.Option("--track", help="10min_16mb or non_record_16mb (package.track).")] = "",
@@ -57,7 +60,13 @@ def package_submission(
     if as_json:
         print_json(document)
         return
-    note(("unchanged, nothing to do: " if document["fresh"] else "") + f"{out}: {document['name']}, {document['val_bpb']:.6f} BPB")
+    note(
+        ("unchanged, nothing to do: " if document["fresh"] else "")
+        + f"{out}: {document['name']}, {document['val_bpb']:.6f} BPB"
+    )
     note(Size(document["artifact_bytes"], document["code_bytes"], document["cap_bytes"]).line())
     for seed, proof in document["proof"].items():
-        note(f"seed {seed}: the script alone scores {proof['bpb']:.8f} BPB" + (", equal bit for bit" if proof["identical"] else ""))
+        note(
+            f"seed {seed}: the script alone scores {proof['bpb']:.8f} BPB"
+            + (", equal bit for bit" if proof["identical"] else "")
+        )

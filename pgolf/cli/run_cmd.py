@@ -15,14 +15,36 @@ def register(app: typer.Typer) -> None:
 
 
 def run(
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Everything the run makes goes below this directory.")],
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Everything the run makes goes below this directory.")
+    ],
     preset: options.Preset = "demo",
-    data: Annotated[Path | None, typer.Option("--data", metavar="DIR", help="Published shards or a dataset directory, instead of text.")] = None,
-    text: Annotated[list[Path] | None, typer.Option("--text", metavar="FILE", help="Text to train on (.txt, .jsonl, directories); repeatable. Without it: Python's own documentation.")] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", metavar="DIR", help="Published shards or a dataset directory, instead of text."),
+    ] = None,
+    text: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--text",
+            metavar="FILE",
+            help="Text to train on (.txt, .jsonl, directories); repeatable. Without it: Python's own documentation.",
+        ),
+    ] = None,
     tokenizer: options.Tokenizer = None,
-    first: Annotated[str, typer.Option("--from", metavar="STAGE", help="Start at this stage and run it again even if it is up to date.")] = "",
+    first: Annotated[
+        str,
+        typer.Option("--from", metavar="STAGE", help="Start at this stage and run it again even if it is up to date."),
+    ] = "",
     last: Annotated[str, typer.Option("--until", metavar="STAGE", help="Stop after this stage.")] = "",
-    require: Annotated[list[str] | None, typer.Option("--require", metavar="STAGE.FIGURE<=X", help="End with exit code 4 unless this holds after the stage; repeatable.")] = None,
+    require: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--require",
+            metavar="STAGE.FIGURE<=X",
+            help="End with exit code 4 unless this holds after the stage; repeatable.",
+        ),
+    ] = None,
     sets: options.Sets = None,
     seed: options.Seed = None,
     device: options.Device = "auto",
@@ -59,7 +81,9 @@ def run(
     reports = run_stages(pipeline, stages, requirements, bool(first))
     if as_json:
         rows = [report.document() for report in reports]
-        print_json({"schema": "pgolf.run/1", "out": str(out), "preset": preset, "stages": rows, "warnings": console.warnings})
+        print_json(
+            {"schema": "pgolf.run/1", "out": str(out), "preset": preset, "stages": rows, "warnings": console.warnings}
+        )
     else:
         show_table(out, reports)
 
@@ -71,7 +95,18 @@ def show_plan(out: Path, resolved: Any, stages: tuple[str, ...], checked: list[s
     rows, size, _ = predict(resolved.config)
     parameters = sum(row.spec.numel for row in rows)
     if as_json:
-        print_json({"schema": "pgolf.plan/1", "out": str(out), "stages": list(stages), "checked": checked, "parameters": parameters, "predicted": True, **size.document(), "config": resolved.values})
+        print_json(
+            {
+                "schema": "pgolf.plan/1",
+                "out": str(out),
+                "stages": list(stages),
+                "checked": checked,
+                "parameters": parameters,
+                "predicted": True,
+                **size.document(),
+                "config": resolved.values,
+            }
+        )
         return
     note(f"would run {', '.join(stages)} into {out}")
     note(f"checked: {'; '.join(checked)}")
@@ -80,11 +115,18 @@ def show_plan(out: Path, resolved: Any, stages: tuple[str, ...], checked: list[s
 
 def show_table(out: Path, reports: list[Any]) -> None:
     """The table at the end of a run."""
-    rows = [[r.stage, "up to date" if r.fresh else f"{r.seconds:.1f}", r.file, f"{r.bytes:,}", remark(r)] for r in reports]
+    rows = [
+        [r.stage, "up to date" if r.fresh else f"{r.seconds:.1f}", r.file, f"{r.bytes:,}", remark(r)] for r in reports
+    ]
     rows.append(["all", f"{sum(r.seconds for r in reports):.1f}", str(out), "", ""])
     table("", ["stage", "seconds", "file", "bytes", "result"], rows, right=(1, 3))
     by_stage = {report.stage: report.figures for report in reports}
-    labels = {"train": "float model", "quantize": "quantized model", "eval": "artifact, {method}", "ttt": "artifact after test-time training, {method}"}
+    labels = {
+        "train": "float model",
+        "quantize": "quantized model",
+        "eval": "artifact, {method}",
+        "ttt": "artifact after test-time training, {method}",
+    }
     for stage, label in labels.items():
         if stage in by_stage:
             note(f"BPB {by_stage[stage]['bpb']:.4f}  {label.format(method=by_stage[stage].get('method', ''))}")

@@ -8,8 +8,15 @@ import typer
 from pgolf.cli import options
 from pgolf.cli.output import note, print_json, table
 
-Model = Annotated[Path, typer.Argument(metavar="MODEL", help="Checkpoint, quantized model or artifact; the file says which.")]
-Out = Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write the score document here (score.json) and reuse it while it is up to date.")]
+Model = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="Checkpoint, quantized model or artifact; the file says which.")
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", metavar="FILE", help="Write the score document here (score.json) and reuse it while it is up to date."
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -59,7 +66,18 @@ def ttt(
 
 
 def score(
-    stage: str, path: Path, data: Path, out: Path | None, tokenizer: Path | None, preset: str, sets: list[str], force: bool, device: str, as_json: bool, dry_run: bool, quiet: bool
+    stage: str,
+    path: Path,
+    data: Path,
+    out: Path | None,
+    tokenizer: Path | None,
+    preset: str,
+    sets: list[str],
+    force: bool,
+    device: str,
+    as_json: bool,
+    dry_run: bool,
+    quiet: bool,
 ) -> None:
     """The body of both commands."""
     from pgolf.report.console import Console
@@ -72,7 +90,13 @@ def score(
         method = getattr(resolved.config, stage)
         targets = len(dataset.val_tokens()) - 1
         targets = min(targets, method.max_tokens or targets)
-        document = {"schema": "pgolf.plan/1", "command": stage, "targets": targets, "method": resolved.values[stage], "model": model.describe()}
+        document = {
+            "schema": "pgolf.plan/1",
+            "command": stage,
+            "targets": targets,
+            "method": resolved.values[stage],
+            "model": model.describe(),
+        }
         if as_json:
             print_json(document)
         else:
@@ -96,7 +120,10 @@ def show(document: dict[str, Any]) -> None:
         ["bytes", f"{score['bytes']:,}"],
         ["method", f"{method['name']} ({settings})"],
         ["model", f"{document['model']['kind']} {document['model']['path']}"],
-        ["seconds", f"{document['seconds']['score']:.1f}" + (" (nothing to do: unchanged)" if document["fresh"] else "")],
+        [
+            "seconds",
+            f"{document['seconds']['score']:.1f}" + (" (nothing to do: unchanged)" if document["fresh"] else ""),
+        ],
     ]
     if document["partial"]:
         rows.insert(1, ["partial", f"the first {document['share']:.1%} of the validation targets"])

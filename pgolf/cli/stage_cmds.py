@@ -16,9 +16,14 @@ def register(app: typer.Typer) -> None:
 
 
 def tokenize(
-    sources: Annotated[list[Path], typer.Argument(metavar="SOURCE...", help="Text: .txt, .jsonl (also .gz, .zst), directories.")],
+    sources: Annotated[
+        list[Path], typer.Argument(metavar="SOURCE...", help="Text: .txt, .jsonl (also .gz, .zst), directories.")
+    ],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Dataset directory to make.")],
-    tokenizer: Annotated[Path | None, typer.Option("--tokenizer", metavar="FILE", help="Use this SentencePiece model instead of training one.")] = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option("--tokenizer", metavar="FILE", help="Use this SentencePiece model instead of training one."),
+    ] = None,
     preset: options.Preset = "",
     sets: options.Sets = None,
     force: options.Force = False,
@@ -38,19 +43,42 @@ def tokenize(
         from pgolf.corpus.sources import expand
 
         files = [{"file": str(path), "bytes": path.stat().st_size} for path in expand(sources)]
-        plan(as_json, {"command": "tokenize", "out": str(out), "files": files}, f"would tokenize {len(files)} files into {out}")
+        plan(
+            as_json,
+            {"command": "tokenize", "out": str(out), "files": files},
+            f"would tokenize {len(files)} files into {out}",
+        )
         return
     from pgolf.stages.tokenize import tokenize as run_stage
 
     manifest = run_stage(sources, out, resolved.config, tokenizer, Console(quiet), force=force)
-    splits = {name: {key: value for key, value in split.items() if key != "shards"} | {"shards": len(split["shards"])} for name, split in manifest["splits"].items()}
-    document = {"schema": "pgolf.tokenize/1", "out": str(out), "fresh": manifest["fresh"], "vocab_size": manifest["vocab_size"], "tokenizer_sha256": manifest["tokenizer"]["sha256"], "splits": splits, "empty_documents": manifest["empty_documents"]}
+    splits = {
+        name: {key: value for key, value in split.items() if key != "shards"} | {"shards": len(split["shards"])}
+        for name, split in manifest["splits"].items()
+    }
+    document = {
+        "schema": "pgolf.tokenize/1",
+        "out": str(out),
+        "fresh": manifest["fresh"],
+        "vocab_size": manifest["vocab_size"],
+        "tokenizer_sha256": manifest["tokenizer"]["sha256"],
+        "splits": splits,
+        "empty_documents": manifest["empty_documents"],
+    }
     if as_json:
         print_json(document)
         return
-    note(up_to_date(manifest) + f"{out}: vocabulary of {manifest['vocab_size']}, {manifest['empty_documents']} empty documents left out")
+    note(
+        up_to_date(manifest)
+        + f"{out}: vocabulary of {manifest['vocab_size']}, {manifest['empty_documents']} empty documents left out"
+    )
     keys = ("documents", "tokens", "raw_bytes", "normalised_bytes", "charged_bytes", "shards")
-    table("", ["split", *keys], [[name, *(f"{split[key]:,}" for key in keys)] for name, split in splits.items()], right=(1, 2, 3, 4, 5, 6))
+    table(
+        "",
+        ["split", *keys],
+        [[name, *(f"{split[key]:,}" for key in keys)] for name, split in splits.items()],
+        right=(1, 2, 3, 4, 5, 6),
+    )
 
 
 def up_to_date(entry: dict[str, Any]) -> str:
@@ -116,7 +144,12 @@ def train(
             "predicted": True,
             **size.document(),
         }
-        plan(as_json, document, f"would train {parameters:,} parameters for {options_.iterations} steps of {options_.batch_tokens:,} tokens on {world.device} into {out}; predicted {size.line()}")
+        plan(
+            as_json,
+            document,
+            f"would train {parameters:,} parameters, {options_.iterations} steps of {options_.batch_tokens:,} tokens, "
+            f"on {world.device} into {out}; predicted {size.line()}",
+        )
         return
     entry = run_stage(dataset, out, resolved, world, console, fresh)
     if not world.leads:
@@ -124,9 +157,23 @@ def train(
         return
     figures = entry["figures"]
     if as_json:
-        print_json({"schema": "pgolf.train/1", "checkpoint": str(out / "checkpoint.safetensors"), "sha256": entry["sha256"], "fresh": entry["fresh"], **figures, "seconds": entry["seconds"], "warnings": console.warnings})
+        print_json(
+            {
+                "schema": "pgolf.train/1",
+                "checkpoint": str(out / "checkpoint.safetensors"),
+                "sha256": entry["sha256"],
+                "fresh": entry["fresh"],
+                **figures,
+                "seconds": entry["seconds"],
+                "warnings": console.warnings,
+            }
+        )
     else:
-        note(f"{up_to_date(entry)}{out / 'checkpoint.safetensors'}: {figures['parameters']:,} parameters, {figures['steps']} steps, val_loss {figures['val_loss']:.4f}, BPB {figures['bpb']:.4f} on {figures['val_tokens']:,} targets")
+        note(
+            f"{up_to_date(entry)}{out / 'checkpoint.safetensors'}: {figures['parameters']:,} parameters, "
+            f"{figures['steps']} steps, val_loss {figures['val_loss']:.4f}, "
+            f"BPB {figures['bpb']:.4f} on {figures['val_tokens']:,} targets"
+        )
     world.close()
 
 
@@ -135,7 +182,12 @@ def quantize(
     data: options.Data,
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Quantized model to write.")],
     tokenizer: options.Tokenizer = None,
-    hessians: Annotated[Path | None, typer.Option("--hessians", metavar="FILE", help="Where Hessians are kept; hessians.safetensors beside --out if left out.")] = None,
+    hessians: Annotated[
+        Path | None,
+        typer.Option(
+            "--hessians", metavar="FILE", help="Where Hessians are kept; hessians.safetensors beside --out if left out."
+        ),
+    ] = None,
     preset: options.Preset = "",
     sets: options.Sets = None,
     force: options.Force = False,
@@ -146,7 +198,7 @@ def quantize(
 ) -> None:
     """Weights to integer codes. Hessians are collected once per checkpoint and reused for every other bit width.
 
-    Example: pgolf quantize runs/a/checkpoint.safetensors --data data/mine --out runs/a/q5.safetensors --set quant.bits=5
+    Example: pgolf quantize runs/a/checkpoint.safetensors --data data/mine --out q5.safetensors --set quant.bits=5
     """
     from pgolf.report.console import Console
     from pgolf.stages.inputs import model_and_data
@@ -158,16 +210,38 @@ def quantize(
         from pgolf.sizing import predict
 
         rows, size, _ = predict(resolved.config)
-        plan(as_json, {"command": "quantize", "out": str(out), "predicted": True, **size.document()}, f"would quantize {sum(r.spec.numel for r in rows):,} parameters into {out}; predicted {size.line()}")
+        plan(
+            as_json,
+            {"command": "quantize", "out": str(out), "predicted": True, **size.document()},
+            f"would quantize {sum(r.spec.numel for r in rows):,} parameters into {out}; predicted {size.line()}",
+        )
         return
     entry = run_stage(checkpoint, dataset, out, resolved, device, console, hessians, force)
     figures = entry["figures"]
     if as_json:
-        print_json({"schema": "pgolf.quantize/1", "out": str(out), "sha256": entry["sha256"], "bytes": entry["bytes"], "fresh": entry["fresh"], **figures, "seconds": entry["seconds"]})
+        print_json(
+            {
+                "schema": "pgolf.quantize/1",
+                "out": str(out),
+                "sha256": entry["sha256"],
+                "bytes": entry["bytes"],
+                "fresh": entry["fresh"],
+                **figures,
+                "seconds": entry["seconds"],
+            }
+        )
         return
-    note(f"{up_to_date(entry)}{out}: {figures['method']}, {figures['quantized_weights']:,} weights in {figures['quantized_tensors']} matrices at {figures['entropy_bits']:.3f} bits by entropy, {figures['kept_weights']:,} kept as floats")
+    note(
+        f"{up_to_date(entry)}{out}: {figures['method']}, {figures['quantized_weights']:,} weights in "
+        f"{figures['quantized_tensors']} matrices at {figures['entropy_bits']:.3f} bits by entropy, "
+        f"{figures['kept_weights']:,} kept as floats"
+    )
     if "hessians" in entry["seconds"] and not entry["fresh"]:
-        note("Hessians came from the cache" if figures["hessians_cached"] else f"Hessians collected in {entry['seconds']['hessians']:.1f} s and kept")
+        note(
+            "Hessians came from the cache"
+            if figures["hessians_cached"]
+            else f"Hessians collected in {entry['seconds']['hessians']:.1f} s and kept"
+        )
 
 
 def compress(
@@ -195,12 +269,25 @@ def compress(
         from pgolf.sizing import predict
 
         _, size, _ = predict(resolved.config)
-        plan(as_json, {"command": "compress", "out": str(out), "predicted": True, **size.document()}, f"would write {out}; predicted {size.line()}")
+        plan(
+            as_json,
+            {"command": "compress", "out": str(out), "predicted": True, **size.document()},
+            f"would write {out}; predicted {size.line()}",
+        )
         return
     entry = run_stage(quantized, out, resolved, Console(quiet), force)
     figures = entry["figures"]
     if as_json:
-        print_json({"schema": "pgolf.compress/1", "out": str(out), "sha256": entry["sha256"], "fresh": entry["fresh"], **figures, "seconds": entry["seconds"]})
+        print_json(
+            {
+                "schema": "pgolf.compress/1",
+                "out": str(out),
+                "sha256": entry["sha256"],
+                "fresh": entry["fresh"],
+                **figures,
+                "seconds": entry["seconds"],
+            }
+        )
     else:
         size = Size(figures["artifact_bytes"], figures["code_bytes"], figures["cap_bytes"])
         note(f"{up_to_date(entry)}{out}: {size.line()}")

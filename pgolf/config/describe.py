@@ -22,7 +22,11 @@ def class_docs(module: str) -> dict[str, dict[str, str]]:
         if isinstance(node, ast.ClassDef):
             docs[node.name] = {"": " ".join((ast.get_docstring(node) or "").split())}
             for item, after in zip(node.body, node.body[1:]):
-                if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and isinstance(after, ast.Expr):
+                if (
+                    isinstance(item, ast.AnnAssign)
+                    and isinstance(item.target, ast.Name)
+                    and isinstance(after, ast.Expr)
+                ):
                     docs[node.name][item.target.id] = " ".join(str(ast.literal_eval(after.value)).split())
     return docs
 
@@ -30,7 +34,9 @@ def class_docs(module: str) -> dict[str, dict[str, str]]:
 def field_doc(cls: type, name: str) -> str:
     """The docstring of a dataclass field, looked up through the base classes."""
     for base in cls.__mro__:
-        if base.__module__.startswith("pgolf.") and (text := class_docs(base.__module__).get(base.__name__, {}).get(name)):
+        if base.__module__.startswith("pgolf.") and (
+            text := class_docs(base.__module__).get(base.__name__, {}).get(name)
+        ):
             return text
     return ""
 
@@ -73,5 +79,12 @@ def technique_rows() -> list[dict[str, str]]:
         for name in choices:
             text = class_doc(load(slot, name))
             match = re.search(r"\s*Source: (.*?)\.?$", text)
-            rows.append({"key": keys[slot], "name": name, "summary": text[: match.start()] if match else text, "source": match[1] if match else ""})
+            rows.append(
+                {
+                    "key": keys[slot],
+                    "name": name,
+                    "summary": text[: match.start()] if match else text,
+                    "source": match[1] if match else "",
+                }
+            )
     return rows

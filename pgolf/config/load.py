@@ -61,9 +61,13 @@ def preset_description(name: str) -> str:
 
 
 def resolve(
-    preset: str = "", sets: list[str] | None = None, stored: dict[str, Any] | None = None, stored_name: str = "input file", seed: int | None = None
+    preset: str = "",
+    sets: list[str] | None = None,
+    stored: dict[str, Any] | None = None,
+    stored_name: str = "input file",
+    seed: int | None = None,
 ) -> Resolved:
-    """Merge a configuration stored in an input file, a preset, and --set assignments. ConfigError names key and source."""
+    """Merge a configuration stored in an input file, a preset, --set and --seed. ConfigError names key and source."""
     layers = [Layer(stored_name, stored)] if stored else []
     layers += read_preset(preset) if preset else []
     layers += [Layer(f"--set {text}", parse_set(text)) for text in sets or []]

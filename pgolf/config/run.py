@@ -31,15 +31,21 @@ class TokenizeConfig:
 
     def __post_init__(self) -> None:
         if self.transform != "none":
-            raise ConfigError(f"{self.transform!r} is not a known transform; there is only 'none' so far", "tokenize.transform")
+            raise ConfigError(
+                f"{self.transform!r} is not a known transform; there is only 'none' so far", "tokenize.transform"
+            )
         if self.split not in ("hash", "first"):
             raise ConfigError(f"{self.split!r} is neither hash nor first", "tokenize.split")
         if not 0 < self.val_share < 1:
             raise ConfigError(f"val_share must lie between 0 and 1, not {self.val_share}", "tokenize.val_share")
         if self.vocab_size > 65535:
-            raise ConfigError(f"vocab_size {self.vocab_size:,} does not fit uint16 shards; 65,535 at most", "tokenize.vocab_size")
+            raise ConfigError(
+                f"vocab_size {self.vocab_size:,} does not fit uint16 shards; 65,535 at most", "tokenize.vocab_size"
+            )
         if self.val_docs < 1 or self.shard_tokens < 1 or self.threads < 0 or self.vocab_size < 0:
-            raise ConfigError("val_docs and shard_tokens must be at least 1, threads and vocab_size not negative", "tokenize")
+            raise ConfigError(
+                "val_docs and shard_tokens must be at least 1, threads and vocab_size not negative", "tokenize"
+            )
         if not 0 < self.character_coverage <= 1:
             raise ConfigError("character_coverage must lie in (0, 1]", "tokenize.character_coverage")
 

@@ -85,7 +85,9 @@ class Builder:
                 if key in layer:
                     name = str(layer[key])
                     if name not in CATALOG[slot]:
-                        raise ConfigError(f"unknown {key} {name!r}", join(path, key), nearest(name, list(CATALOG[slot])))
+                        raise ConfigError(
+                            f"unknown {key} {name!r}", join(path, key), nearest(name, list(CATALOG[slot]))
+                        )
                     since = index
             if since >= 0:
                 chosen = load(slot, str(values[since][key]))
@@ -97,11 +99,13 @@ class Builder:
             for key in layer:
                 if key not in fields and not (slot and (key == selector(slot) or index < since)):
                     raise ConfigError(
-                        f"unknown key {join(path, key)} in {self.layers[index].name}", "configuration", nearest(key, list(fields))
+                        f"unknown key {join(path, key)} in {self.layers[index].name}",
+                        "configuration",
+                        nearest(key, list(fields)),
                     )
         return cls(**{name: self.field(field, getattr(default, name), values, path) for name, field in fields.items()})
 
-    def field(self, field: dataclasses.Field, default: Any, values: list[dict[str, Any]], path: str) -> Any:
+    def field(self, field: dataclasses.Field[Any], default: Any, values: list[dict[str, Any]], path: str) -> Any:
         """The value of one field."""
         full, slot = join(path, field.name), slot_of(field.type)
         if slot or dataclasses.is_dataclass(default):
@@ -151,9 +155,8 @@ def parse_set(assignment: str) -> dict[str, Any]:
     key, equals, value = assignment.partition("=")
     if not equals or not all(part.isidentifier() for part in key.strip().split(".")):
         raise ConfigError(f"{assignment!r} is not of the form dotted.key=value", "--set")
-    nested: Any = Text(value.strip())
-    for part in reversed(key.strip().split(".")):
+    *parents, last = key.strip().split(".")
+    nested: dict[str, Any] = {last: Text(value.strip())}
+    for part in reversed(parents):
         nested = {part: nested}
     return nested
-
-

@@ -48,7 +48,9 @@ def manifest_bytes(model: QuantizedModel) -> bytes:
 
 def pack_container(sections: list[tuple[int, int, int, bytes]]) -> bytes:
     """Header and bodies of sections (id, codec id, raw length, stored bytes)."""
-    header = b"".join(SECTION.pack(ident, codec, len(body), raw, zlib.crc32(body)) for ident, codec, raw, body in sections)
+    header = b"".join(
+        SECTION.pack(ident, codec, len(body), raw, zlib.crc32(body)) for ident, codec, raw, body in sections
+    )
     prelude = PRELUDE.pack(ARTIFACT_MAGIC, ARTIFACT_VERSION, 0, len(sections), len(header))
     checksum = struct.pack("<I", zlib.crc32(header, zlib.crc32(prelude)))
     return prelude + checksum + header + b"".join(body for *_, body in sections)
@@ -64,7 +66,9 @@ def encode_artifact(model: QuantizedModel, codec: Codec, info: bytes) -> bytes:
             raw.setdefault(SCALES, []).append(tensor.scale.numpy().astype("<f2").tobytes())
         else:
             half = tensor.dtype == torch.float16
-            raw.setdefault(FLOAT16 if half else FLOAT32, []).append(tensor.numpy().astype("<f2" if half else "<f4").tobytes())
+            raw.setdefault(FLOAT16 if half else FLOAT32, []).append(
+                tensor.numpy().astype("<f2" if half else "<f4").tobytes()
+            )
     sections = []
     for ident, pieces in raw.items():
         plain = b"".join(pieces)
@@ -83,15 +87,23 @@ def read_sections(blob: bytes, codecs: Mapping[int, Codec], where: str, only: in
     magic, version, flags, count, header_len = PRELUDE.unpack_from(blob)
     need(magic == ARTIFACT_MAGIC, f"magic {magic!r}, expected {ARTIFACT_MAGIC!r}")
     if version > ARTIFACT_VERSION:
-        raise InputError(f"artifact version {version}, this pgolf reads up to {ARTIFACT_VERSION}", where, "install a newer pgolf")
+        raise InputError(
+            f"artifact version {version}, this pgolf reads up to {ARTIFACT_VERSION}", where, "install a newer pgolf"
+        )
     need(version == ARTIFACT_VERSION, f"artifact version {version} does not exist")
-    need(count <= MAX_SECTIONS and header_len <= MAX_HEADER and header_len == count * SECTION.size, "the section table is malformed")
+    need(
+        count <= MAX_SECTIONS and header_len <= MAX_HEADER and header_len == count * SECTION.size,
+        "the section table is malformed",
+    )
     need(len(blob) >= 16 + header_len, "the section table is cut off")
     checksum = zlib.crc32(blob[16 : 16 + header_len], zlib.crc32(blob[:12]))
     need(struct.unpack_from("<I", blob, 12)[0] == checksum, "header checksum mismatch")
     need(flags == 0, f"unknown flags {flags:#x}")
     table = [SECTION.unpack_from(blob, 16 + index * SECTION.size) for index in range(count)]
-    need(16 + header_len + sum(entry[2] for entry in table) == len(blob), "section lengths do not add up to the file's length")
+    need(
+        16 + header_len + sum(entry[2] for entry in table) == len(blob),
+        "section lengths do not add up to the file's length",
+    )
     need(sum(entry[3] for entry in table) <= MAX_RAW, "the sections decode to more than 512 MiB")
     need(len({entry[0] for entry in table}) == count, "a section occurs twice")
     found, at = {}, 16 + header_len
@@ -105,8 +117,10 @@ def read_sections(blob: bytes, codecs: Mapping[int, Codec], where: str, only: in
     return found
 
 
-def decode_artifact(blob: bytes, config: ModelConfig, codecs: Mapping[int, Codec], where: str = "artifact") -> QuantizedModel:
-    """The quantized model, bit for bit as it was encoded. InputError on any difference to `config` or to the stored hash."""
+def decode_artifact(
+    blob: bytes, config: ModelConfig, codecs: Mapping[int, Codec], where: str = "artifact"
+) -> QuantizedModel:
+    """The quantized model, bit for bit as encoded. InputError on any difference to `config` or to the stored hash."""
     sections = read_sections(blob, codecs, where)
     manifest, model = sections.pop(MANIFEST, b""), QuantizedModel(config)
     sections.pop(INFO, None)
@@ -116,7 +130,9 @@ def decode_artifact(blob: bytes, config: ModelConfig, codecs: Mapping[int, Codec
         start = cursors.get(ident, 0)
         stop = start + count * np.dtype(dtype).itemsize
         if stop > len(sections.get(ident, b"")):
-            raise InputError(f"section {ident} is too short", where, "the artifact does not belong to this configuration")
+            raise InputError(
+                f"section {ident} is too short", where, "the artifact does not belong to this configuration"
+            )
         cursors[ident] = stop
         values = np.frombuffer(sections[ident], dtype=dtype, count=count, offset=start)
         return torch.from_numpy(values.astype(np.dtype(dtype).newbyteorder("="))).view(shape)
@@ -129,17 +145,23 @@ def decode_artifact(blob: bytes, config: ModelConfig, codecs: Mapping[int, Codec
         name_id, kind, bits, ndim, *dims = entry.unpack_from(manifest, at)
         at += entry.size
         if name_id != index or ndim != len(spec.shape) or tuple(dims) != spec.shape:
-            raise InputError(f"the manifest does not fit at {spec.name}", where, "the artifact belongs to another configuration")
+            raise InputError(
+                f"the manifest does not fit at {spec.name}", where, "the artifact belongs to another configuration"
+            )
         if kind == KIND_CODES and spec.role != CONTROL and 2 <= bits <= 8:
             codes = take(CODES[spec.role], spec.numel, "i1", spec.shape)
             model.tensors[spec.name] = QTensor(codes, take(SCALES, spec.shape[0], "<f2", spec.shape[:1]), bits)
         elif kind in (KIND_F16, KIND_F32):
             half = kind == KIND_F16
-            model.tensors[spec.name] = take(FLOAT16 if half else FLOAT32, spec.numel, "<f2" if half else "<f4", spec.shape)
+            model.tensors[spec.name] = take(
+                FLOAT16 if half else FLOAT32, spec.numel, "<f2" if half else "<f4", spec.shape
+            )
         else:
             raise InputError(f"{spec.name} has kind {kind} with {bits} bits", where, "the artifact is damaged")
     if len(manifest) - at != 32 or any(cursors[ident] != len(body) for ident, body in sections.items()):
-        raise InputError("sections hold more than the configuration needs", where, "the artifact belongs to another configuration")
+        raise InputError(
+            "sections hold more than the configuration needs", where, "the artifact belongs to another configuration"
+        )
     model.check(where)
     if model.digest() != manifest[at:].hex():
         raise InputError("the decoded weights do not have the stored SHA-256", where, "the artifact is damaged")

@@ -38,7 +38,7 @@ class Score:
 
 @dataclass(frozen=True)
 class ByteTable:
-    """Per id: UTF-8 bytes of the piece without its leading mark (int64), whether it has the mark, whether it is a boundary."""
+    """Per id: UTF-8 bytes of the piece without its leading mark, whether it has one, whether it is a boundary."""
 
     base: np.ndarray
     lead: np.ndarray
@@ -63,7 +63,9 @@ def byte_table(tokenizer: Any, vocab_size: int) -> ByteTable:
         base[index] = 1 if tokenizer.is_byte(index) else len(piece.removeprefix("\u2581").encode())
     if not (lead & (base == 0)).any():
         raise InputError(
-            "the tokenizer has no bare space piece, so spaces would be charged three bytes", "tokenizer", "see issue #897; train another"
+            "the tokenizer has no bare space piece, so spaces would be charged three bytes",
+            "tokenizer",
+            "see issue #897; train another",
         )
     return ByteTable(base, lead, boundary)
 
@@ -75,4 +77,6 @@ def load_tokenizer(content: bytes, where: str) -> Any:
     try:
         return SentencePieceProcessor(model_proto=content)
     except (RuntimeError, ValueError) as error:
-        raise InputError(f"not a SentencePiece model: {error}", where, "give the .model file of the tokenizer") from None
+        raise InputError(
+            f"not a SentencePiece model: {error}", where, "give the .model file of the tokenizer"
+        ) from None

@@ -71,7 +71,9 @@ def pick_device(name: str, local_rank: int) -> torch.device:
         name = "cuda" if present else "cpu"
     if name.startswith("cuda"):
         if not present:
-            raise SetupError("no CUDA device was found", f"--device {name}", "use --device cpu, or install a CUDA build of torch")
+            raise SetupError(
+                "no CUDA device was found", f"--device {name}", "use --device cpu, or install a CUDA build of torch"
+            )
         index = int(name.partition(":")[2] or local_rank)
         if index >= torch.cuda.device_count():
             raise SetupError(f"there is no GPU number {index}; {torch.cuda.device_count()} found", f"--device {name}")

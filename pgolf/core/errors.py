@@ -1,12 +1,12 @@
 """The exception tree and its exit codes.
 
-    PgolfError          1  a bug in pgolf (never raised on purpose)
-    ├─ ConfigError      2  a wrong option, key or value
-    ├─ InputError       3  a file that is unreadable, corrupt or does not fit the others
-    ├─ RuleError        4  a limit or a rule is violated: bytes, seconds, legality, quality
-    ├─ SetupError       5  the machine lacks something: a GPU, a compiler, a package
-    ├─ StorageError     6  disk, permission, network
-    └─ LockedError      7  another process is at work on the same output
+PgolfError          1  a bug in pgolf (never raised on purpose)
+├─ ConfigError      2  a wrong option, key or value
+├─ InputError       3  a file that is unreadable, corrupt or does not fit the others
+├─ RuleError        4  a limit or a rule is violated: bytes, seconds, legality, quality
+├─ SetupError       5  the machine lacks something: a GPU, a compiler, a package
+├─ StorageError     6  disk, permission, network
+└─ LockedError      7  another process is at work on the same output
 """
 
 

@@ -22,10 +22,14 @@ def storage_error(error: OSError, path: Path, doing: str) -> PgolfError:
     """Translate an OSError met while `doing` something to `path` into the error a user should read."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         free = free_bytes(path)
-        return StorageError(f"no space left while {doing} {path.name}", str(path.parent), f"{free:,} bytes are free there")
+        return StorageError(
+            f"no space left while {doing} {path.name}", str(path.parent), f"{free:,} bytes are free there"
+        )
     if error.errno == errno.ENOENT and doing == "reading":
         return InputError("no such file", str(path), "check the path")
-    return StorageError(f"{doing} failed: {(error.strerror or str(error)).lower()}", str(path), "check the path and its permissions")
+    return StorageError(
+        f"{doing} failed: {(error.strerror or str(error)).lower()}", str(path), "check the path and its permissions"
+    )
 
 
 def free_bytes(path: Path) -> int:
@@ -108,8 +112,19 @@ def read_bytes(path: Path, max_bytes: int) -> bytes:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size > max_bytes:
-                raise InputError(f"the file has {size:,} bytes, more than the {max_bytes:,} such a file may have", str(path))
-            return file.read(max_bytes + 1)
+                raise InputError(
+                    f"the file has {size:,} bytes, more than the {max_bytes:,} such a file may have", str(path)
+                )
+            return file.read(size)
+    except OSError as error:
+        raise storage_error(error, path, "reading") from None
+
+
+def read_head(path: Path, count: int) -> bytes:
+    """The first `count` bytes, fewer if the file is shorter."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(count)
     except OSError as error:
         raise storage_error(error, path, "reading") from None
 

@@ -31,7 +31,9 @@ def open_shard(path: Path) -> np.ndarray:
     except OSError as error:
         raise storage_error(error, path, "reading") from None
     if size <= HEADER_BYTES or len(header) < 256:
-        raise InputError(f"the shard has {size:,} bytes; header and one id need {HEADER_BYTES + 2:,}", str(path), "make it anew")
+        raise InputError(
+            f"the shard has {size:,} bytes; header and one id need {HEADER_BYTES + 2:,}", str(path), "make it anew"
+        )
     if header[0] != SHARD_MAGIC:
         big = int(header[0]).to_bytes(4, "little", signed=True) == SHARD_MAGIC.to_bytes(4, "big")
         hint = "the file is big-endian" if big else "this is not a token shard"
@@ -60,7 +62,9 @@ def load_split(paths: list[Path], vocab_size: int) -> list[np.ndarray]:
     for path, ids in zip(paths, shards):
         if (largest := int(ids.max())) >= vocab_size:
             raise InputError(
-                f"token id {largest} is beyond the vocabulary of {vocab_size}", str(path), "use the tokenizer that made the shards"
+                f"token id {largest} is beyond the vocabulary of {vocab_size}",
+                str(path),
+                "use the tokenizer that made the shards",
             )
     return shards
 

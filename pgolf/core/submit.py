@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from pgolf.core.artifact import decode_artifact, encode_artifact
 from pgolf.core.bpb import ByteTable, byte_table, load_tokenizer
@@ -63,13 +62,17 @@ def train_recipe(recipe: Submission, seed: int, data: Path, tokens: np.ndarray, 
     """Train as pgolf does, step for step; the first rank logs."""
     shards = load_split(list_shards(data, "train"), recipe.model.vocab_size)
     state = start_state(recipe.model, recipe.train, recipe.optim, shards, seed, world)
-    say(world, f"train_shards: {len(shards)}\nmodel_params:{sum(weight.numel() for weight in state.model.parameters())}")
+    say(
+        world, f"train_shards: {len(shards)}\nmodel_params:{sum(weight.numel() for weight in state.model.parameters())}"
+    )
 
     def validate() -> dict[str, Any]:
         score, _ = evaluate(state.model, tokens, table, recipe.train.validation())
         return {"val_loss": score.val_loss, "val_bpb": score.bpb, "val_tokens": score.tokens}
 
-    watch = Watch(lambda event: log_event(world, event, recipe.train.iterations), validate, lambda state: None, lambda: False)
+    watch = Watch(
+        lambda event: log_event(world, event, recipe.train.iterations), validate, lambda state: None, lambda: False
+    )
     fit(state, recipe.train, recipe.optim, world, watch, wants_compile(recipe.train.compile, world.device))
     return state.model
 
@@ -79,15 +82,27 @@ def make_artifact(recipe: Submission, model: GPT, data: Path) -> bytes:
     stream = TokenStream(load_split(list_shards(data, "train"), recipe.model.vocab_size))
     hessians = recipe.quant.hessians(model, stream, lambda done: None)
     weights = {name: weight.detach().cpu() for name, weight in model.state_dict().items()}
-    return encode_artifact(quantize_model(recipe.model, weights, recipe.quant, hessians), recipe.compress, recipe.info.encode())
+    return encode_artifact(
+        quantize_model(recipe.model, weights, recipe.quant, hessians), recipe.compress, recipe.info.encode()
+    )
 
 
 def run_submission(recipe: Submission, code: Path, argv: list[str]) -> int:
     """The script's command line; returns its exit code."""
     size = recipe.model.vocab_size
     parser = argparse.ArgumentParser(description="Train, quantize, compress and score; with --artifact only score.")
-    parser.add_argument("--data", type=Path, default=Path(f"./data/datasets/fineweb10B_sp{size}"), help="directory with the token shards")
-    parser.add_argument("--tokenizer", type=Path, default=Path(f"./data/tokenizers/fineweb_{size}_bpe.model"), help="SentencePiece model")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=Path(f"./data/datasets/fineweb10B_sp{size}"),
+        help="directory with the token shards",
+    )
+    parser.add_argument(
+        "--tokenizer",
+        type=Path,
+        default=Path(f"./data/tokenizers/fineweb_{size}_bpe.model"),
+        help="SentencePiece model",
+    )
     parser.add_argument("--seed", type=int, default=recipe.train.seed, help="seed of the initial weights")
     parser.add_argument("--artifact", type=Path, help="score this artifact and train nothing")
     parser.add_argument("--out", type=Path, default=Path("model.pgz"), help="where to write the artifact")
@@ -118,14 +133,36 @@ def score_submission(recipe: Submission, code: Path, options: argparse.Namespace
     if world.leads:
         blob = read_bytes(artifact, 1 << 29)
         model = GPT(recipe.model).to(world.device).eval()
-        model.load_state_dict(decode_artifact(blob, recipe.model, {recipe.compress.codec_id: recipe.compress}, str(artifact)).weights())
+        model.load_state_dict(
+            decode_artifact(blob, recipe.model, {recipe.compress.codec_id: recipe.compress}, str(artifact)).weights()
+        )
         model.compute_dtype = activation_dtype("auto", world.device)
         code_bytes = code.stat().st_size
         say(world, f"Code size: {code_bytes} bytes\nTotal submission size: {len(blob) + code_bytes} bytes")
         score, _ = evaluate(model, tokens, table, recipe.score)
-        say(world, f"final val_loss:{score.val_loss:.8f} val_bpb:{score.bpb:.8f} eval_time:{1000 * (time.monotonic() - start):.0f}ms")
-        totals = {"nats": score.nats, "tokens": score.tokens, "bytes": score.bytes, "val_loss": score.val_loss, "bpb": score.bpb}
-        say(world, json.dumps({"score": totals, "artifact_sha256": sha256_file(artifact), "artifact_bytes": len(blob), "code_bytes": code_bytes}))
+        seconds = time.monotonic() - start
+        say(
+            world,
+            f"final val_loss:{score.val_loss:.8f} val_bpb:{score.bpb:.8f} eval_time:{1000 * seconds:.0f}ms",
+        )
+        totals = {
+            "nats": score.nats,
+            "tokens": score.tokens,
+            "bytes": score.bytes,
+            "val_loss": score.val_loss,
+            "bpb": score.bpb,
+        }
+        say(
+            world,
+            json.dumps(
+                {
+                    "score": totals,
+                    "artifact_sha256": sha256_file(artifact),
+                    "artifact_bytes": len(blob),
+                    "code_bytes": code_bytes,
+                }
+            ),
+        )
     world.barrier()
     world.close()
     return 0

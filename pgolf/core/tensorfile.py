@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from pgolf.core.errors import InputError
-from pgolf.core.files import parse_json, read_bytes, write_bytes
+from pgolf.core.files import parse_json, read_bytes, read_head, write_bytes
 
 BLANK = "0" * 64
 MAX_TENSOR_FILE, MAX_TENSOR_HEADER = 16 << 30, 16 << 20
@@ -31,17 +31,30 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, A
     return digest
 
 
-def split_header(blob: bytes, where: str) -> tuple[dict[str, Any], int]:
-    """The JSON header of a safetensors file and the offset of its data; sizes are checked before they are used."""
-    if len(blob) < 8:
-        raise InputError(f"the file has only {len(blob)} bytes", where, "it is truncated")
-    (length,) = struct.unpack_from("<Q", blob)
-    if length > min(len(blob) - 8, MAX_TENSOR_HEADER):
-        raise InputError(f"the header claims {length:,} bytes of a file of {len(blob):,}", where, "this is no safetensors file, or it is truncated")
-    header = parse_json(blob[8 : 8 + length], where)
-    if not isinstance(header, dict):
-        raise InputError("the header is not a JSON object", where, "this is no safetensors file")
-    return header, 8 + length
+def tensor_meta(path: Path) -> tuple[dict[str, Any], str]:
+    """pgolf's metadata and the stated content hash of a file, unverified; sizes are checked before they are used.
+
+    InputError if it is no safetensors file, or none of pgolf's.
+    """
+    where, size = str(path), path.stat().st_size if path.is_file() else 0
+    prefix = read_head(path, 8)
+    if len(prefix) < 8:
+        raise InputError(f"the file has only {len(prefix)} bytes", where, "it is truncated")
+    (length,) = struct.unpack("<Q", prefix)
+    if length > min(size - 8, MAX_TENSOR_HEADER):
+        raise InputError(
+            f"the header claims {length:,} bytes of a file of {size:,}",
+            where,
+            "this is no safetensors file, or it is truncated",
+        )
+    header = parse_json(read_head(path, 8 + length)[8:], where)
+    strings = header.get("__metadata__") if isinstance(header, dict) else None
+    if not isinstance(strings, dict) or "pgolf" not in strings or len(str(strings.get("sha256"))) != 64:
+        raise InputError("a safetensors file, but not one of pgolf's", where, "bring it in with pgolf import")
+    meta = parse_json(str(strings["pgolf"]), where)
+    if not isinstance(meta, dict):
+        raise InputError("the metadata is not a JSON object", where, "the file is damaged")
+    return meta, str(strings["sha256"])
 
 
 def load_tensors(path: Path, schema: str) -> tuple[dict[str, Tensor], dict[str, Any], str]:
@@ -52,27 +65,24 @@ def load_tensors(path: Path, schema: str) -> tuple[dict[str, Tensor], dict[str, 
     from safetensors import SafetensorError
     from safetensors.torch import load
 
+    meta, digest = tensor_meta(path)
     blob = read_bytes(path, MAX_TENSOR_FILE)
-    meta, digest = tensor_meta(blob, str(path))
     name, _, version = schema.rpartition("/")
     found, _, found_version = str(meta.get("schema", "")).rpartition("/")
     if found != name:
         raise InputError(f"the file is a {found or 'safetensors file without a schema'}, not a {name}", str(path))
     if found_version != version:
-        raise InputError(f"format version {found_version} of {name}; this pgolf reads {version}", str(path), "use the pgolf that wrote it")
+        raise InputError(
+            f"format version {found_version} of {name}; this pgolf reads {version}",
+            str(path),
+            "use the pgolf that wrote it",
+        )
     blank = blob.replace(f'"sha256":"{digest}"'.encode(), f'"sha256":"{BLANK}"'.encode(), 1)
     if hashlib.sha256(blank).hexdigest() != digest:
-        raise InputError("the SHA-256 does not match the content", str(path), "the file is damaged; restore or make it anew")
+        raise InputError(
+            "the SHA-256 does not match the content", str(path), "the file is damaged; restore or make it anew"
+        )
     try:
         return load(blob), meta, digest
     except SafetensorError as error:
         raise InputError(f"not a valid safetensors file: {error}", str(path), "the file is damaged") from None
-
-
-def tensor_meta(blob: bytes, where: str) -> tuple[dict[str, Any], str]:
-    """pgolf's metadata and the stated content hash of a file's bytes, unverified. InputError without them."""
-    header, _ = split_header(blob, where)
-    strings = header.get("__metadata__")
-    if not isinstance(strings, dict) or "pgolf" not in strings or len(str(strings.get("sha256"))) != 64:
-        raise InputError("a safetensors file, but not one of pgolf's", where, "bring it in with pgolf import")
-    return parse_json(strings["pgolf"], where), str(strings["sha256"])

@@ -30,7 +30,11 @@ def expand(sources: Iterable[Path]) -> list[Path]:
         elif not source.exists():
             raise InputError("no such file or directory", str(source), "check the path")
         elif not source.name.endswith(SUFFIXES):
-            raise InputError(f"{source.suffix or 'a file without suffix'} is not a text source", str(source), f"use {', '.join(SUFFIXES)}")
+            raise InputError(
+                f"{source.suffix or 'a file without suffix'} is not a text source",
+                str(source),
+                f"use {', '.join(SUFFIXES)}",
+            )
         else:
             files.append(source)
     return files
@@ -39,7 +43,7 @@ def expand(sources: Iterable[Path]) -> list[Path]:
 def open_plain(path: Path) -> IO[bytes]:
     """The uncompressed bytes of a file."""
     if path.name.endswith(".gz"):
-        return io.BufferedReader(gzip.open(path))  # type: ignore[arg-type]
+        return io.BufferedReader(gzip.open(path))
     if path.name.endswith(".zst"):
         import zstandard
 
@@ -110,11 +114,15 @@ def docstrings(path: Path) -> str:
 
 @cache
 def python_documents() -> tuple[str, ...]:
-    """The documentation that ships with Python: one document per pydoc topic, one per module of the standard library."""
+    """The documentation that ships with Python: a document per pydoc topic and per module of the library."""
     try:
         from pydoc_data.topics import topics
     except ImportError:
         raise ConfigError("this Python comes without pydoc_data", "the demo's text", "name text with --text") from None
     library = Path(sysconfig.get_path("stdlib"))
-    modules = (path for path in sorted(library.rglob("*.py")) if not SKIPPED_PARTS.intersection(path.relative_to(library).parts))
+    modules = (
+        path
+        for path in sorted(library.rglob("*.py"))
+        if not SKIPPED_PARTS.intersection(path.relative_to(library).parts)
+    )
     return (*(topics[name] for name in sorted(topics)), *(text for path in modules if (text := docstrings(path))))

@@ -8,7 +8,18 @@ from typing import Any
 
 from pgolf.core.files import free_bytes
 
-REQUIRED = ("torch", "numpy", "sentencepiece", "brotli", "zstandard", "safetensors", "rich", "typer", "filelock", "python-minifier")
+REQUIRED = (
+    "torch",
+    "numpy",
+    "sentencepiece",
+    "brotli",
+    "zstandard",
+    "safetensors",
+    "rich",
+    "typer",
+    "filelock",
+    "python-minifier",
+)
 OPTIONAL = ("triton", "flash-attn", "huggingface-hub", "pyarrow", "constriction")
 MODULES = {"python-minifier": "python_minifier", "flash-attn": "flash_attn", "huggingface-hub": "huggingface_hub"}
 
@@ -20,7 +31,13 @@ def check_package(name: str, required: bool) -> dict[str, Any]:
         found = version(name) if present else "not installed"
     except PackageNotFoundError:
         found = "installed, version unknown"
-    return {"name": name, "required": required, "ok": present, "found": found, "fix": "" if present else f"pip install {name}"}
+    return {
+        "name": name,
+        "required": required,
+        "ok": present,
+        "found": found,
+        "fix": "" if present else f"pip install {name}",
+    }
 
 
 def check_gpu() -> dict[str, Any]:
@@ -32,9 +49,21 @@ def check_gpu() -> dict[str, Any]:
     if not torch.cuda.is_available():
         build = torch.version.cuda
         found = f"none; torch {torch.__version__} is built {'for CUDA ' + build if build else 'for CPUs'}"
-        return {"name": "GPU", "required": False, "ok": False, "found": found, "fix": "everything runs on the CPU, slowly"}
+        return {
+            "name": "GPU",
+            "required": False,
+            "ok": False,
+            "found": found,
+            "fix": "everything runs on the CPU, slowly",
+        }
     names = {torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())}
-    return {"name": "GPU", "required": False, "ok": True, "found": f"{torch.cuda.device_count()} x {', '.join(sorted(names))}", "fix": ""}
+    return {
+        "name": "GPU",
+        "required": False,
+        "ok": True,
+        "found": f"{torch.cuda.device_count()} x {', '.join(sorted(names))}",
+        "fix": "",
+    }
 
 
 def examine() -> list[dict[str, Any]]:
@@ -43,10 +72,34 @@ def examine() -> list[dict[str, Any]]:
     rows += [check_package(name, False) for name in OPTIONAL]
     rows.append(check_gpu())
     compiler = shutil.which("g++") or shutil.which("clang++") or ""
-    rows.append({"name": "C++ compiler", "required": False, "ok": bool(compiler), "found": compiler or "none", "fix": "" if compiler else "needed for train.compile=on on a CPU"})
+    rows.append(
+        {
+            "name": "C++ compiler",
+            "required": False,
+            "ok": bool(compiler),
+            "found": compiler or "none",
+            "fix": "" if compiler else "needed for train.compile=on on a CPU",
+        }
+    )
     for tool in ("lrzip", "zpaq"):
         path = shutil.which(tool) or ""
-        rows.append({"name": tool, "required": False, "ok": bool(path), "found": path or "none", "fix": "" if path else "optional, for comparisons only"})
+        rows.append(
+            {
+                "name": tool,
+                "required": False,
+                "ok": bool(path),
+                "found": path or "none",
+                "fix": "" if path else "optional, for comparisons only",
+            }
+        )
     free = free_bytes(Path.cwd())
-    rows.append({"name": "free disk here", "required": True, "ok": free > 1 << 30, "found": f"{free / 1e9:.1f} GB", "fix": "" if free > 1 << 30 else "free at least 1 GB"})
+    rows.append(
+        {
+            "name": "free disk here",
+            "required": True,
+            "ok": free > 1 << 30,
+            "found": f"{free / 1e9:.1f} GB",
+            "fix": "" if free > 1 << 30 else "free at least 1 GB",
+        }
+    )
     return rows

@@ -8,21 +8,31 @@ import numpy as np
 from pgolf.catalog import CATALOG, load
 from pgolf.core.artifact import ARTIFACT_MAGIC, PRELUDE, SECTION
 from pgolf.core.errors import InputError
-from pgolf.core.files import read_bytes, read_json
+from pgolf.core.files import read_bytes, read_head, read_json
 from pgolf.core.quant.qtensor import QTensor
 from pgolf.core.shards import SHARD_MAGIC, open_shard
 from pgolf.dataset import BOS, open_dataset
 from pgolf.stages.model_files import MAX_ARTIFACT, ModelFile, load_model
 from pgolf.stages.quantize import code_entropy
 
-SECTION_NAMES = {1: "info", 2: "manifest", 3: "scales", 4: "float16", 5: "float32", 16: "codes of embed", 17: "codes of attn", 18: "codes of mlp", 19: "codes of head"}
+SECTION_NAMES = {
+    1: "info",
+    2: "manifest",
+    3: "scales",
+    4: "float16",
+    5: "float32",
+    16: "codes of embed",
+    17: "codes of attn",
+    18: "codes of mlp",
+    19: "codes of head",
+}
 
 
 def inspect_file(path: Path) -> dict[str, Any]:
     """The document about any file or directory pgolf writes or reads. InputError for anything else."""
     if path.is_dir():
         return inspect_dataset(path)
-    head = read_bytes(path, 1 << 40)[:8]
+    head = read_head(path, 8)
     if int.from_bytes(head[:4], "little") == SHARD_MAGIC:
         return inspect_shard(path)
     if path.suffix == ".json":
@@ -32,8 +42,18 @@ def inspect_file(path: Path) -> dict[str, Any]:
             raise InputError("a JSON file, but none of pgolf's", str(path))
         return dict(document)
     model = load_model(path)
-    document = {"schema": "pgolf.inspect/1", "file": str(path), "kind": model.kind, "sha256": model.sha256, "bytes": path.stat().st_size}
-    document |= {"tokenizer_sha256": model.tokenizer_sha256, "parameters": sum(w.numel() for w in model.weights.values()), "config": model.stored}
+    document = {
+        "schema": "pgolf.inspect/1",
+        "file": str(path),
+        "kind": model.kind,
+        "sha256": model.sha256,
+        "bytes": path.stat().st_size,
+    }
+    document |= {
+        "tokenizer_sha256": model.tokenizer_sha256,
+        "parameters": sum(w.numel() for w in model.weights.values()),
+        "config": model.stored,
+    }
     document["tensors"] = tensor_rows(model)
     if head[:4] == ARTIFACT_MAGIC:
         document["sections"] = section_rows(read_bytes(path, MAX_ARTIFACT))
@@ -50,8 +70,14 @@ def tensor_rows(model: ModelFile) -> list[dict[str, Any]]:
             {
                 "tensor": name,
                 "shape": "x".join(map(str, weight.shape)),
-                "stored": f"{tensor.bits}-bit codes" if isinstance(tensor, QTensor) else str(tensor.dtype).removeprefix("torch."),
-                "entropy_bits": code_entropy(tensor.codes) if isinstance(tensor, QTensor) else float(8 * tensor.element_size()) if not coded else 0.0,
+                "stored": f"{tensor.bits}-bit codes"
+                if isinstance(tensor, QTensor)
+                else str(tensor.dtype).removeprefix("torch."),
+                "entropy_bits": code_entropy(tensor.codes)
+                if isinstance(tensor, QTensor)
+                else float(8 * tensor.element_size())
+                if not coded
+                else 0.0,
                 "rms": float(weight.float().square().mean().sqrt()),
                 "largest": float(weight.abs().max()),
             }
@@ -67,7 +93,15 @@ def section_rows(blob: bytes) -> list[dict[str, Any]]:
     for index in range(count):
         ident, codec, stored, raw, _ = SECTION.unpack_from(blob, 16 + index * SECTION.size)
         share = 100 * stored / len(blob)
-        rows.append({"section": SECTION_NAMES.get(ident, str(ident)), "method": codecs[codec], "stored_bytes": stored, "raw_bytes": raw, "share_percent": share})
+        rows.append(
+            {
+                "section": SECTION_NAMES.get(ident, str(ident)),
+                "method": codecs[codec],
+                "stored_bytes": stored,
+                "raw_bytes": raw,
+                "share_percent": share,
+            }
+        )
     return rows
 
 
@@ -93,6 +127,20 @@ def inspect_dataset(path: Path) -> dict[str, Any]:
     for split in ("train", "val"):
         for shard in dataset.shards[split]:
             ids = np.asarray(open_shard(shard))
-            rows.append({"split": split, "shard": shard.name, "tokens": len(ids), "documents": int((ids == BOS).sum()), "largest_id": int(ids.max())})
-    document = {"schema": "pgolf.inspect/1", "file": str(path), "kind": "dataset", "vocab_size": dataset.vocab_size, "tokenizer_sha256": dataset.tokenizer_sha256}
+            rows.append(
+                {
+                    "split": split,
+                    "shard": shard.name,
+                    "tokens": len(ids),
+                    "documents": int((ids == BOS).sum()),
+                    "largest_id": int(ids.max()),
+                }
+            )
+    document = {
+        "schema": "pgolf.inspect/1",
+        "file": str(path),
+        "kind": "dataset",
+        "vocab_size": dataset.vocab_size,
+        "tokenizer_sha256": dataset.tokenizer_sha256,
+    }
     return document | {"warnings": "; ".join(dataset.warnings) or "none", "shards": rows}

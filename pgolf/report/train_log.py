@@ -1,4 +1,4 @@
-"""events.jsonl and train.log of a run: the one for programs, the other with the lines the challenge's reviewers grep for."""
+"""events.jsonl and train.log of a run: one for programs, the other with the lines reviewers grep for."""
 
 import json
 from pathlib import Path
@@ -33,22 +33,29 @@ class TrainLog:
 
     def header(self, model: GPT, dataset: Dataset, world: World, compiled: bool, why: str) -> None:
         """Hyperparameters, data and environment."""
-        append_text(self.log, "Hyperparameters:\n" + "".join(f"  {key}: {value}\n" for key, value in sorted(flatten(to_values(self.config)).items())))
+        append_text(
+            self.log,
+            "Hyperparameters:\n"
+            + "".join(f"  {key}: {value}\n" for key, value in sorted(flatten(to_values(self.config)).items())),
+        )
         versions = " ".join(f"{name} {number}" for name, number in package_versions().items())
         append_text(self.log, f"versions: {versions}\n")
         self.text(f"train_shards: {len(dataset.shards['train'])}")
         self.text(f"model_params:{sum(p.numel() for p in model.parameters())}")
-        self.text(f"world_size:{world.size} device:{world.device} compile:{compiled} ({why}) seed:{self.config.train.seed}")
+        self.text(
+            f"world_size:{world.size} device:{world.device} compile:{compiled} ({why}) seed:{self.config.train.seed}"
+        )
 
     def event(self, event: dict[str, Any]) -> None:
         """Record an event; steps and validations become lines in the form of the challenge's scripts."""
         append_text(self.events, json.dumps(event) + "\n")
         ms, total = event["elapsed_s"] * 1000, self.config.train.iterations
-        average = ms / max(event["step"], 1)
+        head = f"step:{event['step']}/{total}"
+        times = f"train_time:{ms:.0f}ms step_avg:{ms / max(event['step'], 1):.2f}ms"
         if event["event"] == "step" and event["shown"]:
-            self.text(f"step:{event['step']}/{total} train_loss:{event['loss']:.4f} train_time:{ms:.0f}ms step_avg:{average:.2f}ms tok/s:{event['tokens_per_s']:.0f}")
+            self.text(f"{head} train_loss:{event['loss']:.4f} {times} tok/s:{event['tokens_per_s']:.0f}")
         elif event["event"] == "val":
-            self.text(f"step:{event['step']}/{total} val_loss:{event['val_loss']:.4f} val_bpb:{event['val_bpb']:.4f} train_time:{ms:.0f}ms step_avg:{average:.2f}ms")
+            self.text(f"{head} val_loss:{event['val_loss']:.4f} val_bpb:{event['val_bpb']:.4f} {times}")
         elif event["event"] == "stop":
             if event["reason"] == "wallclock_cap":
                 self.text(f"stopping_early: wallclock_cap train_time:{ms:.0f}ms step:{event['step']}/{total}")

@@ -42,6 +42,9 @@ def compress(source: Path, out: Path, resolved: Resolved, console: Console, forc
         figures = {"method": name_of("Codec", type(codec)), **size.document(), "weights_sha256": back.digest()}
         console.line(f"compress: {size.line()}")
         if size.headroom_bytes < 0:
-            console.warn(f"the submission would be {-size.headroom_bytes:,} bytes over the cap: lower quant.bits or quant.k's precision, or compress with brotli")
+            console.warn(
+                f"the submission would be {-size.headroom_bytes:,} bytes over the cap: "
+                "lower quant.bits, raise quant.k, or compress with brotli"
+            )
         entry = record(out, "compress", key, values, inputs, figures, rounded({"total": time.monotonic() - start}))
     return entry | {"fresh": False}

@@ -24,10 +24,18 @@ SCORE_SCHEMA = "pgolf.score/1"
 
 def score_document(score: Score) -> dict[str, Any]:
     """Sums and ratios at full precision."""
-    return {"nats": score.nats, "tokens": score.tokens, "bytes": score.bytes, "val_loss": score.val_loss, "bpb": score.bpb}
+    return {
+        "nats": score.nats,
+        "tokens": score.tokens,
+        "bytes": score.bytes,
+        "val_loss": score.val_loss,
+        "bpb": score.bpb,
+    }
 
 
-def run_method(model: ModelFile, dataset: Dataset, stage: str, method: Any, device_name: str, console: Console, started: float) -> dict[str, Any]:
+def run_method(
+    model: ModelFile, dataset: Dataset, stage: str, method: Any, device_name: str, console: Console, started: float
+) -> dict[str, Any]:
     """Score the validation split and return the score document. `stage` is eval or ttt."""
     device = pick_device(device_name, 0)
     check_tokenizer(model, dataset.tokenizer_sha256, dataset.vocab_size, str(dataset.folder))
@@ -40,7 +48,10 @@ def run_method(model: ModelFile, dataset: Dataset, stage: str, method: Any, devi
 
         def progress(done: int, of: int) -> None:
             spent = time.monotonic() - loaded
-            line.show(f"{stage} {name} {bar(done / of)} {done:,} of {of:,} · ETA {spent / done * (of - done):.0f} s · {done / max(spent, 1e-9):,.0f} tok/s")
+            line.show(
+                f"{stage} {name} {bar(done / of)} {done:,} of {of:,} · ETA {spent / done * (of - done):.0f} s "
+                f"· {done / max(spent, 1e-9):,.0f} tok/s"
+            )
 
         score, ledger = evaluate(network, tokens, table, method, progress)
     scored = time.monotonic()
@@ -52,7 +63,12 @@ def run_method(model: ModelFile, dataset: Dataset, stage: str, method: Any, devi
         "share": score.tokens / (len(tokens) - 1),
         "method": {"name": name, **to_values(method)},
         "model": model.describe(),
-        "data": {"path": str(dataset.folder), "split": "val", "sha256": dataset.fingerprint("val"), "vocab_size": dataset.vocab_size},
+        "data": {
+            "path": str(dataset.folder),
+            "split": "val",
+            "sha256": dataset.fingerprint("val"),
+            "vocab_size": dataset.vocab_size,
+        },
         "tokenizer_sha256": dataset.tokenizer_sha256,
         "seconds": rounded({"load": loaded - started, "score": scored - loaded, "total": scored - started}),
         "device": str(device),
@@ -63,17 +79,28 @@ def run_method(model: ModelFile, dataset: Dataset, stage: str, method: Any, devi
 
 
 def score_model(
-    path: Path, dataset: Dataset, stage: str, resolved: Resolved, device: str, console: Console, out: Path | None, force: bool = False
+    path: Path,
+    dataset: Dataset,
+    stage: str,
+    resolved: Resolved,
+    device: str,
+    console: Console,
+    out: Path | None,
+    force: bool = False,
 ) -> dict[str, Any]:
     """Score a model file; with `out` the document is written there and reused while it is fresh."""
     started = time.monotonic()
     model = load_model(path)
     method = getattr(resolved.config, stage)
     if out is None:
-        return run_method(model, dataset, stage, method, device, console, started) | provenance(device) | {"fresh": False}
+        return (
+            run_method(model, dataset, stage, method, device, console, started) | provenance(device) | {"fresh": False}
+        )
     section = {stage: to_values(method, "EvalMethod" if stage == "eval" else "TttMethod")}
     inputs = {"model": model.sha256, "data": dataset.fingerprint("val"), "tokenizer": dataset.tokenizer_sha256}
-    key = stage_key(stage, section | {"device": str(pick_device(device, 0)), "threads": torch.get_num_threads()}, inputs)
+    key = stage_key(
+        stage, section | {"device": str(pick_device(device, 0)), "threads": torch.get_num_threads()}, inputs
+    )
     with guarded(out):
         if not force and (entry := fresh_entry(out, key)):
             return dict(entry["figures"]) | {"fresh": True}

@@ -13,7 +13,9 @@ def model_config(model: ModelFile, preset: str, sets: list[str]) -> Resolved:
     return resolve(preset=preset, sets=sets, stored=model.stored, stored_name=model.path.name)
 
 
-def model_and_data(path: Path, data: Path, tokenizer: Path | None, preset: str, sets: list[str], console: Console) -> tuple[ModelFile, Resolved, Dataset]:
+def model_and_data(
+    path: Path, data: Path, tokenizer: Path | None, preset: str, sets: list[str], console: Console
+) -> tuple[ModelFile, Resolved, Dataset]:
     """A model, its configuration, and the dataset, whose warnings are passed on."""
     model = load_model(path)
     resolved = model_config(model, preset, sets)

@@ -44,8 +44,12 @@ def git_state() -> dict[str, Any]:
     if not (root / ".git").exists():
         return {}
     try:
-        commit = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
-        dirty = subprocess.run(["git", "-C", str(root), "status", "--porcelain"], capture_output=True, text=True, timeout=10)
+        commit = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10
+        )
+        dirty = subprocess.run(
+            ["git", "-C", str(root), "status", "--porcelain"], capture_output=True, text=True, timeout=10
+        )
     except (OSError, subprocess.TimeoutExpired):
         return {}
     return {"git_commit": commit.stdout.strip(), "git_dirty": bool(dirty.stdout.strip())}
@@ -64,7 +68,12 @@ def package_versions() -> dict[str, str]:
 
 def hardware(device: str) -> dict[str, Any]:
     """The machine, without its name."""
-    info: dict[str, Any] = {"system": platform.system(), "machine": platform.machine(), "cpus": os.cpu_count(), "device": device}
+    info: dict[str, Any] = {
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "device": device,
+    }
     if device.startswith("cuda"):
         import torch
 
@@ -96,7 +105,11 @@ def read_entries(folder: Path) -> dict[str, Any]:
         document = read_json(folder / "manifest.json")
     except PgolfError:
         return {}
-    good = isinstance(document, dict) and document.get("schema") == MANIFEST_SCHEMA and isinstance(document.get("outputs"), dict)
+    good = (
+        isinstance(document, dict)
+        and document.get("schema") == MANIFEST_SCHEMA
+        and isinstance(document.get("outputs"), dict)
+    )
     return document["outputs"] if good else {}
 
 
@@ -109,7 +122,14 @@ def fresh_entry(output: Path, key: str) -> dict[str, Any] | None:
 
 
 def record(
-    output: Path, stage: str, key: str, resolved: dict[str, Any], inputs: dict[str, str], figures: dict[str, Any], seconds: dict[str, float], device: str = "cpu"
+    output: Path,
+    stage: str,
+    key: str,
+    resolved: dict[str, Any],
+    inputs: dict[str, str],
+    figures: dict[str, Any],
+    seconds: dict[str, float],
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Write an output's manifest entry, which is what makes the output count; returns it. `resolved` is the complete
     configuration, so that defaults may change later.
@@ -127,7 +147,10 @@ def record(
         **provenance(device),
     }
     with guarded(output.parent / "manifest.json", wait_s=30):
-        write_json(output.parent / "manifest.json", {"schema": MANIFEST_SCHEMA, "outputs": read_entries(output.parent) | {output.name: entry}})
+        write_json(
+            output.parent / "manifest.json",
+            {"schema": MANIFEST_SCHEMA, "outputs": read_entries(output.parent) | {output.name: entry}},
+        )
     return entry
 
 
@@ -146,7 +169,9 @@ def guarded(output: Path, wait_s: float = 0) -> Iterator[None]:
             holder = read_bytes(owner, 4096).decode(errors="replace").strip()
         except PgolfError:
             holder = "an unknown process"
-        raise LockedError(f"{output.name} is being written by {holder}", str(output.parent), "wait for it, or choose another --out") from None
+        raise LockedError(
+            f"{output.name} is being written by {holder}", str(output.parent), "wait for it, or choose another --out"
+        ) from None
     except OSError as error:
         raise storage_error(error, output, "locking") from None
     try:

@@ -17,11 +17,11 @@ from pgolf.core.artifact import ARTIFACT_MAGIC, INFO, decode_artifact, read_sect
 from pgolf.core.codecs.base import Codec
 from pgolf.core.dist import activation_dtype
 from pgolf.core.errors import ConfigError, InputError
-from pgolf.core.files import parse_json, read_bytes
+from pgolf.core.files import parse_json, read_bytes, read_head
 from pgolf.core.model.config import ModelConfig, param_specs
 from pgolf.core.model.gpt import GPT
 from pgolf.core.quant.qtensor import QTensor, QuantizedModel
-from pgolf.core.tensorfile import MAX_TENSOR_FILE, load_tensors, save_tensors, tensor_meta
+from pgolf.core.tensorfile import load_tensors, save_tensors, tensor_meta
 
 CHECKPOINT_SCHEMA, QUANTIZED_SCHEMA, ARTIFACT_SCHEMA = "pgolf.checkpoint/1", "pgolf.quantized/1", "pgolf.artifact/1"
 MAX_ARTIFACT = 512 << 20
@@ -71,7 +71,9 @@ def stored_config(values: Any, where: str) -> RunConfig:
     try:
         return resolve(stored=values, stored_name=where).config
     except ConfigError as error:
-        raise InputError(f"the stored configuration is not understood: {error.what}", where, "use the pgolf that wrote the file") from None
+        raise InputError(
+            f"the stored configuration is not understood: {error.what}", where, "use the pgolf that wrote the file"
+        ) from None
 
 
 def check_weights(config: ModelConfig, weights: dict[str, Tensor], where: str) -> None:
@@ -117,7 +119,17 @@ def load_quantized(path: Path) -> ModelFile:
         raise InputError(f"{error.args[0]} is missing", str(path), "the file is damaged") from None
     model.tensors |= tensors
     model.check(str(path))
-    return ModelFile(path, "quantized", digest, meta["config"], config, str(meta.get("tokenizer_sha256", "")), model.weights(), meta, model)
+    return ModelFile(
+        path,
+        "quantized",
+        digest,
+        meta["config"],
+        config,
+        str(meta.get("tokenizer_sha256", "")),
+        model.weights(),
+        meta,
+        model,
+    )
 
 
 def load_checkpoint(path: Path) -> ModelFile:
@@ -125,14 +137,20 @@ def load_checkpoint(path: Path) -> ModelFile:
     weights, meta, digest = load_tensors(path, CHECKPOINT_SCHEMA)
     config = stored_config(meta.get("config"), str(path))
     check_weights(config.model, weights, str(path))
-    return ModelFile(path, "checkpoint", digest, meta["config"], config, str(meta.get("tokenizer_sha256", "")), weights, meta)
+    return ModelFile(
+        path, "checkpoint", digest, meta["config"], config, str(meta.get("tokenizer_sha256", "")), weights, meta
+    )
 
 
 def artifact_info(config: RunConfig, tokenizer_sha256: str) -> bytes:
     """What an artifact says of itself: architecture, how it was scored, whose tokens it reads."""
     values = to_values(config)
     kept = {name: values[name] for name in ("model", "eval", "ttt")}
-    return json.dumps({"schema": ARTIFACT_SCHEMA, "tokenizer_sha256": tokenizer_sha256, "config": kept}, sort_keys=True, separators=(",", ":")).encode()
+    return json.dumps(
+        {"schema": ARTIFACT_SCHEMA, "tokenizer_sha256": tokenizer_sha256, "config": kept},
+        sort_keys=True,
+        separators=(",", ":"),
+    ).encode()
 
 
 def load_artifact(path: Path) -> ModelFile:
@@ -142,27 +160,46 @@ def load_artifact(path: Path) -> ModelFile:
     sections = read_sections(blob, codecs, where, only=INFO)
     info = parse_json(sections.get(INFO, b"null"), where)
     if not isinstance(info, dict) or info.get("schema") != ARTIFACT_SCHEMA:
-        raise InputError("the artifact does not describe itself as one of pgolf's", where, "use the pgolf that wrote it")
+        raise InputError(
+            "the artifact does not describe itself as one of pgolf's", where, "use the pgolf that wrote it"
+        )
     config = stored_config(info.get("config"), where)
     model = decode_artifact(blob, config.model, codecs, where)
     digest = hashlib.sha256(blob).hexdigest()
-    return ModelFile(path, "artifact", digest, info["config"], config, str(info.get("tokenizer_sha256", "")), model.weights(), info, model)
+    return ModelFile(
+        path,
+        "artifact",
+        digest,
+        info["config"],
+        config,
+        str(info.get("tokenizer_sha256", "")),
+        model.weights(),
+        info,
+        model,
+    )
 
 
 def load_model(path: Path) -> ModelFile:
     """Any of the three. InputError if the file is none of them."""
     if path.is_dir():
         raise InputError("a directory was given where a model file is expected", str(path), "name the file in it")
-    blob = read_bytes(path, MAX_TENSOR_FILE)
-    if blob[:4] == ARTIFACT_MAGIC or path.suffix == ".pgz":
+    if read_head(path, 4) == ARTIFACT_MAGIC or path.suffix == ".pgz":
         return load_artifact(path)
-    meta, _ = tensor_meta(blob, str(path))
+    meta, _ = tensor_meta(path)
     return load_quantized(path) if str(meta.get("schema", "")).startswith("pgolf.quantized/") else load_checkpoint(path)
 
 
 def check_tokenizer(model: ModelFile, dataset_sha256: str, vocab_size: int, where: str) -> None:
     """InputError if the data was tokenized by another tokenizer than the model was trained with."""
     if model.tokenizer_sha256 and model.tokenizer_sha256 != dataset_sha256:
-        raise InputError("the data's tokenizer is not the one the model was trained with", where, "use the dataset of the model's training run")
+        raise InputError(
+            "the data's tokenizer is not the one the model was trained with",
+            where,
+            "use the dataset of the model's training run",
+        )
     if model.config.model.vocab_size < vocab_size:
-        raise InputError(f"the tokenizer has {vocab_size} ids, the model {model.config.model.vocab_size}", where, "use the model's own tokenizer")
+        raise InputError(
+            f"the tokenizer has {vocab_size} ids, the model {model.config.model.vocab_size}",
+            where,
+            "use the model's own tokenizer",
+        )

@@ -34,7 +34,9 @@ def nearby_scores(artifact: Path) -> list[dict[str, Any]]:
 
 def find_score(model: ModelFile, claim: str) -> dict[str, Any] | None:
     """The stored score of this very artifact by the claimed stage."""
-    matching = [doc for doc in nearby_scores(model.path) if doc["model"]["sha256"] == model.sha256 and doc["stage"] == claim]
+    matching = [
+        doc for doc in nearby_scores(model.path) if doc["model"]["sha256"] == model.sha256 and doc["stage"] == claim
+    ]
     return matching[0] if matching else None
 
 
@@ -42,7 +44,11 @@ def artifact_config(artifact: Path, preset: str, sets: list[str]) -> Resolved:
     """The complete configuration an artifact was made with, from the manifest beside it, under a preset and --set."""
     stored = read_entries(artifact.parent).get(artifact.name, {}).get("resolved")
     if not stored and not preset:
-        raise InputError("there is no manifest beside the artifact that says how it was trained", str(artifact), "name its preset with --preset")
+        raise InputError(
+            "there is no manifest beside the artifact that says how it was trained",
+            str(artifact),
+            "name its preset with --preset",
+        )
     return resolve(preset=preset, sets=sets, stored=stored, stored_name="the artifact's manifest")
 
 
@@ -60,12 +66,16 @@ def open_data(data: Path | None, score: dict[str, Any] | None, model: ModelFile)
     """The dataset to score or prove on. ConfigError when nobody says where it is."""
     place = data or (Path(score["data"]["path"]) if score else None)
     if place is None:
-        raise ConfigError(f"{model.path} has no score yet", "package-submission", "score it with pgolf eval --out, or name the dataset with --data")
+        raise ConfigError(
+            f"{model.path} has no score yet",
+            "package-submission",
+            "score it with pgolf eval --out, or name the dataset with --data",
+        )
     return open_dataset(place, vocab_size=model.config.model.vocab_size)
 
 
 def entry_of(artifact: Path, config: Any, data: Path | None, device: str, console: Console) -> tuple[Entry, Dataset]:
-    """An artifact with its score (computed now if none is stored) and its training record. RuleError for a partial score."""
+    """An artifact with its score (made now if none is stored) and training record. RuleError for a partial score."""
     model = load_model(artifact)
     if model.kind != "artifact":
         raise InputError(f"a {model.kind} cannot be submitted", str(artifact), "give the output of pgolf compress")
@@ -76,18 +86,33 @@ def entry_of(artifact: Path, config: Any, data: Path | None, device: str, consol
         score = None
     dataset = open_data(data, score, model)
     if score and score["data"]["sha256"] != dataset.fingerprint("val"):
-        raise InputError("the score was made on other validation data than this", str(dataset.folder), "score the artifact again")
+        raise InputError(
+            "the score was made on other validation data than this", str(dataset.folder), "score the artifact again"
+        )
     if score is None:
         console.line(f"package: scoring {artifact.name}")
-        score = run_method(model, dataset, claim, getattr(config, claim), device, console, time.monotonic()) | provenance(device)
+        score = run_method(
+            model, dataset, claim, getattr(config, claim), device, console, time.monotonic()
+        ) | provenance(device)
     if score["partial"]:
-        raise RuleError(f"the score covers only {score['share']:.1%} of the validation targets", str(artifact), f"score all of them: --set {claim}.max_tokens=0")
+        raise RuleError(
+            f"the score covers only {score['share']:.1%} of the validation targets",
+            str(artifact),
+            f"score all of them: --set {claim}.max_tokens=0",
+        )
     figures, log = training_of(artifact)
     return Entry(artifact, config.train.seed, score, figures, log), dataset
 
 
 def package(
-    artifacts: list[Path], out: Path, preset: str, sets: list[str], data: Path | None, device: str, console: Console, force: bool = False
+    artifacts: list[Path],
+    out: Path,
+    preset: str,
+    sets: list[str],
+    data: Path | None,
+    device: str,
+    console: Console,
+    force: bool = False,
 ) -> dict[str, Any]:
     """Build the submission folder; returns submission.json with "fresh" set when nothing had to be done."""
     start = time.monotonic()
@@ -112,10 +137,14 @@ def check_seeds(entries: list[Entry], configs: list[Any]) -> None:
     """InputError when runs of different configurations or equal seeds are put into one folder."""
     seeds = [entry.seed for entry in entries]
     if len(set(seeds)) != len(seeds):
-        raise InputError(f"two artifacts have the same seed: {seeds}", "package-submission", "give one artifact per seed")
+        raise InputError(
+            f"two artifacts have the same seed: {seeds}", "package-submission", "give one artifact per seed"
+        )
     for config, entry in zip(configs, entries):
         first, own = to_values(configs[0]), to_values(config)
         first["train"].pop("seed")
         own["train"].pop("seed")
         if first != own:
-            raise InputError("the artifacts were made with different configurations", str(entry.artifact), "package them separately")
+            raise InputError(
+                "the artifacts were made with different configurations", str(entry.artifact), "package them separately"
+            )

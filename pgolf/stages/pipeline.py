@@ -70,7 +70,14 @@ class StageReport:
 
     def document(self) -> dict[str, Any]:
         """For JSON."""
-        return {"stage": self.stage, "seconds": round(self.seconds, 3), "fresh": self.fresh, "file": self.file, "bytes": self.bytes, "figures": self.figures}
+        return {
+            "stage": self.stage,
+            "seconds": round(self.seconds, 3),
+            "fresh": self.fresh,
+            "file": self.file,
+            "bytes": self.bytes,
+            "figures": self.figures,
+        }
 
 
 @dataclass(frozen=True)
@@ -87,18 +94,28 @@ class Requirement:
         """RuleError if it does not hold; ConfigError if the stage has no such figure."""
         value = figures.get(self.figure)
         if not isinstance(value, int | float) or isinstance(value, bool):
-            numbers = sorted(key for key, item in figures.items() if isinstance(item, int | float) and not isinstance(item, bool))
-            raise ConfigError(f"{self.stage} has no figure {self.figure!r}", f"--require {self.text}", f"it has {', '.join(numbers)}")
+            numbers = sorted(
+                key for key, item in figures.items() if isinstance(item, int | float) and not isinstance(item, bool)
+            )
+            raise ConfigError(
+                f"{self.stage} has no figure {self.figure!r}", f"--require {self.text}", f"it has {', '.join(numbers)}"
+            )
         holds = {"<=": value <= self.bound, ">=": value >= self.bound, "<": value < self.bound, ">": value > self.bound}
         if not holds[self.operator]:
-            raise RuleError(f"{self.stage}.{self.figure} is {value:g}, required {self.operator}{self.bound:g}", f"--require {self.text}", "the stage's files stay; later stages were not run")
+            raise RuleError(
+                f"{self.stage}.{self.figure} is {value:g}, required {self.operator}{self.bound:g}",
+                f"--require {self.text}",
+                "the stage's files stay; later stages were not run",
+            )
 
 
 def parse_requirement(text: str) -> Requirement:
     """Read `train.bpb<=1.0861`. ConfigError if it is not of that form."""
     match = re.fullmatch(r"\s*([a-z]+)\.(\w+)\s*(<=|>=|<|>)\s*([-+0-9.eE_]+)\s*", text)
     if not match or match[1] not in STAGES:
-        raise ConfigError(f"{text!r} is not of the form STAGE.FIGURE<=NUMBER", "--require", f"stages are {', '.join(STAGES)}")
+        raise ConfigError(
+            f"{text!r} is not of the form STAGE.FIGURE<=NUMBER", "--require", f"stages are {', '.join(STAGES)}"
+        )
     try:
         return Requirement(text, match[1], match[2], match[3], float(match[4]))
     except ValueError:
@@ -130,12 +147,25 @@ def preflight(out: Path, resolved: Resolved, device_name: str, stages: tuple[str
     parameters = sum(row.spec.numel for row in predict(config)[0])
     needed = parameters * 4 * 3 * (config.train.keep_checkpoints + 2) + 3 * size.artifact_bytes + (16 << 20)
     if (free := free_bytes(out)) < needed:
-        raise StorageError(f"the run needs about {needed:,} bytes, {free:,} are free", str(out), "free some space or choose another --out")
+        raise StorageError(
+            f"the run needs about {needed:,} bytes, {free:,} are free",
+            str(out),
+            "free some space or choose another --out",
+        )
     checked.append(f"{free:,} bytes free, {needed:,} needed")
     package = CODEC_PACKAGES.get(name_of("Codec", type(config.compress)))
-    for name in ("sentencepiece", "safetensors", *([package] if package else []), *(["python_minifier"] if "package" in stages else [])):
+    for name in (
+        "sentencepiece",
+        "safetensors",
+        *([package] if package else []),
+        *(["python_minifier"] if "package" in stages else []),
+    ):
         if importlib.util.find_spec(name) is None:
-            raise SetupError(f"the package {name} is missing, which a later stage needs", "preflight", f"pip install {name.replace('_', '-')}")
+            raise SetupError(
+                f"the package {name} is missing, which a later stage needs",
+                "preflight",
+                f"pip install {name.replace('_', '-')}",
+            )
     checked.append("packages present")
     device = pick_device(device_name, 0)
     checked.append(f"device {device}; compile {choose_compile(config.train.compile, device)[1]}")
@@ -154,7 +184,9 @@ def check_sources(data: Path | None, text: list[Path], tokenizer: Path | None, r
         dataset = open_dataset(data, tokenizer, vocab_size)
         for split in ("train", "val"):
             if not dataset.shards[split]:
-                raise InputError(f"the dataset has no {split} shards", str(data), f"expected files like fineweb_{split}_000000.bin")
+                raise InputError(
+                    f"the dataset has no {split} shards", str(data), f"expected files like fineweb_{split}_000000.bin"
+                )
         found = dataset.vocab_size
         dataset.byte_table()
     elif tokenizer is not None:
@@ -165,13 +197,27 @@ def check_sources(data: Path | None, text: list[Path], tokenizer: Path | None, r
         found = 0
     expand(text)
     if found > vocab_size:
-        raise InputError(f"the tokenizer has {found} ids, the model {vocab_size}", str(tokenizer or data), f"set model.vocab_size={found}")
+        raise InputError(
+            f"the tokenizer has {found} ids, the model {vocab_size}",
+            str(tokenizer or data),
+            f"set model.vocab_size={found}",
+        )
 
 
 class Pipeline:
     """The stages of one run, as functions from files to files."""
 
-    def __init__(self, layout: Layout, resolved: Resolved, device: str, console: Console, data: Path | None, text: list[Path], tokenizer: Path | None, force: bool) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        resolved: Resolved,
+        device: str,
+        console: Console,
+        data: Path | None,
+        text: list[Path],
+        tokenizer: Path | None,
+        force: bool,
+    ) -> None:
         self.layout, self.resolved, self.device, self.console = layout, resolved, device, console
         self.data, self.text, self.tokenizer, self.force = data, text, tokenizer, force
 
@@ -180,11 +226,24 @@ class Pipeline:
         from pgolf.stages.tokenize import adopt_dataset, tokenize
 
         if self.data is not None:
-            manifest = adopt_dataset(self.data, self.layout.data, self.tokenizer, self.resolved.config.model.vocab_size, self.console)
+            manifest = adopt_dataset(
+                self.data, self.layout.data, self.tokenizer, self.resolved.config.model.vocab_size, self.console
+            )
         else:
-            manifest = tokenize(self.text, self.layout.data, self.resolved.config, self.tokenizer, self.console, python_docs=not self.text)
+            manifest = tokenize(
+                self.text,
+                self.layout.data,
+                self.resolved.config,
+                self.tokenizer,
+                self.console,
+                python_docs=not self.text,
+            )
         splits = manifest["splits"]
-        figures = {f"{split}_{key}": splits[split].get(key) for split in ("train", "val") for key in ("documents", "tokens", "charged_bytes")}
+        figures = {
+            f"{split}_{key}": splits[split].get(key)
+            for split in ("train", "val")
+            for key in ("documents", "tokens", "charged_bytes")
+        }
         return {"fresh": manifest["fresh"], "figures": figures, "file": self.layout.data / "manifest.json"}
 
     def dataset(self) -> Any:
@@ -194,7 +253,7 @@ class Pipeline:
         return open_dataset(self.layout.data, vocab_size=self.resolved.config.model.vocab_size)
 
     def plain(self) -> Resolved:
-        """The configuration with plain evaluation at the configured length, for figures that compare float and codes."""
+        """The configuration with plain evaluation, for figures that compare floats with codes."""
         from pgolf.config.load import resolve
 
         return resolve(stored=self.resolved.values, stored_name="run", sets=["eval.method=plain"])
@@ -205,8 +264,23 @@ class Pipeline:
         from pgolf.stages.evaluate import score_model
         from pgolf.stages.train import train
 
-        entry = train(self.dataset(), self.layout.checkpoint.parent, self.resolved, join_world(self.device), self.console, self.force)
-        score = score_model(self.layout.checkpoint, self.dataset(), "eval", self.plain(), self.device, self.console, self.layout.score("train"))
+        entry = train(
+            self.dataset(),
+            self.layout.checkpoint.parent,
+            self.resolved,
+            join_world(self.device),
+            self.console,
+            self.force,
+        )
+        score = score_model(
+            self.layout.checkpoint,
+            self.dataset(),
+            "eval",
+            self.plain(),
+            self.device,
+            self.console,
+            self.layout.score("train"),
+        )
         figures = entry["figures"] | {"bpb": score["score"]["bpb"], "val_loss": score["score"]["val_loss"]}
         return {"fresh": entry["fresh"], "figures": figures, "file": self.layout.checkpoint}
 
@@ -215,8 +289,24 @@ class Pipeline:
         from pgolf.stages.evaluate import score_model
         from pgolf.stages.quantize import quantize
 
-        entry = quantize(self.layout.checkpoint, self.dataset(), self.layout.quantized, self.resolved, self.device, self.console, force=self.force)
-        score = score_model(self.layout.quantized, self.dataset(), "eval", self.plain(), self.device, self.console, self.layout.score("quantize"))
+        entry = quantize(
+            self.layout.checkpoint,
+            self.dataset(),
+            self.layout.quantized,
+            self.resolved,
+            self.device,
+            self.console,
+            force=self.force,
+        )
+        score = score_model(
+            self.layout.quantized,
+            self.dataset(),
+            "eval",
+            self.plain(),
+            self.device,
+            self.console,
+            self.layout.score("quantize"),
+        )
         figures = entry["figures"] | {"bpb": score["score"]["bpb"], "val_loss": score["score"]["val_loss"]}
         figures.pop("tensors")
         return {"fresh": entry["fresh"], "figures": figures, "file": self.layout.quantized}
@@ -232,8 +322,22 @@ class Pipeline:
         """Score the artifact as it lies on disk."""
         from pgolf.stages.evaluate import score_model
 
-        document = score_model(self.layout.artifact, self.dataset(), stage, self.resolved, self.device, self.console, self.layout.score(stage), self.force)
-        figures = {**document["score"], "method": document["method"]["name"], "score_seconds": document["seconds"]["score"], "partial": document["partial"]}
+        document = score_model(
+            self.layout.artifact,
+            self.dataset(),
+            stage,
+            self.resolved,
+            self.device,
+            self.console,
+            self.layout.score(stage),
+            self.force,
+        )
+        figures = {
+            **document["score"],
+            "method": document["method"]["name"],
+            "score_seconds": document["seconds"]["score"],
+            "partial": document["partial"],
+        }
         return {"fresh": document["fresh"], "figures": figures, "file": self.layout.score(stage)}
 
     def package(self) -> dict[str, Any]:
@@ -241,8 +345,28 @@ class Pipeline:
         from pgolf.stages.package import package
 
         self.console.line("package: building the folder and proving the script alone")
-        document = package([self.layout.artifact], self.layout.submission, self.resolved.preset, [], self.layout.data, self.device, self.console, force=True)
-        figures = {key: document[key] for key in ("artifact_bytes", "code_bytes", "total_bytes", "cap_bytes", "headroom_bytes", "val_bpb", "val_loss")}
+        document = package(
+            [self.layout.artifact],
+            self.layout.submission,
+            self.resolved.preset,
+            [],
+            self.layout.data,
+            self.device,
+            self.console,
+            force=True,
+        )
+        figures = {
+            key: document[key]
+            for key in (
+                "artifact_bytes",
+                "code_bytes",
+                "total_bytes",
+                "cap_bytes",
+                "headroom_bytes",
+                "val_bpb",
+                "val_loss",
+            )
+        }
         return {"fresh": document["fresh"], "figures": figures, "file": self.layout.submission / "train_gpt.py"}
 
     def action(self, stage: str) -> Callable[[], dict[str, Any]]:
@@ -270,7 +394,9 @@ def chosen_stages(first: str, last: str) -> tuple[str, ...]:
     return chosen
 
 
-def run(pipeline: Pipeline, stages: tuple[str, ...], requirements: list[Requirement], forced: bool) -> list[StageReport]:
+def run(
+    pipeline: Pipeline, stages: tuple[str, ...], requirements: list[Requirement], forced: bool
+) -> list[StageReport]:
     """Run the stages in order; `forced` reruns the first of them even if it is fresh. Raises what a stage raises."""
     reports = []
     for index, stage in enumerate(stages):
@@ -278,7 +404,14 @@ def run(pipeline: Pipeline, stages: tuple[str, ...], requirements: list[Requirem
         start = time.monotonic()
         result = pipeline.action(stage)()
         file = result["file"]
-        report = StageReport(stage, time.monotonic() - start, result["fresh"], os.path.relpath(file, pipeline.layout.root), size_of(file, stage), result["figures"])
+        report = StageReport(
+            stage,
+            time.monotonic() - start,
+            result["fresh"],
+            os.path.relpath(file, pipeline.layout.root),
+            size_of(file, stage),
+            result["figures"],
+        )
         reports.append(report)
         verdict = "unchanged, nothing to do" if report.fresh else f"done in {report.seconds:.1f} s"
         pipeline.console.line(f"{stage}: {verdict}, {file}")

@@ -32,11 +32,17 @@ def calibration_stream(dataset: Dataset, quantizer: Gptq) -> TokenStream:
     shards = dataset.split("train")
     wanted = quantizer.calibration_seqs * quantizer.calibration_seq_len
     if (total := sum(map(len, shards))) < wanted:
-        raise InputError(f"calibration wants {wanted:,} training tokens, there are {total:,}", str(dataset.folder), "lower quant.calibration_seqs")
+        raise InputError(
+            f"calibration wants {wanted:,} training tokens, there are {total:,}",
+            str(dataset.folder),
+            "lower quant.calibration_seqs",
+        )
     return TokenStream(shards)
 
 
-def hessians(model: ModelFile, dataset: Dataset, quantizer: Gptq, cache: Path, device: torch.device, console: Console) -> tuple[dict[str, Tensor], bool]:
+def hessians(
+    model: ModelFile, dataset: Dataset, quantizer: Gptq, cache: Path, device: torch.device, console: Console
+) -> tuple[dict[str, Tensor], bool]:
     """H = X^T X per matrix and whether they came from the cache file, which is only used for the very same checkpoint,
     training data and calibration settings.
     """
@@ -57,12 +63,18 @@ def hessians(model: ModelFile, dataset: Dataset, quantizer: Gptq, cache: Path, d
                 return tensors, True
     batches = math.ceil(quantizer.calibration_seqs / quantizer.calibration_batch)
     with console.progress() as line:
-        found = quantizer.hessians(model.build(device), calibration_stream(dataset, quantizer), lambda done: line.count("Hessians", done, batches))
+        found = quantizer.hessians(
+            model.build(device),
+            calibration_stream(dataset, quantizer),
+            lambda done: line.count("Hessians", done, batches),
+        )
     save_tensors(cache, found, wanted)
     return found, False
 
 
-def tensor_report(model: QuantizedModel, weights: dict[str, Tensor], hessian: dict[str, Tensor], quantizer: Quantizer) -> tuple[list[dict[str, Any]], list[str]]:
+def tensor_report(
+    model: QuantizedModel, weights: dict[str, Tensor], hessian: dict[str, Tensor], quantizer: Quantizer
+) -> tuple[list[dict[str, Any]], list[str]]:
     """Per quantized tensor: shape, bits, entropy of the codes in bits per weight, relative error; and warnings."""
     rows, warnings = [], []
     for spec in param_specs(model.config):
@@ -71,7 +83,15 @@ def tensor_report(model: QuantizedModel, weights: dict[str, Tensor], hessian: di
             continue
         error = weights[spec.name].float() - tensor.dequantize()
         relative = float(error.square().sum() / weights[spec.name].float().square().sum().clamp_min(1e-30))
-        rows.append({"name": spec.name, "shape": list(spec.shape), "bits": tensor.bits, "entropy_bits": round(code_entropy(tensor.codes), 4), "relative_error": relative})
+        rows.append(
+            {
+                "name": spec.name,
+                "shape": list(spec.shape),
+                "bits": tensor.bits,
+                "entropy_bits": round(code_entropy(tensor.codes), 4),
+                "relative_error": relative,
+            }
+        )
         if isinstance(quantizer, Gptq) and not usable(hessian.get(spec.name), quantizer.damping):
             warnings.append(f"{spec.name}: no usable Hessian, rounded to nearest instead of GPTQ")
     return rows, warnings
@@ -94,7 +114,14 @@ def code_entropy(codes: Tensor) -> float:
 
 
 def quantize(
-    checkpoint: Path, dataset: Dataset, out: Path, resolved: Resolved, device_name: str, console: Console, cache: Path | None = None, force: bool = False
+    checkpoint: Path,
+    dataset: Dataset,
+    out: Path,
+    resolved: Resolved,
+    device_name: str,
+    console: Console,
+    cache: Path | None = None,
+    force: bool = False,
 ) -> dict[str, Any]:
     """Quantize a checkpoint into `out`; returns the manifest entry with "fresh" set when nothing had to be done."""
     start = time.monotonic()
@@ -117,7 +144,9 @@ def quantize(
         cached = False
         seconds = {"load": time.monotonic() - start}
         if isinstance(quantizer, Gptq):
-            found, cached = hessians(model, dataset, quantizer, cache or out.parent / "hessians.safetensors", device, console)
+            found, cached = hessians(
+                model, dataset, quantizer, cache or out.parent / "hessians.safetensors", device, console
+            )
             seconds["hessians"] = time.monotonic() - start - seconds["load"]
         result = quantize_model(model.config.model, model.weights, quantizer, found)
         rows, warnings = tensor_report(result, model.weights, found, quantizer)
@@ -136,7 +165,9 @@ def quantize(
             "quantized_tensors": len(rows),
             "quantized_weights": weights,
             "kept_weights": sum(spec.numel for spec in param_specs(result.config)) - weights,
-            "entropy_bits": round(sum(row["entropy_bits"] * math.prod(row["shape"]) for row in rows) / max(weights, 1), 4),
+            "entropy_bits": round(
+                sum(row["entropy_bits"] * math.prod(row["shape"]) for row in rows) / max(weights, 1), 4
+            ),
             "hessians_cached": cached,
             "warnings": warnings,
             "tensors": rows,

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pgolf.config.run import RunConfig
+from pgolf.config.run import RunConfig, TokenizeConfig
 from pgolf.config.tree import to_values
 from pgolf.core.bpb import ByteTable, byte_table, load_tokenizer
 from pgolf.core.errors import ConfigError, InputError
@@ -36,7 +36,11 @@ class SplitWriter:
     pending: list[np.ndarray] = field(default_factory=list)
     pending_tokens: int = 0
     shards: list[dict[str, Any]] = field(default_factory=list)
-    totals: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("documents", "tokens", "raw_bytes", "normalised_bytes", "charged_bytes"), 0))
+    totals: dict[str, int] = field(
+        default_factory=lambda: dict.fromkeys(
+            ("documents", "tokens", "raw_bytes", "normalised_bytes", "charged_bytes"), 0
+        )
+    )
     document_hash: Any = field(default_factory=hashlib.sha256)
 
     def add(self, ids: np.ndarray, raw: bytes, normalised_bytes: int, charged_bytes: int) -> None:
@@ -65,7 +69,7 @@ class SplitWriter:
         return {"shards": self.shards, **self.totals, "documents_sha256": self.document_hash.hexdigest()}
 
 
-def to_validation(index: int, digest: bytes, config: Any) -> bool:
+def to_validation(index: int, digest: bytes, config: TokenizeConfig) -> bool:
     """Whether the document with this index and SHA-256 belongs to validation."""
     if config.split == "first":
         return index < config.val_docs
@@ -85,7 +89,14 @@ def normalised_length(tokenizer: Any, text: str, dummy_prefix: bool) -> int:
     return len((normal.removeprefix(SPACE) if dummy_prefix else normal).replace(SPACE, " ").encode())
 
 
-def encode_all(texts: Iterable[str], tokenizer: Any, table: ByteTable, writers: dict[str, SplitWriter], config: Any, console: Console) -> int:
+def encode_all(
+    texts: Iterable[str],
+    tokenizer: Any,
+    table: ByteTable,
+    writers: dict[str, SplitWriter],
+    config: Any,
+    console: Console,
+) -> int:
     """Tokenize every document into its split; returns the number of documents that were empty and left out.
 
     InputError when a document's byte charges do not add up to the bytes of its normalised text.
@@ -99,9 +110,16 @@ def encode_all(texts: Iterable[str], tokenizer: Any, table: ByteTable, writers: 
                 raw = text.encode("utf-8", "surrogatepass")
                 digest = hashlib.sha256(raw).digest()
                 ids = np.array([BOS, *pieces], dtype=np.uint16)
-                charged, normalised = int(table.charges(ids.astype(np.int64)).sum()), normalised_length(tokenizer, text, dummy_prefix)
+                charged, normalised = (
+                    int(table.charges(ids.astype(np.int64)).sum()),
+                    normalised_length(tokenizer, text, dummy_prefix),
+                )
                 if charged != normalised:
-                    raise InputError(f"document {index} has {normalised:,} bytes after normalisation, but its tokens are charged {charged:,}", "tokenize", "the tokenizer loses text: use one with byte fallback")
+                    raise InputError(
+                        f"document {index} has {normalised:,} normalised bytes, but its tokens are charged {charged:,}",
+                        "tokenize",
+                        "the tokenizer loses text: use one with byte fallback",
+                    )
                 if pieces:
                     split = "val" if to_validation(index, digest, config) else "train"
                     writers[split].add(ids, raw, normalised, charged)
@@ -136,12 +154,18 @@ def fresh_manifest(folder: Path, key: str) -> dict[str, Any] | None:
 
 
 def tokenize(
-    sources: list[Path], out: Path, config: RunConfig, tokenizer: Path | None, console: Console, python_docs: bool = False, force: bool = False
+    sources: list[Path],
+    out: Path,
+    config: RunConfig,
+    tokenizer: Path | None,
+    console: Console,
+    python_docs: bool = False,
+    force: bool = False,
 ) -> dict[str, Any]:
     """Make a dataset directory and return its manifest, with "fresh" set when nothing had to be done."""
     options = config.tokenize
     vocab_size = options.vocab_size or config.model.vocab_size
-    section = {"tokenize": to_values(options), "vocab_size": 0 if tokenizer else vocab_size}
+    section: dict[str, Any] = {"tokenize": to_values(options), "vocab_size": 0 if tokenizer else vocab_size}
     section["tokenize"].pop("threads")
     inputs = {"text": source_hash(sources, python_docs), "tokenizer": sha256_file(tokenizer) if tokenizer else ""}
     key = stage_key("tokenize", section, inputs)
@@ -157,11 +181,19 @@ def tokenize(
             content = read_bytes(tokenizer, MAX_TOKENIZER)
         else:
             console.line(f"tokenize: training a SentencePiece BPE of {vocab_size} pieces")
-            train = (text for index, text in enumerate(texts()) if not to_validation(index, hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest(), options))
+            train = (
+                text
+                for index, text in enumerate(texts())
+                if not to_validation(index, hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest(), options)
+            )
             content = train_tokenizer(train, vocab_size, options.character_coverage)
         processor = load_tokenizer(content, str(tokenizer or out))
         if processor.vocab_size() > 65535:
-            raise InputError(f"the tokenizer has {processor.vocab_size():,} ids; uint16 shards hold 65,535", str(tokenizer), "use a smaller one")
+            raise InputError(
+                f"the tokenizer has {processor.vocab_size():,} ids; uint16 shards hold 65,535",
+                str(tokenizer),
+                "use a smaller one",
+            )
         make_dir(out)
         for path in (out / "manifest.json", *(path for split in ("train", "val") for path in list_shards(out, split))):
             path.unlink(missing_ok=True)
@@ -174,7 +206,11 @@ def tokenize(
             "schema": DATASET_SCHEMA,
             "key": key,
             "vocab_size": processor.vocab_size(),
-            "tokenizer": {"file": "tokenizer.model", "sha256": hashlib.sha256(content).hexdigest(), "trained_here": tokenizer is None},
+            "tokenizer": {
+                "file": "tokenizer.model",
+                "sha256": hashlib.sha256(content).hexdigest(),
+                "trained_here": tokenizer is None,
+            },
             "transform": options.transform,
             "splits": {name: writer.close() for name, writer in writers.items()},
             "empty_documents": empty,
@@ -194,17 +230,25 @@ def check_splits(writers: dict[str, SplitWriter], options: Any) -> None:
     for name, count in counts.items():
         if not count:
             total = sum(counts.values())
-            hint = "set tokenize.val_docs lower" if options.split == "first" else "set tokenize.val_share, or cut the text with tokenize.document_separator"
-            raise ConfigError(f"all {total} documents went to one split, none to {name}", f"tokenize.split={options.split}", hint)
+            hint = (
+                "set tokenize.val_docs lower"
+                if options.split == "first"
+                else "set tokenize.val_share, or cut the text with tokenize.document_separator"
+            )
+            raise ConfigError(
+                f"all {total} documents went to one split, none to {name}", f"tokenize.split={options.split}", hint
+            )
 
 
 def adopt_dataset(folder: Path, out: Path, tokenizer: Path | None, vocab_size: int, console: Console) -> dict[str, Any]:
-    """Take shards from elsewhere into a run: a manifest with their hashes and a copy of the tokenizer, no copy of shards."""
+    """Take shards from elsewhere into a run: a manifest with their hashes and the tokenizer, no copy of shards."""
     with guarded(out / "manifest.json"):
         dataset = open_dataset(folder, tokenizer, vocab_size)
         for warning in dataset.warnings:
             console.warn(warning)
-        key = stage_key("tokenize", {"adopted_from": str(folder.resolve())}, {"shards": dataset.fingerprint("train", "val")})
+        key = stage_key(
+            "tokenize", {"adopted_from": str(folder.resolve())}, {"shards": dataset.fingerprint("train", "val")}
+        )
         if manifest := fresh_manifest(out, key):
             return manifest | {"fresh": True}
         make_dir(out)
@@ -227,8 +271,16 @@ def split_entry(dataset: Dataset, name: str) -> dict[str, Any]:
     if not dataset.shards[name]:
         return {"shards": [], "tokens": 0, "documents": 0, "charged_bytes": 0}
     ids = dataset.split(name)
-    shards = [{"file": path.name, "tokens": len(part), "sha256": dataset.shard_hash(path)} for path, part in zip(dataset.shards[name], ids)]
+    shards = [
+        {"file": path.name, "tokens": len(part), "sha256": dataset.shard_hash(path)}
+        for path, part in zip(dataset.shards[name], ids)
+    ]
     table = dataset.byte_table()
     charged = sum(int(table.charges(np.asarray(part, dtype=np.int64)).sum()) for part in ids)
     documents_found = sum(int((np.asarray(part) == BOS).sum()) for part in ids)
-    return {"shards": shards, "tokens": sum(len(part) for part in ids), "documents": documents_found, "charged_bytes": charged}
+    return {
+        "shards": shards,
+        "tokens": sum(len(part) for part in ids),
+        "documents": documents_found,
+        "charged_bytes": charged,
+    }

@@ -37,12 +37,28 @@ def choose_compile(mode: str, device: torch.device) -> tuple[bool, str]:
     import importlib.util
     import shutil
 
-    able = importlib.util.find_spec("triton") is not None if device.type == "cuda" else any(map(shutil.which, ("g++", "clang++")))
+    able = (
+        importlib.util.find_spec("triton") is not None
+        if device.type == "cuda"
+        else any(map(shutil.which, ("g++", "clang++")))
+    )
     if mode == "on" and not able:
         missing = "triton" if device.type == "cuda" else "a C++ compiler (g++ or clang++)"
-        raise SetupError(f"torch.compile needs {missing}, which is not installed", "train.compile=on", "install it, or set train.compile=off")
+        raise SetupError(
+            f"torch.compile needs {missing}, which is not installed",
+            "train.compile=on",
+            "install it, or set train.compile=off",
+        )
     chosen = wants_compile(mode, device) and able
-    reason = "as configured" if mode != "auto" else "a GPU with triton" if chosen else f"off on a {device.type} without triton" if device.type == "cuda" else "off on a CPU"
+    reason = (
+        "as configured"
+        if mode != "auto"
+        else "a GPU with triton"
+        if chosen
+        else f"off on a {device.type} without triton"
+        if device.type == "cuda"
+        else "off on a CPU"
+    )
     return chosen, f"{mode}: {reason}"
 
 
@@ -76,7 +92,13 @@ class Checkpoints:
         weights, resume = self.paths(state.step)
         tensors = state.optimizers.state() | {"rng.torch": torch.get_rng_state()}
         elapsed = state.clock.elapsed_s
-        facts = {"schema": RESUME_SCHEMA, "step": state.step, "position": state.stream.position, "elapsed_s": elapsed, "key": self.key}
+        facts = {
+            "schema": RESUME_SCHEMA,
+            "step": state.step,
+            "position": state.stream.position,
+            "elapsed_s": elapsed,
+            "key": self.key,
+        }
         save_tensors(resume, tensors, facts)
         save_checkpoint(weights, state.model.state_dict(), self.meta | {"step": state.step})
         for step in self.steps()[self.keep :]:
@@ -100,9 +122,10 @@ class Checkpoints:
                 self.console.warn(f"checkpoint of step {step} is not usable: {error}")
                 continue
             if facts["key"] != self.key:
+                changed = ", ".join(changed_keys(model.stored, self.meta["config"])) or "the data"
                 raise ConfigError(
                     "the run in this directory was trained with another configuration or other data",
-                    f"{self.folder.parent}; changed: {', '.join(changed_keys(model.stored, self.meta['config'])) or 'the data'}",
+                    f"{self.folder.parent}; changed: {changed}",
                     "choose another --out, or start over with --fresh",
                 )
             state.model.load_state_dict(model.weights)
@@ -128,17 +151,29 @@ def changed_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     from pgolf.config.tree import flatten
 
     before, after = flatten(old), flatten(new)
-    return [f"{key} {before.get(key)} -> {after[key]}" for key in after if key.split(".")[0] in ("model", "optim", "train") and before.get(key) != after[key]]
+    return [
+        f"{key} {before.get(key)} -> {after[key]}"
+        for key in after
+        if key.split(".")[0] in ("model", "optim", "train") and before.get(key) != after[key]
+    ]
 
 
 def check_data(dataset: Dataset, config: RunConfig) -> list[np.ndarray]:
     """The training shards. InputError or ConfigError when data and configuration do not fit."""
     if config.model.vocab_size < dataset.vocab_size:
-        raise ConfigError(f"the tokenizer has {dataset.vocab_size} ids, the model only {config.model.vocab_size}", "model.vocab_size", f"set model.vocab_size={dataset.vocab_size}")
+        raise ConfigError(
+            f"the tokenizer has {dataset.vocab_size} ids, the model only {config.model.vocab_size}",
+            "model.vocab_size",
+            f"set model.vocab_size={dataset.vocab_size}",
+        )
     shards = dataset.split("train")
     total = sum(len(ids) for ids in shards)
     if total <= config.train.batch_tokens:
-        raise InputError(f"the training split has {total:,} tokens, one batch needs {config.train.batch_tokens + 1:,}", str(dataset.folder), "lower train.batch_tokens")
+        raise InputError(
+            f"the training split has {total:,} tokens, one batch needs {config.train.batch_tokens + 1:,}",
+            str(dataset.folder),
+            "lower train.batch_tokens",
+        )
     return shards
 
 
@@ -146,9 +181,13 @@ def check_disk(out: Path, config: RunConfig) -> None:
     """StorageError when the checkpoints of this run would not fit on the disk."""
     from pgolf.core.errors import StorageError
 
-    needed = sum(spec.numel for spec in param_specs(config.model)) * 4 * 3 * (config.train.keep_checkpoints + 1) + (1 << 20)
+    needed = sum(spec.numel for spec in param_specs(config.model)) * 4 * 3 * (config.train.keep_checkpoints + 1) + (
+        1 << 20
+    )
     if (free := free_bytes(out)) < needed:
-        raise StorageError(f"checkpoints need {needed:,} bytes, {free:,} are free", str(out), "free some space or choose another --out")
+        raise StorageError(
+            f"checkpoints need {needed:,} bytes, {free:,} are free", str(out), "free some space or choose another --out"
+        )
 
 
 def validator(state: TrainState, config: RunConfig, dataset: Dataset, table: ByteTable) -> Callable[[], dict[str, Any]]:
@@ -169,10 +208,13 @@ def progress_text(event: dict[str, Any], config: RunConfig, last_bpb: float) -> 
     share = max(by_steps, elapsed / options.max_wallclock_seconds) if options.max_wallclock_seconds else by_steps
     left = elapsed / max(share, 1e-9) - elapsed
     bpb = f" · BPB {last_bpb:.4f}" if last_bpb else ""
-    return f"train {bar(share)} {share:4.0%} step {event['step']}/{options.iterations} · ETA {clock(left)} · {event['tokens_per_s']:,.0f} tok/s · loss {event['loss']:.4f}{bpb}"
+    place = f"train {bar(share)} {share:4.0%} step {event['step']}/{options.iterations} · ETA {clock(left)}"
+    return f"{place} · {event['tokens_per_s']:,.0f} tok/s · loss {event['loss']:.4f}{bpb}"
 
 
-def train(dataset: Dataset, out: Path, resolved: Resolved, world: World, console: Console, fresh: bool = False) -> dict[str, Any]:
+def train(
+    dataset: Dataset, out: Path, resolved: Resolved, world: World, console: Console, fresh: bool = False
+) -> dict[str, Any]:
     """Train, or go on training, into `out`; returns the manifest entry with "fresh" set when nothing had to be done."""
     config, values = resolved.config, resolved.values
     config.train.micro_steps(world.size)
@@ -189,7 +231,15 @@ def train(dataset: Dataset, out: Path, resolved: Resolved, world: World, console
 
 
 def run_training(
-    dataset: Dataset, out: Path, config: RunConfig, values: dict[str, Any], key: str, data: str, world: World, console: Console, fresh: bool
+    dataset: Dataset,
+    out: Path,
+    config: RunConfig,
+    values: dict[str, Any],
+    key: str,
+    data: str,
+    world: World,
+    console: Console,
+    fresh: bool,
 ) -> dict[str, Any]:
     """The body of `train`, on every rank; only the first writes."""
     started = time.monotonic()
@@ -230,14 +280,35 @@ def run_training(
         if event["reason"] == "signal":
             save(state)
             raise Interrupted(flag.raised, f"stopped at step {state.step}; the same command goes on from there")
-    figures = {"val_loss": event["val_loss"], "bpb": event["val_bpb"], "val_tokens": event["val_tokens"], "steps": state.step}
-    figures |= {"train_seconds": round(state.clock.elapsed_s, 3), "stopped_by": event["reason"], "compiled": compiled, "world_size": world.size}
+    figures = {
+        "val_loss": event["val_loss"],
+        "bpb": event["val_bpb"],
+        "val_tokens": event["val_tokens"],
+        "steps": state.step,
+    }
+    figures |= {
+        "train_seconds": round(state.clock.elapsed_s, 3),
+        "stopped_by": event["reason"],
+        "compiled": compiled,
+        "world_size": world.size,
+    }
     figures |= {"parameters": sum(p.numel() for p in model.parameters())}
     entry: dict[str, Any] = {"figures": figures}
     if world.leads:
-        save_checkpoint(out / "checkpoint.safetensors", model.state_dict(), meta | {"step": state.step, "figures": figures})
+        save_checkpoint(
+            out / "checkpoint.safetensors", model.state_dict(), meta | {"step": state.step, "figures": figures}
+        )
         seconds = {"train": round(state.clock.elapsed_s, 3), "total": round(time.monotonic() - started, 3)}
-        entry = record(out / "checkpoint.safetensors", "train", key, values, {"data": data, "tokenizer": dataset.tokenizer_sha256}, figures, seconds, str(world.device))
+        entry = record(
+            out / "checkpoint.safetensors",
+            "train",
+            key,
+            values,
+            {"data": data, "tokenizer": dataset.tokenizer_sha256},
+            figures,
+            seconds,
+            str(world.device),
+        )
     world.barrier()
     return entry
 

@@ -24,7 +24,14 @@ def folder_size(path: Path) -> dict[str, Any]:
     files = sorted(item for item in path.rglob("*") if item.is_file()) if path.is_dir() else [path]
     if not files:
         raise InputError("the folder is empty", str(path))
-    rows = [{"file": str(item.relative_to(path)) if path.is_dir() else item.name, "counts_as": counts_as(item), "bytes": item.stat().st_size} for item in files]
+    rows: list[dict[str, Any]] = [
+        {
+            "file": str(item.relative_to(path)) if path.is_dir() else item.name,
+            "counts_as": counts_as(item),
+            "bytes": item.stat().st_size,
+        }
+        for item in files
+    ]
     models = [int(row["bytes"]) for row in rows if row["counts_as"] == "model"]
     code = sum(int(row["bytes"]) for row in rows if row["counts_as"] == "code")
     return {"files": rows, **Size(max(models, default=0), code).document()}

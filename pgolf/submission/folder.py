@@ -1,6 +1,5 @@
 """The submission folder: script, artifacts, tokenizer, logs, metadata, README; proved before it takes its name."""
 
-
 import math
 import os
 import shutil
@@ -48,7 +47,8 @@ def check_size(entries: list[Entry], script: Script, cap: int) -> Size:
     size = Size(max(entry.artifact.stat().st_size for entry in entries), len(script.packed), cap)
     if size.headroom_bytes < 0:
         raise RuleError(
-            f"the submission has {size.total_bytes:,} bytes (artifact {size.artifact_bytes:,}, code {size.code_bytes:,}), {-size.headroom_bytes:,} over the cap of {cap:,}",
+            f"the submission has {size.total_bytes:,} bytes (artifact {size.artifact_bytes:,}, "
+            f"code {size.code_bytes:,}), {-size.headroom_bytes:,} over the cap of {cap:,}",
             str(entries[0].artifact),
             "quantize with a lower quant.bits or a larger quant.k, or compress with compress.method=brotli",
         )
@@ -80,12 +80,21 @@ def prove(folder: Path, entry: Entry, name: str, dataset: Dataset) -> dict[str, 
         raise RuleError(f"the script fails alone in an empty directory: {reason}", "proof", "please report this")
     found = parse_json(run.stdout.strip().splitlines()[-1], "output of the script")["score"]
     slack = 1e-5 * claimed["tokens"] if device.startswith("cuda") else 0.0
-    if abs(found["nats"] - claimed["nats"]) > slack or (found["tokens"], found["bytes"]) != (claimed["tokens"], claimed["bytes"]):
-        raise RuleError(f"the script scores {found['bpb']!r} BPB, the claim is {claimed['bpb']!r}", "proof", "score the artifact again on this machine and package anew")
+    if abs(found["nats"] - claimed["nats"]) > slack or (found["tokens"], found["bytes"]) != (
+        claimed["tokens"],
+        claimed["bytes"],
+    ):
+        raise RuleError(
+            f"the script scores {found['bpb']!r} BPB, the claim is {claimed['bpb']!r}",
+            "proof",
+            "score the artifact again on this machine and package anew",
+        )
     return {"bpb": found["bpb"], "identical": found == claimed, "isolated": True}
 
 
-def submission_document(entries: list[Entry], size: Size, config: RunConfig, title: str, proofs: dict[str, Any]) -> dict[str, Any]:
+def submission_document(
+    entries: list[Entry], size: Size, config: RunConfig, title: str, proofs: dict[str, Any]
+) -> dict[str, Any]:
     """submission.json: the challenge's fields, and exact sizes."""
     scores = [entry.score["score"] for entry in entries]
     losses, bpbs = [score["val_loss"] for score in scores], [score["bpb"] for score in scores]
@@ -134,12 +143,18 @@ def submission_document(entries: list[Entry], size: Size, config: RunConfig, tit
 def readme(document: dict[str, Any], entries: list[Entry], config: RunConfig) -> str:
     """README.md of the folder."""
     name = artifact_name(entries[0], entries)
+    size = Size(document["artifact_bytes"], document["code_bytes"], document["cap_bytes"])
     rows = "".join(
-        f"| {seed} | {result['val_bpb']:.8f} | {result['val_loss']:.8f} | {result['artifact_bytes']:,} | {result['steps']} | {result['train_time_s']} |\n"
+        f"| {seed} | {result['val_bpb']:.8f} | {result['val_loss']:.8f} | {result['artifact_bytes']:,} "
+        f"| {result['steps']} | {result['train_time_s']} |\n"
         for seed, result in document["seed_results"].items()
     )
     settings = "".join(f"| `{key}` | `{value}` |\n" for key, value in sorted(flatten(to_values(config.recipe)).items()))
-    proof = "equal bit for bit" if all(p.get("identical") for p in document["proof"].values()) and document["proof"] else "not proved in this folder"
+    proof = (
+        "equal bit for bit"
+        if all(p.get("identical") for p in document["proof"].values()) and document["proof"]
+        else "not proved in this folder"
+    )
     return f"""# {document["name"]}: {document["val_bpb"]:.4f} BPB
 
 {document["blurb"]}
@@ -147,8 +162,7 @@ def readme(document: dict[str, Any], entries: list[Entry], config: RunConfig) ->
 | seed | val_bpb | val_loss (nats per token) | bytes (code + model) | steps | training seconds |
 | --- | --- | --- | --- | --- | --- |
 {rows}
-Size: code {document["code_bytes"]:,} + artifact {document["artifact_bytes"]:,} = {document["total_bytes"]:,} of {document["cap_bytes"]:,} bytes,
-{document["headroom_bytes"]:,} to spare.
+Size: {size.line()}.
 
 ## Run it
 
@@ -183,7 +197,9 @@ def requirements(config: RunConfig) -> str:
     return "".join(f"{name}=={versions[name].partition('+')[0]}\n" for name in needed)
 
 
-def build_folder(entries: list[Entry], config: RunConfig, title: str, dataset: Dataset, out: Path, force: bool) -> dict[str, Any]:
+def build_folder(
+    entries: list[Entry], config: RunConfig, title: str, dataset: Dataset, out: Path, force: bool
+) -> dict[str, Any]:
     """Write the whole folder beside its final place, prove it, then move it there; returns submission.json.
 
     InputError when `out` exists and `force` is not set; RuleError over the cap or when the proof fails.
@@ -230,11 +246,13 @@ def seed_log(entry: Entry, size: Size) -> bytes:
         f"Serialized model: {artifact} bytes",
         f"Code size: {size.code_bytes} bytes",
         f"Total submission size: {total} bytes",
-        f"artifact: code={size.code_bytes} model={artifact} total={total} cap={size.cap_bytes} margin={size.cap_bytes - total:+d}",
+        f"artifact: code={size.code_bytes} model={artifact} total={total} cap={size.cap_bytes} "
+        f"margin={size.cap_bytes - total:+d}",
         f"sha256 model={entry.score['model']['sha256']}",
         f"val_tokens: {score['tokens']}",
         f"bytes_per_token:{score['bytes'] / score['tokens']:.6f}",
-        f"quantized_{name} val_loss:{score['val_loss']:.8f} val_bpb:{score['bpb']:.8f} eval_time:{1000 * entry.score['seconds']['score']:.0f}ms",
+        f"quantized_{name} val_loss:{score['val_loss']:.8f} val_bpb:{score['bpb']:.8f} "
+        f"eval_time:{1000 * entry.score['seconds']['score']:.0f}ms",
     ]
     return (text + "\n".join(lines) + "\n").encode()
 
@@ -246,5 +264,3 @@ def replace_dir(new: Path, final: Path) -> None:
         os.replace(final, old)
     os.replace(new, final)
     shutil.rmtree(old, ignore_errors=True)
-
-

@@ -6,7 +6,9 @@ from typing import Protocol
 class Codec(Protocol):
     """A byte compressor with a number that the artifact's header records."""
 
-    codec_id: int
+    @property
+    def codec_id(self) -> int:
+        """The number in the header."""
 
     def encode(self, raw: bytes) -> bytes:
         """Compress."""

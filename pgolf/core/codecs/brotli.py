@@ -33,7 +33,11 @@ class Brotli:
         stream, raw = brotli.Decompressor(), b""
         try:
             raw = stream.process(coded, output_buffer_limit=raw_len + 1)
-            while len(raw) < raw_len and not stream.is_finished() and (more := stream.process(b"", output_buffer_limit=raw_len + 1)):
+            while (
+                len(raw) < raw_len
+                and not stream.is_finished()
+                and (more := stream.process(b"", output_buffer_limit=raw_len + 1))
+            ):
                 raw += more
         except brotli.error as error:
             raise InputError(f"brotli: {error}", "artifact") from None

@@ -25,14 +25,16 @@ class Zstd:
         return zstandard.ZstdCompressor(level=self.level).compress(raw)
 
     def decode(self, coded: bytes, raw_len: int) -> bytes:
-        """Decompress to exactly `raw_len` bytes: the stated size is checked first, then the stream is read with a limit."""
+        """Decompress to exactly `raw_len` bytes: the stated size is checked first, then the read is limited."""
         import zstandard
 
         try:
             stated = zstandard.frame_content_size(coded)
             if stated != raw_len:
                 raise InputError(f"a zstd section holds {stated:,} bytes, {raw_len:,} promised", "artifact")
-            with zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(coded, read_across_frames=True) as reader:
+            with zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(
+                coded, read_across_frames=True
+            ) as reader:
                 raw = reader.read(raw_len)
                 if len(raw) == raw_len and not reader.read(1):
                     return raw

@@ -12,9 +12,17 @@ if TYPE_CHECKING:
 class EvalMethod(Protocol):
     """A way to score a stream with fixed weights."""
 
-    seq_len: int
-    max_tokens: int
-    batch_seqs: int
+    @property
+    def seq_len(self) -> int:
+        """Tokens the model sees at once."""
+
+    @property
+    def max_tokens(self) -> int:
+        """Targets to score; 0 means all."""
+
+    @property
+    def batch_seqs(self) -> int:
+        """Windows per forward pass."""
 
     def run(self, ledger: "Ledger") -> None:
         """Score every target of the ledger exactly once."""

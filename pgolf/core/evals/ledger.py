@@ -18,7 +18,9 @@ from pgolf.core.model.gpt import GPT
 class Ledger:
     """Tokens (N,), their byte charges, and the loss of each of the N - 1 targets, committed once."""
 
-    def __init__(self, model: GPT, tokens: np.ndarray, table: ByteTable, method: EvalMethod, progress: Callable[[int, int], None]) -> None:
+    def __init__(
+        self, model: GPT, tokens: np.ndarray, table: ByteTable, method: EvalMethod, progress: Callable[[int, int], None]
+    ) -> None:
         if len(tokens) < 2:
             raise InputError("the validation stream has no target: it needs two tokens or more", "validation split")
         limit = method.max_tokens + 1 if method.max_tokens else len(tokens)
@@ -56,27 +58,43 @@ class Ledger:
         """Fix the losses of consecutive targets. RuleError if one was scored before or is not finite."""
         place = self.losses[position : position + len(losses)]
         if not np.isnan(place).all():
-            raise RuleError("a target was scored twice", f"target {position}", "this is a fault of the evaluation method")
+            raise RuleError(
+                "a target was scored twice", f"target {position}", "this is a fault of the evaluation method"
+            )
         if not np.isfinite(losses).all():
-            raise RuleError("a loss is not finite", f"target {position + int(np.argmin(np.isfinite(losses)))}", "the model is broken")
+            raise RuleError(
+                "a loss is not finite",
+                f"target {position + int(np.argmin(np.isfinite(losses)))}",
+                "the model is broken",
+            )
         place[:] = losses
         self.done += len(losses)
 
     def reveal(self, start: int, stop: int) -> np.ndarray:
         """Tokens start .. stop - 1, to learn from. RuleError unless every target among them has been scored."""
         if np.isnan(self.losses[max(start - 1, 0) : stop - 1]).any():
-            raise RuleError("a token was asked for before it was scored", f"tokens {start} to {stop - 1}", "score first, adapt after")
+            raise RuleError(
+                "a token was asked for before it was scored",
+                f"tokens {start} to {stop - 1}",
+                "score first, adapt after",
+            )
         return self.tokens[start:stop]
 
     def total(self) -> Score:
         """The score. RuleError if a target is missing."""
         if self.done != self.targets:
-            raise RuleError(f"{self.targets - self.done:,} targets were never scored", "evaluation", "this is a fault of the method")
+            raise RuleError(
+                f"{self.targets - self.done:,} targets were never scored", "evaluation", "this is a fault of the method"
+            )
         return Score(float(self.losses.sum(dtype=np.float64)), self.targets, int(self.charges.sum()))
 
 
 def evaluate(
-    model: GPT, tokens: np.ndarray, table: ByteTable, method: EvalMethod, progress: Callable[[int, int], None] = lambda done, of: None
+    model: GPT,
+    tokens: np.ndarray,
+    table: ByteTable,
+    method: EvalMethod,
+    progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> tuple[Score, Ledger]:
     """Run a method over a stream and return the checked score with its ledger."""
     ledger = Ledger(model, tokens, table, method, progress)

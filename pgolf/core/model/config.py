@@ -52,9 +52,13 @@ class ModelConfig:
         if self.model_dim % self.num_heads:
             raise ConfigError(f"{self.model_dim} is not divisible by num_heads {self.num_heads}", "model.model_dim")
         if self.num_heads % self.num_kv_heads:
-            raise ConfigError(f"{self.num_heads} is not divisible by num_kv_heads {self.num_kv_heads}", "model.num_heads")
+            raise ConfigError(
+                f"{self.num_heads} is not divisible by num_kv_heads {self.num_kv_heads}", "model.num_heads"
+            )
         if (self.model_dim // self.num_heads) % 2:
-            raise ConfigError(f"the head width {self.model_dim // self.num_heads} is odd; rotation needs pairs", "model.model_dim")
+            raise ConfigError(
+                f"the head width {self.model_dim // self.num_heads} is odd; rotation needs pairs", "model.model_dim"
+            )
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,12 @@
-"""The skeleton of the model: embed -> planned layers -> head. Techniques live in `parts/`, the order of layers in the plan.
+"""The skeleton of the model: embed -> planned layers -> head.
+
+Techniques live in `parts/`, the order of layers in the plan.
 
 Shapes: B batch, T time, C model dim, H query heads, K key/value heads, D head dim, V vocabulary.
 """
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +17,7 @@ from pgolf.core.model.params import ParamSpec
 
 
 def rms_norm(x: Tensor) -> Tensor:
-    """x / sqrt(mean(x^2) + eps) over the last dimension, no weight; eps is float32's machine epsilon for every dtype."""
+    """x / sqrt(mean(x^2) + eps) over the last dimension, no weight; eps is float32's epsilon for every dtype."""
     return F.rms_norm(x, (x.size(-1),))
 
 
@@ -22,6 +25,11 @@ class Node(nn.Module):
     """A place in the parameter tree. `tap`, when set, sees the input of every linear map through this node's weight."""
 
     tap: Callable[[Tensor], None] | None = None
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """Children and parameters by name."""
 
     def linear(self, x: Tensor) -> Tensor:
         """x W^T with the weight cast to the dtype of x (float32 masters under bfloat16 activations)."""
@@ -73,7 +81,7 @@ class GPT(Node):
             weight = torch.empty(spec.shape)
             initialise(weight, spec, generator)
             grow(self, spec.name, nn.Parameter(weight))
-        self.layers = [self.get_submodule(f"blocks.{layer}") for layer in range(config.num_layers)]
+        self.layers: list[Any] = [self.get_submodule(f"blocks.{layer}") for layer in range(config.num_layers)]
 
     def attention(self, attn: Node, x_BTC: Tensor, tables: object) -> Tensor:
         """Causal grouped-query attention with QK-norm, rotation and query gain; (B,T,C) -> (B,T,C)."""
@@ -100,7 +108,7 @@ class GPT(Node):
         """Final normalised hidden states (B,T,C) in the compute dtype."""
         config = self.config
         x = rms_norm(config.embed.lookup(self, ids_BT).to(self.compute_dtype))
-        x0, stack = x, []
+        x0, stack = x, list[Tensor]()
         tables = config.position.tables(ids_BT.size(1), config.model_dim // config.num_heads, x)
         for step in self.plan:
             if step.skip >= 0:
@@ -117,7 +125,9 @@ class GPT(Node):
     def nll(self, ids_BT: Tensor, targets_BT: Tensor, start: int = 0) -> Tensor:
         """Negative log-likelihood in nats of the targets from position `start` on: (B, T - start) float32."""
         logits = self.head(self.hidden(ids_BT)[:, start:])
-        return F.cross_entropy(logits.flatten(0, 1), targets_BT[:, start:].flatten(), reduction="none").view(len(ids_BT), -1)
+        return F.cross_entropy(logits.flatten(0, 1), targets_BT[:, start:].flatten(), reduction="none").view(
+            len(ids_BT), -1
+        )
 
     def forward(self, ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """Mean loss in nats per token over all positions, float32 scalar."""

@@ -52,7 +52,9 @@ class Muon:
 
     def __post_init__(self) -> None:
         if self.lr < 0 or not 0 <= self.momentum < 1 or self.ns_steps < 1 or self.weight_decay < 0:
-            raise ConfigError("lr and weight_decay must not be negative, momentum below 1, ns_steps at least 1", "optim.matrix")
+            raise ConfigError(
+                "lr and weight_decay must not be negative, momentum below 1, ns_steps at least 1", "optim.matrix"
+            )
 
     def momentum_at(self, step: int) -> float:
         """Linear warm-up of the momentum."""
@@ -60,7 +62,13 @@ class Muon:
         return (1 - frac) * self.momentum_start + frac * self.momentum
 
     def step(
-        self, weights: "Sequence[Tensor]", grads: "Sequence[Tensor]", buffers: "Sequence[Tensor]", lr_scale: float, step: int, world: "World"
+        self,
+        weights: "Sequence[Tensor]",
+        grads: "Sequence[Tensor]",
+        buffers: "Sequence[Tensor]",
+        lr_scale: float,
+        step: int,
+        world: "World",
     ) -> None:
         """Update the weights and momentum buffers in place.
 

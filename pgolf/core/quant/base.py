@@ -37,7 +37,9 @@ def row_scales(clip_R: "Tensor", limit: int) -> "Tensor":
     """float16 (R,) scales clip / L, floored so that no scale becomes zero in float16. InputError on overflow."""
     scale = (clip_R / limit).clamp_min(1e-10).half()
     if not bool(scale.isfinite().all()):
-        raise InputError("a row is too large for a float16 scale", f"largest clip {float(clip_R.max()):g}", "rescale the weights")
+        raise InputError(
+            "a row is too large for a float16 scale", f"largest clip {float(clip_R.max()):g}", "rescale the weights"
+        )
     return scale.clamp_min(SMALLEST_SCALE)
 
 
@@ -63,7 +65,11 @@ def check_finite(weights: "Mapping[str, Tensor]") -> None:
         bad = ~weight.isfinite()
         if bool(bad.any()):
             index = tuple(int(i) for i in bad.nonzero()[0])
-            raise InputError(f"{name} is {float(weight[index])} at index {list(index)}", "checkpoint", "train again, or use an earlier one")
+            raise InputError(
+                f"{name} is {float(weight[index])} at index {list(index)}",
+                "checkpoint",
+                "train again, or use an earlier one",
+            )
 
 
 def quantize_model(

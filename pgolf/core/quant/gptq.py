@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pgolf.core.model.gpt import GPT
-
     from pgolf.core.quant.qtensor import QTensor
     from pgolf.core.shards import TokenStream
 
@@ -103,7 +102,9 @@ class Gptq(SdClip):
 
         from pgolf.core.quant.calibration import collect_hessians
 
-        ids = torch.from_numpy(stream.take(self.calibration_seqs * self.calibration_seq_len)).view(-1, self.calibration_seq_len)
+        ids = torch.from_numpy(stream.take(self.calibration_seqs * self.calibration_seq_len)).view(
+            -1, self.calibration_seq_len
+        )
         device = next(model.parameters()).device
         return collect_hessians(model, (batch.to(device) for batch in ids.split(self.calibration_batch)), progress)
 

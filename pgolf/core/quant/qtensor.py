@@ -42,13 +42,17 @@ class QuantizedModel:
                 raise InputError(f"{spec.name} is missing", where, "the file does not belong to this configuration")
             values = tensor.codes if isinstance(tensor, QTensor) else tensor
             if tuple(values.shape) != spec.shape:
-                raise InputError(f"{spec.name} has shape {tuple(values.shape)}, the configuration says {spec.shape}", where)
+                raise InputError(
+                    f"{spec.name} has shape {tuple(values.shape)}, the configuration says {spec.shape}", where
+                )
             if isinstance(tensor, QTensor):
                 limit = 2 ** (tensor.bits - 1) - 1
-                if values.numel() and int(values.abs().max()) > limit or int(values.min()) == -128:
+                if (values.numel() and int(values.abs().max()) > limit) or int(values.min()) == -128:
                     raise InputError(f"{spec.name} has codes beyond ±{limit}", where, "the file is damaged")
                 if not bool((torch.isfinite(tensor.scale) & (tensor.scale > 0)).all()):
-                    raise InputError(f"{spec.name} has a scale that is not a positive number", where, "the file is damaged")
+                    raise InputError(
+                        f"{spec.name} has a scale that is not a positive number", where, "the file is damaged"
+                    )
             elif not bool(torch.isfinite(values).all()):
                 raise InputError(f"{spec.name} has values that are not finite", where, "the file is damaged")
         if len(self.tensors) != len(param_specs(self.config)):

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pgolf.core.model.gpt import GPT
-
     from pgolf.core.quant.qtensor import QTensor
     from pgolf.core.shards import TokenStream
 
@@ -38,7 +37,7 @@ def quantile_codes(weight: "Tensor", quantile: float, limit: int) -> "tuple[Tens
 
 @dataclass(frozen=True, kw_only=True)
 class RowQuantile:
-    """Per-row symmetric codes, 8 bits in the naive baseline; small tensors are kept as floats. Source: naive baseline."""
+    """Per-row symmetric codes, 8 bits in the baseline; small tensors are kept as floats. Source: naive baseline."""
 
     bits: int = 8
     """Code width, 4 to 8 bits."""

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pgolf.core.model.gpt import GPT
-
     from pgolf.core.quant.qtensor import QTensor
     from pgolf.core.shards import TokenStream
 

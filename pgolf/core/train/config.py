@@ -57,13 +57,25 @@ class TrainConfig:
         for key in ("iterations", "seq_len", "batch_tokens", "micro_batch_tokens", "keep_checkpoints"):
             if getattr(self, key) < 1:
                 raise ConfigError(f"{key} must be at least 1, not {getattr(self, key)}", f"train.{key}")
-        for key in ("max_wallclock_seconds", "warmup_steps", "val_every", "val_max_tokens", "log_every", "checkpoint_every"):
+        for key in (
+            "max_wallclock_seconds",
+            "warmup_steps",
+            "val_every",
+            "val_max_tokens",
+            "log_every",
+            "checkpoint_every",
+        ):
             if getattr(self, key) < 0:
                 raise ConfigError(f"{key} must not be negative, not {getattr(self, key)}", f"train.{key}")
         if self.micro_batch_tokens % self.seq_len:
-            raise ConfigError(f"{self.micro_batch_tokens} is not a multiple of seq_len {self.seq_len}", "train.micro_batch_tokens")
+            raise ConfigError(
+                f"{self.micro_batch_tokens} is not a multiple of seq_len {self.seq_len}", "train.micro_batch_tokens"
+            )
         if self.batch_tokens % self.micro_batch_tokens:
-            raise ConfigError(f"{self.batch_tokens} is not a multiple of micro_batch_tokens {self.micro_batch_tokens}", "train.batch_tokens")
+            raise ConfigError(
+                f"{self.batch_tokens} is not a multiple of micro_batch_tokens {self.micro_batch_tokens}",
+                "train.batch_tokens",
+            )
 
     def validation(self) -> PlainEval:
         """How validation during training scores: plain windows of the training length."""

@@ -59,8 +59,10 @@ def to_tensors(batch: tuple[np.ndarray, np.ndarray], world: World) -> list[Tenso
     return [torch.from_numpy(array).to(world.device, non_blocking=True) for array in batch]
 
 
-def train_step(forward: Callable[..., Tensor], state: TrainState, config: TrainConfig, lr_scale: float, world: World) -> Tensor:
-    """Accumulate gradients over the micro-steps, average them over the ranks, step; returns this rank's mean loss (0-d)."""
+def train_step(
+    forward: Callable[..., Tensor], state: TrainState, config: TrainConfig, lr_scale: float, world: World
+) -> Tensor:
+    """Accumulate gradients over micro-steps, average them over the ranks, step; returns this rank's mean loss."""
     micro_steps = config.micro_steps(world.size)
     total = torch.zeros((), device=world.device)
     for _ in range(micro_steps):
@@ -73,7 +75,9 @@ def train_step(forward: Callable[..., Tensor], state: TrainState, config: TrainC
     return total
 
 
-def warm_up(forward: Callable[..., Tensor], state: TrainState, config: TrainConfig, optim: OptimConfig, world: World) -> None:
+def warm_up(
+    forward: Callable[..., Tensor], state: TrainState, config: TrainConfig, optim: OptimConfig, world: World
+) -> None:
     """Run steps that compile every graph, then restore weights, optimizer state and data position."""
     weights = {name: weight.clone() for name, weight in state.model.state_dict().items()}
     position = state.stream.position
@@ -109,7 +113,9 @@ def fit(
             if not stopping:
                 watch.log(event := event | watch.validate())
             if last or stopping:
-                reason = "iterations" if state.step >= config.iterations else "wallclock_cap" if out_of_time else "signal"
+                reason = (
+                    "iterations" if state.step >= config.iterations else "wallclock_cap" if out_of_time else "signal"
+                )
                 watch.log(event := event | {"event": "stop", "reason": reason})
                 return event
             clock.start()
@@ -121,7 +127,9 @@ def fit(
             value = float(world.sum_(loss)) / world.size
             if not math.isfinite(value):
                 raise RuleError(
-                    f"the loss is {value} at step {state.step}", "train", "the last checkpoint is kept; lower the learning rates"
+                    f"the loss is {value} at step {state.step}",
+                    "train",
+                    "the last checkpoint is kept; lower the learning rates",
                 )
             elapsed = clock.elapsed_s
             rate = (state.step - first_step) * config.batch_tokens / max(elapsed - first_s, 1e-9)

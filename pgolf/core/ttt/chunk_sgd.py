@@ -8,6 +8,8 @@ from pgolf.core.errors import ConfigError
 from pgolf.core.evals.sliding import SlidingEval, sliding_windows
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor, optim
 
     from pgolf.core.evals.ledger import Ledger
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ChunkSgd(SlidingEval):
-    """Scores a chunk's sliding windows with frozen weights, then takes SGD steps on that chunk. Source: PR #549, #1493."""
+    """Scores a chunk's sliding windows, then takes SGD steps on that chunk. Source: PR #549, PR #1493."""
 
     chunk_tokens: int = 32768
     """Targets per chunk."""
@@ -34,7 +36,13 @@ class ChunkSgd(SlidingEval):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.chunk_tokens < self.seq_len or self.train_seqs < 1 or self.epochs < 0 or self.lr < 0 or self.grad_clip <= 0:
+        if (
+            self.chunk_tokens < self.seq_len
+            or self.train_seqs < 1
+            or self.epochs < 0
+            or self.lr < 0
+            or self.grad_clip <= 0
+        ):
             raise ConfigError("chunk_tokens must be at least seq_len, train_seqs at least 1, grad_clip above 0", "ttt")
 
     def run(self, ledger: "Ledger") -> None:
@@ -45,7 +53,9 @@ class ChunkSgd(SlidingEval):
         chunk_of = (windows[:, 0] + windows[:, 1]) // self.chunk_tokens
         chunks = math.ceil(ledger.targets / self.chunk_tokens)
         frozen = tuple(f"blocks.{layer}." for layer in range(self.freeze_blocks))
-        weights = [weight for name, weight in ledger.model.named_parameters() if not (frozen and name.startswith(frozen))]
+        weights = [
+            weight for name, weight in ledger.model.named_parameters() if not (frozen and name.startswith(frozen))
+        ]
         optimizer = torch.optim.SGD(weights, lr=self.lr, momentum=self.momentum)
         for chunk in range(chunks):
             ledger.score(windows[chunk_of == chunk])
@@ -54,7 +64,7 @@ class ChunkSgd(SlidingEval):
                 self.adapt(ledger, chunk * self.chunk_tokens, optimizer, weights)
         ledger.model.zero_grad(set_to_none=True)
 
-    def adapt(self, ledger: "Ledger", start: int, optimizer: "optim.SGD", weights: "list[Tensor]") -> None:
+    def adapt(self, ledger: "Ledger", start: int, optimizer: "optim.SGD", weights: "Sequence[Tensor]") -> None:
         """SGD over the sequences of one scored chunk; a tail shorter than seq_len is left out."""
         import numpy as np
         import torch
@@ -65,6 +75,8 @@ class ChunkSgd(SlidingEval):
         for _ in range(self.epochs):
             for first in range(0, sequences, self.train_seqs):
                 ledger.model.zero_grad(set_to_none=True)
-                ledger.model(ids[0, first : first + self.train_seqs], ids[1, first : first + self.train_seqs]).backward()
+                ledger.model(
+                    ids[0, first : first + self.train_seqs], ids[1, first : first + self.train_seqs]
+                ).backward()
                 torch.nn.utils.clip_grad_norm_(weights, self.grad_clip)
                 optimizer.step()

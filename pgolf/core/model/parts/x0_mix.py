@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pgolf.core.model.params import SCALAR, CONTROL, ParamSpec
+from pgolf.core.model.params import CONTROL, SCALAR, ParamSpec
 from pgolf.core.model.slots import LayerShape
 
 if TYPE_CHECKING:
