@@ -1,0 +1,31 @@
+# make demo: set up and run the whole road.  make test: set up and run the tests.
+# Where the interpreter already has a CUDA torch, that torch is kept; without a GPU the pinned versions are installed.
+# PIP_ARGS reaches pip, for example --index-url with PyTorch's index of CPU wheels.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test test-all lint setup clean
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml constraints/cpu.txt constraints/cuda.txt .ci/setup
+	.ci/setup "$(PYTHON)" "$(VENV)" $(PIP_ARGS)
+
+demo: setup
+	$(BIN)/pgolf run --preset demo --out runs/demo
+
+test: setup
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-all: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info
