@@ -22,8 +22,10 @@ def show(
     section: Annotated[str, typer.Argument(metavar="[SECTION]", help="Only keys below this dotted name.")] = "",
     preset: options.Preset = "",
     sets: options.Sets = None,
+    seed: options.Seed = None,
     as_json: options.Json = False,
     explain: Annotated[bool, typer.Option("--explain", help="Say what each key means.")] = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Every key with its value and where the value came from.
 
@@ -33,7 +35,7 @@ def show(
     from pgolf.config.tree import flatten
     from pgolf.core.errors import ConfigError
 
-    resolved = resolve(preset, sets or [])
+    resolved = resolve(preset, options.merged(sets, seed))
     flat = {
         key: value
         for key, value in flatten(resolved.values).items()
@@ -68,6 +70,7 @@ def diff(
     after: Annotated[str, typer.Argument(metavar="PRESET", help="Another one.")],
     sets: options.Sets = None,
     as_json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Keys in which two presets differ; --set applies to the second.
 
@@ -92,7 +95,7 @@ def shown(value: Any) -> str:
     return "-" if value is None else repr(value)
 
 
-def techniques(as_json: options.Json = False) -> None:
+def techniques(as_json: options.Json = False, quiet: options.Quiet = False) -> None:
     """Every technique there is: where it goes, what it does, and its source."""
     from pgolf.config.describe import technique_rows
 
@@ -107,7 +110,7 @@ def techniques(as_json: options.Json = False) -> None:
         )
 
 
-def doctor(as_json: options.Json = False) -> None:
+def doctor(as_json: options.Json = False, quiet: options.Quiet = False) -> None:
     """What this machine offers: packages, GPU, compilers, disk. Exit code 5 if something required is missing."""
     from pgolf.report.doctor import examine
 

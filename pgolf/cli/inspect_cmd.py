@@ -24,7 +24,9 @@ def size(
         ),
     ],
     sets: options.Sets = None,
+    seed: options.Seed = None,
     as_json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Bytes against the cap: predicted from a preset before any training, exact for files and folders.
 
@@ -40,7 +42,7 @@ def size(
         from pgolf.config.load import resolve
         from pgolf.sizing import size_document
 
-        document = size_document(resolve(target, sets or []).config, target)
+        document = size_document(resolve(target, options.merged(sets, seed)).config, target)
     if as_json:
         print_json(document)
     else:
@@ -102,6 +104,7 @@ def inspect(
         ),
     ],
     as_json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """What a file holds, after verifying it.
 
@@ -138,8 +141,10 @@ def import_model(
     ],
     preset: options.Preset = "",
     sets: options.Sets = None,
+    seed: options.Seed = None,
     as_json: options.Json = False,
     dry_run: options.DryRun = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Bring in a model trained elsewhere; its sizes are read off names and shapes.
 
@@ -160,7 +165,7 @@ def import_model(
         else:
             note(f"would import {len(found)} entries of {file} into {out}")
         return
-    document = import_file(file, out, preset, sets or [])
+    document = import_file(file, out, preset, options.merged(sets, seed))
     if as_json:
         print_json(document)
     else:

@@ -26,7 +26,14 @@ Seed = Annotated[
     int | None,
     typer.Option("--seed", help="Seed of the initial weights (train.seed).", rich_help_panel="Configuration"),
 ]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.", rich_help_panel="Running")]
+Device = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        help="auto, cpu, cuda or cuda:N. Stages that only use the CPU check that the device exists.",
+        rich_help_panel="Running",
+    ),
+]
 Json = Annotated[
     bool,
     typer.Option(
@@ -54,3 +61,8 @@ Tokenizer = Annotated[
 Data = Annotated[
     Path, typer.Option("--data", metavar="DIR", help="Dataset directory: made by pgolf tokenize, or published shards.")
 ]
+
+
+def merged(sets: list[str] | None, seed: int | None) -> list[str]:
+    """--set assignments with --seed as the last of them."""
+    return [*(sets or []), *([f"train.seed={seed}"] if seed is not None else [])]

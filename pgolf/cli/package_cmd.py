@@ -27,6 +27,7 @@ def package_submission(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing folder.")] = False,
     preset: options.Preset = "",
     sets: options.Sets = None,
+    seed: options.Seed = None,
     device: options.Device = "auto",
     as_json: options.Json = False,
     dry_run: options.DryRun = False,
@@ -41,7 +42,7 @@ def package_submission(
     from pgolf.stages.package import artifact_config, package
 
     given = [f"package.{key}={value}" for key, value in (("name", name), ("author", author), ("track", track)) if value]
-    everything = [*(sets or []), *given]
+    everything = [*(options.merged(sets, seed)), *given]
     if dry_run:
         from pgolf.bundle.script import build_script
         from pgolf.stages.model_files import artifact_info, load_model

@@ -68,7 +68,7 @@ def run(
         raise ConfigError("--data and --text exclude each other", "run")
     requirements = [parse_requirement(item) for item in require or []]
     stages = chosen_stages(first, last)
-    resolved = resolve(preset, sets or [], seed=seed)
+    resolved = resolve(preset, options.merged(sets, seed))
     console = Console(quiet)
     checked = preflight(out, resolved, device, stages)
     if "tokenize" in stages:

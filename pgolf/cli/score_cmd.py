@@ -32,6 +32,7 @@ def evaluate(
     tokenizer: options.Tokenizer = None,
     preset: options.Preset = "",
     sets: options.Sets = None,
+    seed: options.Seed = None,
     force: options.Force = False,
     device: options.Device = "auto",
     as_json: options.Json = False,
@@ -42,7 +43,9 @@ def evaluate(
 
     Example: pgolf eval runs/a/model.pgz --data data/mine --set eval.method=sliding --set eval.stride=64
     """
-    score("eval", model, data, out, tokenizer, preset, sets or [], force, device, as_json, dry_run, quiet)
+    score(
+        "eval", model, data, out, tokenizer, preset, options.merged(sets, seed), force, device, as_json, dry_run, quiet
+    )
 
 
 def ttt(
@@ -52,6 +55,7 @@ def ttt(
     tokenizer: options.Tokenizer = None,
     preset: options.Preset = "",
     sets: options.Sets = None,
+    seed: options.Seed = None,
     force: options.Force = False,
     device: options.Device = "auto",
     as_json: options.Json = False,
@@ -62,7 +66,9 @@ def ttt(
 
     Example: pgolf ttt runs/a/model.pgz --data data/mine --set ttt.lr=0.002
     """
-    score("ttt", model, data, out, tokenizer, preset, sets or [], force, device, as_json, dry_run, quiet)
+    score(
+        "ttt", model, data, out, tokenizer, preset, options.merged(sets, seed), force, device, as_json, dry_run, quiet
+    )
 
 
 def score(

@@ -26,7 +26,9 @@ def tokenize(
     ] = None,
     preset: options.Preset = "",
     sets: options.Sets = None,
+    seed: options.Seed = None,
     force: options.Force = False,
+    device: options.Device = "auto",
     as_json: options.Json = False,
     dry_run: options.DryRun = False,
     quiet: options.Quiet = False,
@@ -38,7 +40,7 @@ def tokenize(
     from pgolf.config.load import resolve
     from pgolf.report.console import Console
 
-    resolved = resolve(preset, sets or [])
+    resolved = resolve(preset, options.merged(sets, seed))
     if dry_run:
         from pgolf.corpus.sources import expand
 
@@ -49,9 +51,11 @@ def tokenize(
             f"would tokenize {len(files)} files into {out}",
         )
         return
+    from pgolf.core.dist import pick_device
     from pgolf.stages.tokenize import tokenize as run_stage
 
-    manifest = run_stage(sources, out, resolved.config, tokenizer, Console(quiet), force=force)
+    pick_device(device, 0)
+    manifest = run_stage(sources, out, resolved, tokenizer, Console(quiet), force=force)
     splits = {
         name: {key: value for key, value in split.items() if key != "shards"} | {"shards": len(split["shards"])}
         for name, split in manifest["splits"].items()
@@ -120,7 +124,7 @@ def train(
     from pgolf.stages.train import check_data, choose_compile
     from pgolf.stages.train import train as run_stage
 
-    resolved = resolve(preset, sets or [], seed=seed)
+    resolved = resolve(preset, options.merged(sets, seed))
     dataset = open_dataset(data, tokenizer, resolved.config.model.vocab_size)
     world = join_world(device)
     console = Console(quiet or not world.leads)
@@ -190,6 +194,7 @@ def quantize(
     ] = None,
     preset: options.Preset = "",
     sets: options.Sets = None,
+    seed: options.Seed = None,
     force: options.Force = False,
     device: options.Device = "auto",
     as_json: options.Json = False,
@@ -205,7 +210,7 @@ def quantize(
     from pgolf.stages.quantize import quantize as run_stage
 
     console = Console(quiet)
-    _, resolved, dataset = model_and_data(checkpoint, data, tokenizer, preset, sets or [], console)
+    _, resolved, dataset = model_and_data(checkpoint, data, tokenizer, preset, options.merged(sets, seed), console)
     if dry_run:
         from pgolf.sizing import predict
 
@@ -249,7 +254,9 @@ def compress(
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Artifact to write (.pgz).")],
     preset: options.Preset = "",
     sets: options.Sets = None,
+    seed: options.Seed = None,
     force: options.Force = False,
+    device: options.Device = "auto",
     as_json: options.Json = False,
     dry_run: options.DryRun = False,
     quiet: options.Quiet = False,
@@ -264,7 +271,7 @@ def compress(
     from pgolf.stages.inputs import model_config
     from pgolf.stages.model_files import load_model
 
-    resolved = model_config(load_model(quantized), preset, sets or [])
+    resolved = model_config(load_model(quantized), preset, options.merged(sets, seed))
     if dry_run:
         from pgolf.sizing import predict
 
@@ -275,6 +282,9 @@ def compress(
             f"would write {out}; predicted {size.line()}",
         )
         return
+    from pgolf.core.dist import pick_device
+
+    pick_device(device, 0)
     entry = run_stage(quantized, out, resolved, Console(quiet), force)
     figures = entry["figures"]
     if as_json:

@@ -65,13 +65,10 @@ def resolve(
     sets: list[str] | None = None,
     stored: dict[str, Any] | None = None,
     stored_name: str = "input file",
-    seed: int | None = None,
 ) -> Resolved:
-    """Merge a configuration stored in an input file, a preset, --set and --seed. ConfigError names key and source."""
+    """Merge a configuration stored in an input file, a preset and --set. ConfigError names key and source."""
     layers = [Layer(stored_name, stored)] if stored else []
     layers += read_preset(preset) if preset else []
     layers += [Layer(f"--set {text}", parse_set(text)) for text in sets or []]
-    if seed is not None:
-        layers.append(Layer("--seed", {"train": {"seed": seed}}))
     config, origins = build_config(RunConfig(), layers)
     return Resolved(config, origins, preset)

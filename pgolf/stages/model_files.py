@@ -134,7 +134,8 @@ def load_quantized(path: Path) -> ModelFile:
 
 def load_checkpoint(path: Path) -> ModelFile:
     """A float checkpoint, checked against its configuration."""
-    weights, meta, digest = load_tensors(path, CHECKPOINT_SCHEMA)
+    tensors, meta, digest = load_tensors(path, CHECKPOINT_SCHEMA)
+    weights = {name: tensor.float() for name, tensor in tensors.items()}
     config = stored_config(meta.get("config"), str(path))
     check_weights(config.model, weights, str(path))
     return ModelFile(

@@ -113,6 +113,7 @@ def package(
     device: str,
     console: Console,
     force: bool = False,
+    title: str = "pgolf submission",
 ) -> dict[str, Any]:
     """Build the submission folder; returns submission.json with "fresh" set when nothing had to be done."""
     start = time.monotonic()
@@ -127,8 +128,7 @@ def package(
     marker = out / "submission.json"
     if (entry := fresh_entry(marker, key)) is not None:
         return dict(entry["figures"]) | {"fresh": True, "out": str(out)}
-    title = config.package.name or preset or "pgolf submission"
-    document = build_folder(entries, config, title, dataset, out, force)
+    document = build_folder(entries, config, config.package.name or preset or title, dataset, out, force)
     record(marker, "package", key, resolved[0].values, inputs, document, rounded({"total": time.monotonic() - start}))
     return document | {"fresh": False, "out": str(out)}
 

@@ -173,35 +173,32 @@ def preflight(out: Path, resolved: Resolved, device_name: str, stages: tuple[str
 
 
 def check_sources(data: Path | None, text: list[Path], tokenizer: Path | None, resolved: Resolved) -> None:
-    """InputError when text, shards or tokenizer are missing or do not fit each other and the model."""
+    """SetupError when shards or the tokenizer are missing, InputError when they do not fit each other or the model."""
     from pgolf.core.bpb import byte_table, load_tokenizer
     from pgolf.core.files import read_bytes
     from pgolf.corpus.sources import expand
     from pgolf.dataset import MAX_TOKENIZER, open_dataset
 
     vocab_size = resolved.config.model.vocab_size
+    if tokenizer is not None and not tokenizer.is_file():
+        raise SetupError("the tokenizer is missing", str(tokenizer), "check the path given with --tokenizer")
+    found = 0
     if data is not None:
         dataset = open_dataset(data, tokenizer, vocab_size)
         for split in ("train", "val"):
             if not dataset.shards[split]:
-                raise InputError(
-                    f"the dataset has no {split} shards", str(data), f"expected files like fineweb_{split}_000000.bin"
-                )
+                hint = f"expected files like fineweb_{split}_000000.bin"
+                raise SetupError(f"the dataset has no {split} shards", str(data), hint)
         found = dataset.vocab_size
         dataset.byte_table()
     elif tokenizer is not None:
         processor = load_tokenizer(read_bytes(tokenizer, MAX_TOKENIZER), str(tokenizer))
         found = processor.vocab_size()
         byte_table(processor, found)
-    else:
-        found = 0
     expand(text)
     if found > vocab_size:
-        raise InputError(
-            f"the tokenizer has {found} ids, the model {vocab_size}",
-            str(tokenizer or data),
-            f"set model.vocab_size={found}",
-        )
+        fix = f"set model.vocab_size={found}"
+        raise InputError(f"the tokenizer has {found} ids, the model {vocab_size}", str(tokenizer or data), fix)
 
 
 class Pipeline:
@@ -233,7 +230,7 @@ class Pipeline:
             manifest = tokenize(
                 self.text,
                 self.layout.data,
-                self.resolved.config,
+                self.resolved,
                 self.tokenizer,
                 self.console,
                 python_docs=not self.text,
@@ -348,12 +345,13 @@ class Pipeline:
         document = package(
             [self.layout.artifact],
             self.layout.submission,
-            self.resolved.preset,
+            "",
             [],
             self.layout.data,
             self.device,
             self.console,
             force=True,
+            title=self.resolved.preset,
         )
         figures = {
             key: document[key]

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from pgolf.config.run import RunConfig, TokenizeConfig
+from pgolf.config.load import Resolved
+from pgolf.config.run import TokenizeConfig
 from pgolf.config.tree import to_values
 from pgolf.core.bpb import ByteTable, byte_table, load_tokenizer
 from pgolf.core.errors import ConfigError, InputError
@@ -156,15 +157,15 @@ def fresh_manifest(folder: Path, key: str) -> dict[str, Any] | None:
 def tokenize(
     sources: list[Path],
     out: Path,
-    config: RunConfig,
+    resolved: Resolved,
     tokenizer: Path | None,
     console: Console,
     python_docs: bool = False,
     force: bool = False,
 ) -> dict[str, Any]:
     """Make a dataset directory and return its manifest, with "fresh" set when nothing had to be done."""
-    options = config.tokenize
-    vocab_size = options.vocab_size or config.model.vocab_size
+    options = resolved.config.tokenize
+    vocab_size = options.vocab_size or resolved.config.model.vocab_size
     section: dict[str, Any] = {"tokenize": to_values(options), "vocab_size": 0 if tokenizer else vocab_size}
     section["tokenize"].pop("threads")
     inputs = {"text": source_hash(sources, python_docs), "tokenizer": sha256_file(tokenizer) if tokenizer else ""}
@@ -216,7 +217,7 @@ def tokenize(
             "empty_documents": empty,
             "source": "python_documentation" if python_docs else [str(path) for path in sources],
             "inputs": inputs,
-            "config": section,
+            "resolved": resolved.values,
             "seconds": {"total": round(time.monotonic() - start, 3)},
             **provenance(),
         }

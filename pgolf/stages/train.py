@@ -222,9 +222,12 @@ def train(
     key = train_key(values, data)
     output = out / "checkpoint.safetensors"
     if not world.leads:
+        if world.any(False):
+            return {}
         return run_training(dataset, out, config, values, key, data, world, console, fresh)
     with guarded(output):
-        if not fresh and (entry := fresh_entry(output, key)):
+        entry = None if fresh else fresh_entry(output, key)
+        if world.any(entry is not None) and entry is not None:
             return entry | {"fresh": True}
         check_disk(out, config)
         return run_training(dataset, out, config, values, key, data, world, console, fresh) | {"fresh": False}

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from pgolf.core.dist import World, activation_dtype
 from pgolf.core.errors import RuleError
-from pgolf.core.model.config import ModelConfig
+from pgolf.core.model.config import ModelConfig, param_specs
 from pgolf.core.model.gpt import GPT
+from pgolf.core.model.params import TOKEN
 from pgolf.core.optim.config import OptimConfig
 from pgolf.core.optim.optimizers import Optimizers
 from pgolf.core.optim.schedules import Progress
@@ -43,6 +44,14 @@ class Watch:
     stop_asked: Callable[[], bool]
 
 
+def halve_embeddings(model: GPT) -> None:
+    """Keep embedding tables, and so their Adam states, in bfloat16 as the baseline does; all else stays float32."""
+    named = dict(model.named_parameters())
+    for spec in param_specs(model.config):
+        if spec.group == TOKEN:
+            named[spec.name].data = named[spec.name].data.bfloat16()
+
+
 def start_state(
     model: ModelConfig, train: TrainConfig, optim: OptimConfig, shards: list[np.ndarray], seed: int, world: World
 ) -> TrainState:
@@ -51,6 +60,8 @@ def start_state(
     torch.manual_seed(seed)
     network = GPT(model, seed).to(world.device)
     network.compute_dtype = activation_dtype(train.precision, world.device)
+    if network.compute_dtype == torch.bfloat16:
+        halve_embeddings(network)
     return TrainState(network, Optimizers(network, optim, world), TokenStream(shards), Clock())
 
 
