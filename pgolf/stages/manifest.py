@@ -121,7 +121,7 @@ def fresh_entry(output: Path, key: str) -> dict[str, Any] | None:
     return entry if entry.get("sha256") == sha256_file(output) else None
 
 
-def record(
+def describe_output(
     output: Path,
     stage: str,
     key: str,
@@ -131,10 +131,8 @@ def record(
     seconds: dict[str, float],
     device: str = "cpu",
 ) -> dict[str, Any]:
-    """Write an output's manifest entry, which is what makes the output count; returns it. `resolved` is the complete
-    configuration, so that defaults may change later.
-    """
-    entry = {
+    """The manifest entry of an output. `resolved` is the complete configuration, so that defaults may change later."""
+    return {
         "stage": stage,
         "format_version": STAGE_FORMAT[stage],
         "key": key,
@@ -146,11 +144,18 @@ def record(
         "resolved": resolved,
         **provenance(device),
     }
+
+
+def write_entry(folder: Path, name: str, entry: dict[str, Any]) -> None:
+    """Add an entry to a directory's manifest."""
+    write_json(folder / "manifest.json", {"schema": MANIFEST_SCHEMA, "outputs": read_entries(folder) | {name: entry}})
+
+
+def record(output: Path, *facts: Any) -> dict[str, Any]:
+    """Write an output's manifest entry, which is what makes the output count; takes what `describe_output` takes."""
+    entry = describe_output(output, *facts)
     with guarded(output.parent / "manifest.json", wait_s=30):
-        write_json(
-            output.parent / "manifest.json",
-            {"schema": MANIFEST_SCHEMA, "outputs": read_entries(output.parent) | {output.name: entry}},
-        )
+        write_entry(output.parent, output.name, entry)
     return entry
 
 

@@ -7,11 +7,19 @@ from typing import Any
 from pgolf.config.load import Resolved, resolve
 from pgolf.config.tree import to_values
 from pgolf.core.errors import ConfigError, InputError, PgolfError, RuleError
-from pgolf.core.files import read_json
+from pgolf.core.files import read_json, sha256_file
 from pgolf.dataset import Dataset, open_dataset
 from pgolf.report.console import Console
 from pgolf.stages.evaluate import SCORE_SCHEMA, run_method
-from pgolf.stages.manifest import fresh_entry, provenance, read_entries, record, stage_key
+from pgolf.stages.manifest import (
+    describe_output,
+    fresh_entry,
+    guarded,
+    provenance,
+    read_entries,
+    stage_key,
+    write_entry,
+)
 from pgolf.stages.model_files import ModelFile, load_model
 from pgolf.stages.quantize import rounded
 from pgolf.submission.folder import Entry, build_folder
@@ -126,11 +134,24 @@ def package(
     inputs["data"] = dataset.fingerprint("val")
     key = stage_key("package", resolved[0].values, inputs)
     marker = out / "submission.json"
-    if (entry := fresh_entry(marker, key)) is not None:
-        return dict(entry["figures"]) | {"fresh": True, "out": str(out)}
-    document = build_folder(entries, config, config.package.name or preset or title, dataset, out, force)
-    record(marker, "package", key, resolved[0].values, inputs, document, rounded({"total": time.monotonic() - start}))
+    with guarded(out):
+        entry = fresh_entry(marker, key)
+        if entry is not None and all(unchanged(out / name, file) for name, file in entry["figures"]["files"].items()):
+            return dict(entry["figures"]) | {"fresh": True, "out": str(out)}
+
+        def seal(part: Path, document: dict[str, Any]) -> None:
+            seconds = rounded({"total": time.monotonic() - start})
+            facts = describe_output(part / marker.name, "package", key, resolved[0].values, inputs, document, seconds)
+            write_entry(part, marker.name, facts)
+
+        name = config.package.name or preset or title
+        document = build_folder(entries, config, name, dataset, out, force, seal)
     return document | {"fresh": False, "out": str(out)}
+
+
+def unchanged(path: Path, file: dict[str, Any]) -> bool:
+    """Whether a file of the folder is the one that was written."""
+    return path.is_file() and sha256_file(path) == file["sha256"]
 
 
 def check_seeds(entries: list[Entry], configs: list[Any]) -> None:

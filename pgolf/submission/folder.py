@@ -7,6 +7,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from pgolf.catalog import name_of
 from pgolf.config.run import RunConfig
 from pgolf.config.tree import flatten, to_values
 from pgolf.core.errors import InputError, RuleError
-from pgolf.core.files import make_dir, parse_json, storage_error, write_bytes, write_json
+from pgolf.core.files import make_dir, parse_json, sha256_file, storage_error, write_bytes, write_json
 from pgolf.core.shards import list_shards
 from pgolf.dataset import Dataset
 from pgolf.stages.manifest import package_versions
@@ -198,9 +199,16 @@ def requirements(config: RunConfig) -> str:
 
 
 def build_folder(
-    entries: list[Entry], config: RunConfig, title: str, dataset: Dataset, out: Path, force: bool
+    entries: list[Entry],
+    config: RunConfig,
+    title: str,
+    dataset: Dataset,
+    out: Path,
+    force: bool,
+    seal: Callable[[Path, dict[str, Any]], None],
 ) -> dict[str, Any]:
-    """Write the whole folder beside its final place, prove it, then move it there; returns submission.json.
+    """Write the whole folder beside its final place, prove it, `seal` it with its manifest, then move it there; returns
+    submission.json.
 
     InputError when `out` exists and `force` is not set; RuleError over the cap or when the proof fails.
     """
@@ -224,16 +232,22 @@ def build_folder(
             write_bytes(part / f"train_seed{entry.seed}.log", seed_log(entry, size))
             if config.package.prove:
                 proofs[str(entry.seed)] = prove(part, entry, name, dataset)
-        document = submission_document(entries, size, config, title, proofs)
-        write_json(part / "submission.json", document)
         write_json(part / "config.json", to_values(config))
+        document = submission_document(entries, size, config, title, proofs) | {"files": list_files(part)}
+        write_json(part / "submission.json", document)
         write_bytes(part / "README.md", readme(document, entries, config).encode())
+        seal(part, document)
         replace_dir(part, out)
     except OSError as error:
         raise storage_error(error, out, "writing") from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return document
+
+
+def list_files(folder: Path) -> dict[str, Any]:
+    """Bytes and SHA-256 of every file so far."""
+    return {path.name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)} for path in sorted(folder.iterdir())}
 
 
 def seed_log(entry: Entry, size: Size) -> bytes:
