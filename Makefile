@@ -1,6 +1,6 @@
 # make demo: set up and run the whole road.  make test: set up and run the tests.
 # Where the interpreter already has a CUDA torch, that torch is kept; without a GPU the pinned versions are installed.
-# PIP_ARGS reaches pip, for example --index-url with PyTorch's index of CPU wheels.
+# PIP_ARGS reaches pip, for example --extra-index-url with PyTorch's index of CPU wheels.
 
 PYTHON ?= python3
 VENV := .venv
@@ -17,10 +17,10 @@ demo: setup
 	$(BIN)/pgolf run --preset demo --out runs/demo
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
 
 test-all: setup
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 lint: setup
 	$(BIN)/ruff check .

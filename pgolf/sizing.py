@@ -14,8 +14,6 @@ from pgolf.catalog import name_of
 from pgolf.config.run import RunConfig
 from pgolf.core.model.config import param_specs
 from pgolf.core.model.params import CONTROL, ParamSpec
-from pgolf.core.quant.base import code_limit
-from pgolf.core.quant.row_quantile import RowQuantile
 from pgolf.core.quant.sdclip import SdClip
 
 CODED_BITS = {
@@ -83,15 +81,14 @@ def gaussian_entropy(step: float) -> float:
         index += 1
 
 
-def typical_maximum(count: int) -> float:
-    """Median of the largest |x| among `count` standard normals."""
-    return NormalDist().inv_cdf((1 + 0.5 ** (1 / count)) / 2)
-
-
 def coded_bits(entropy: float, codec: str) -> float:
-    """Bits per weight after a compressor, interpolated between the measured points."""
+    """Bits per weight after a compressor, interpolated between the measured points; the entropy itself for one that was
+    not measured.
+    """
     if codec == "store":
         return 8.0
+    if codec not in CODED_BITS:
+        return entropy
     points = CODED_BITS[codec]
     if entropy <= points[0][0]:
         return entropy * points[0][1] / points[0][0]
@@ -103,18 +100,10 @@ def coded_bits(entropy: float, codec: str) -> float:
 
 def predict_tensor(spec: ParamSpec, config: RunConfig) -> Prediction:
     """Expected bits per weight and bytes of one parameter."""
-    quantizer, codec = config.quant, name_of("Codec", type(config.compress))
-    if isinstance(quantizer, RowQuantile):
-        if spec.role == CONTROL or spec.numel <= quantizer.keep_numel:
-            return kept(spec)
-        step = typical_maximum(spec.shape[-1]) / code_limit(quantizer.bits)
-    elif isinstance(quantizer, SdClip):
-        if spec.role == CONTROL:
-            return kept(spec)
-        step = quantizer.grid(spec.role)[1]
-    else:
-        raise TypeError(f"no size model for {type(quantizer).__name__}")
-    bits = coded_bits(gaussian_entropy(step), codec)
+    step = config.quant.step_over_sigma(spec)
+    if not step:
+        return kept(spec)
+    bits = coded_bits(gaussian_entropy(step), name_of("Codec", type(config.compress)))
     return Prediction(spec, bits, spec.numel * bits / 8 + 2 * spec.shape[0] + TENSOR_OVERHEAD_BYTES)
 
 

@@ -45,22 +45,20 @@ def show(
         raise ConfigError(
             f"there is no key or section {section!r}", "config show", f"sections are {', '.join(resolved.values)}"
         )
-    if as_json:
-        print_json(
-            {"schema": "pgolf.config/1", "preset": preset, "config": resolved.values, "origins": resolved.origins}
-        )
-        return
+    helps = {}
     if explain:
         from pgolf.config.describe import key_help
 
         helps = key_help(resolved.config)
-        table("", ["key", "value", "meaning"], [[key, repr(value), helps.get(key, "")] for key, value in flat.items()])
-    else:
-        table(
-            "",
-            ["key", "value", "from"],
-            [[key, repr(value), resolved.origins.get(key, "")] for key, value in flat.items()],
-        )
+    if as_json:
+        keys = {key: {"value": value, "from": resolved.origins.get(key, "")} for key, value in flat.items()}
+        meanings = {"meaning": {key: helps.get(key, "") for key in flat}} if explain else {}
+        document = {"schema": "pgolf.config/1", "preset": preset, "section": section, "config": resolved.values}
+        print_json({**document, "keys": keys, **meanings})
+        return
+    last = {key: helps.get(key, "") if explain else resolved.origins.get(key, "") for key in flat}
+    rows = [[key, repr(value), last[key]] for key, value in flat.items()]
+    table("", ["key", "value", "meaning" if explain else "from"], rows)
     if not preset:
         note("Presets: " + "; ".join(f"{name} ({preset_description(name)})" for name in preset_names()))
 

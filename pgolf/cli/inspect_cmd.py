@@ -32,7 +32,7 @@ def size(
 
     Exit code 4 if the cap is exceeded.
 
-    Example: pgolf size baseline_sp1024 --set model.num_layers=10
+    Example: pgolf size baseline_sp1024 --set model.num_layers=8
     """
     from pgolf.config.load import preset_names
 

@@ -18,7 +18,7 @@ def run(
     out: Annotated[
         Path, typer.Option("--out", metavar="DIR", help="Everything the run makes goes below this directory.")
     ],
-    preset: options.Preset = "demo",
+    preset: options.Preset = "",
     data: Annotated[
         Path | None,
         typer.Option("--data", metavar="DIR", help="Published shards or a dataset directory, instead of text."),
@@ -42,7 +42,7 @@ def run(
         typer.Option(
             "--require",
             metavar="STAGE.FIGURE<=X",
-            help="End with exit code 4 unless this holds after the stage; repeatable.",
+            help="End with exit code 4 unless this holds after the stage; quote it for the shell; repeatable.",
         ),
     ] = None,
     sets: options.Sets = None,
@@ -54,35 +54,46 @@ def run(
 ) -> None:
     """Text in, scored submission out: tokenize, train, quantize, compress, eval, ttt, package.
 
-    A stage whose inputs and settings are unchanged is skipped, so a changed quant.* never trains again.
+    A stage whose inputs and settings are unchanged is skipped, so a changed quant.* never trains again. A directory
+    remembers its configuration and its text or shards: later runs into it need only what changes. The first run into
+    a directory takes the preset demo if none is named.
 
     Example: pgolf run --preset demo --out runs/demo
     """
-    from pgolf.config.load import resolve
+    from pgolf.core.dist import torchrun_size
     from pgolf.core.errors import ConfigError
     from pgolf.report.console import Console
     from pgolf.stages.pipeline import Layout, Pipeline, check_sources, chosen_stages, parse_requirement, preflight
     from pgolf.stages.pipeline import run as run_stages
+    from pgolf.stages.remembered import recall, remember
 
     if data is not None and text:
         raise ConfigError("--data and --text exclude each other", "run")
+    if torchrun_size() > 1:
+        raise ConfigError(
+            "pgolf run is one process",
+            "torchrun",
+            "use torchrun with pgolf train; its checkpoint fits every later stage",
+        )
     requirements = [parse_requirement(item) for item in require or []]
     stages = chosen_stages(first, last)
-    resolved = resolve(preset, options.merged(sets, seed))
+    plan = recall(out, preset, options.merged(sets, seed), data, text or [], tokenizer)
     console = Console(quiet)
-    checked = preflight(out, resolved, device, stages)
+    checked = preflight(out, plan.resolved, device, stages)
     if "tokenize" in stages:
-        check_sources(data, text or [], tokenizer, resolved)
+        check_sources(plan.data, plan.text, plan.tokenizer, plan.resolved)
         checked.append("text, shards and tokenizer")
     if dry_run:
-        show_plan(out, resolved, stages, checked, as_json)
+        show_plan(out, plan.resolved, stages, checked, as_json)
         return
-    pipeline = Pipeline(Layout(out), resolved, device, console, data, text or [], tokenizer, False)
+    remember(out, plan)
+    pipeline = Pipeline(Layout(out), plan.resolved, device, console, plan.data, plan.text, plan.tokenizer, False)
     reports = run_stages(pipeline, stages, requirements, bool(first))
     if as_json:
         rows = [report.document() for report in reports]
+        name = plan.resolved.preset
         print_json(
-            {"schema": "pgolf.run/1", "out": str(out), "preset": preset, "stages": rows, "warnings": console.warnings}
+            {"schema": "pgolf.run/1", "out": str(out), "preset": name, "stages": rows, "warnings": console.warnings}
         )
     else:
         show_table(out, reports)

@@ -32,9 +32,14 @@ def preset_names() -> list[str]:
     return sorted(path.stem for path in PRESETS.glob("*.toml"))
 
 
+def is_path(name: str) -> bool:
+    """Whether a preset is named by a path rather than by one of pgolf's names."""
+    return name.endswith(".toml") or "/" in name
+
+
 def preset_path(name: str) -> Path:
     """The file of a preset: one of pgolf's by name, or the user's own by path. ConfigError if there is none."""
-    if name.endswith(".toml") or "/" in name:
+    if is_path(name):
         return Path(name)
     if name not in preset_names():
         raise ConfigError(f"there is no preset {name!r}", "--preset", nearest(name, preset_names()))
@@ -52,6 +57,8 @@ def read_preset(name: str, seen: tuple[str, ...] = ()) -> list[Layer]:
         raise ConfigError(f"not valid TOML: {error}", str(path)) from None
     parent = values.pop("extends", "")
     values.pop("description", None)
+    if parent and is_path(str(parent)):
+        parent = path.parent / str(parent)
     return [*(read_preset(str(parent), (*seen, name)) if parent else []), Layer(f"preset {name}", values)]
 
 

@@ -31,23 +31,19 @@ class TokenizeConfig:
 
     def __post_init__(self) -> None:
         if self.transform != "none":
-            raise ConfigError(
-                f"{self.transform!r} is not a known transform; there is only 'none' so far", "tokenize.transform"
-            )
+            raise ConfigError(f"{self.transform!r} is not a known transform; there is only 'none' so far", "transform")
         if self.split not in ("hash", "first"):
-            raise ConfigError(f"{self.split!r} is neither hash nor first", "tokenize.split")
+            raise ConfigError(f"{self.split!r} is neither hash nor first", "split")
         if not 0 < self.val_share < 1:
-            raise ConfigError(f"val_share must lie between 0 and 1, not {self.val_share}", "tokenize.val_share")
+            raise ConfigError(f"val_share must lie between 0 and 1, not {self.val_share}", "val_share")
         if self.vocab_size > 65535:
             raise ConfigError(
-                f"vocab_size {self.vocab_size:,} does not fit uint16 shards; 65,535 at most", "tokenize.vocab_size"
+                f"vocab_size {self.vocab_size:,} does not fit uint16 shards; 65,535 at most", "vocab_size"
             )
         if self.val_docs < 1 or self.shard_tokens < 1 or self.threads < 0 or self.vocab_size < 0:
-            raise ConfigError(
-                "val_docs and shard_tokens must be at least 1, threads and vocab_size not negative", "tokenize"
-            )
+            raise ConfigError("val_docs and shard_tokens must be at least 1, threads and vocab_size not negative", "")
         if not 0 < self.character_coverage <= 1:
-            raise ConfigError("character_coverage must lie in (0, 1]", "tokenize.character_coverage")
+            raise ConfigError("character_coverage must lie in (0, 1]", "character_coverage")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,14 +69,14 @@ class PackageConfig:
 
     def __post_init__(self) -> None:
         if self.cap_bytes < 1:
-            raise ConfigError(f"cap_bytes must be at least 1, not {self.cap_bytes}", "package.cap_bytes")
+            raise ConfigError(f"cap_bytes must be at least 1, not {self.cap_bytes}", "cap_bytes")
         if self.track not in ("10min_16mb", "non_record_16mb"):
-            raise ConfigError(f"{self.track!r} is neither 10min_16mb nor non_record_16mb", "package.track")
+            raise ConfigError(f"{self.track!r} is neither 10min_16mb nor non_record_16mb", "track")
         if self.claim not in ("eval", "ttt"):
-            raise ConfigError(f"{self.claim!r} is neither eval nor ttt", "package.claim")
+            raise ConfigError(f"{self.claim!r} is neither eval nor ttt", "claim")
         for key in ("name", "author", "github_id", "blurb"):
             if not getattr(self, key).isprintable():
-                raise ConfigError(f"{key} has control characters", f"package.{key}")
+                raise ConfigError(f"{key} has control characters", key)
 
 
 @dataclass(frozen=True, kw_only=True)

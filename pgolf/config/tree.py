@@ -33,9 +33,9 @@ def slot_of(annotation: Any) -> str:
     return name if name in CATALOG and not dataclasses.is_dataclass(annotation) else ""
 
 
-def nearest(key: str, known: list[str]) -> str:
+def nearest(key: str, known: list[str], path: str = "") -> str:
     """A did-you-mean hint."""
-    close = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
+    close = [join(path, name) for name in difflib.get_close_matches(key, known, n=3, cutoff=0.5)]
     return f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(sorted(known))}"
 
 
@@ -79,6 +79,7 @@ class Builder:
     def build(self, default: Any, values: list[dict[str, Any]], path: str, slot: str = "") -> Any:
         """`default` is an instance whose fields are the lowest layer; `values` has one dict per layer, maybe empty."""
         cls, since = type(default), -1
+        earlier = {field.name for field in dataclasses.fields(cls)}
         if slot:
             key = selector(slot)
             for index, layer in enumerate(values):
@@ -89,6 +90,7 @@ class Builder:
                             f"unknown {key} {name!r}", join(path, key), nearest(name, list(CATALOG[slot]))
                         )
                     since = index
+                    earlier |= {field.name for field in dataclasses.fields(load(slot, name))}
             if since >= 0:
                 chosen = load(slot, str(values[since][key]))
                 if chosen is not cls:
@@ -96,14 +98,19 @@ class Builder:
             self.origins[join(path, key)] = self.layers[since].name if since >= 0 else "default"
         fields = {field.name: field for field in dataclasses.fields(cls)}
         for index, layer in enumerate(values):
+            known = {*fields, *([selector(slot)] if slot else []), *(earlier if index < since else [])}
             for key in layer:
-                if key not in fields and not (slot and (key == selector(slot) or index < since)):
+                if key not in known:
                     raise ConfigError(
                         f"unknown key {join(path, key)} in {self.layers[index].name}",
                         "configuration",
-                        nearest(key, list(fields)),
+                        nearest(key, list(fields), path),
                     )
-        return cls(**{name: self.field(field, getattr(default, name), values, path) for name, field in fields.items()})
+        taken = {name: self.field(field, getattr(default, name), values, path) for name, field in fields.items()}
+        try:
+            return cls(**taken)
+        except ConfigError as error:
+            raise ConfigError(error.what, join(path, error.where) if error.where else path, error.fix) from None
 
     def field(self, field: dataclasses.Field[Any], default: Any, values: list[dict[str, Any]], path: str) -> Any:
         """The value of one field."""

@@ -151,7 +151,7 @@ def decode_artifact(
         if kind == KIND_CODES and spec.role != CONTROL and 2 <= bits <= 8:
             codes = take(CODES[spec.role], spec.numel, "i1", spec.shape)
             model.tensors[spec.name] = QTensor(codes, take(SCALES, spec.shape[0], "<f2", spec.shape[:1]), bits)
-        elif kind in (KIND_F16, KIND_F32):
+        elif (kind, bits) in ((KIND_F16, 16), (KIND_F32, 32)):
             half = kind == KIND_F16
             model.tensors[spec.name] = take(
                 FLOAT16 if half else FLOAT32, spec.numel, "<f2" if half else "<f4", spec.shape

@@ -74,6 +74,8 @@ def load_tokenizer(content: bytes, where: str) -> Any:
     """A SentencePiece processor from the bytes of a model file. InputError if they are not one."""
     from sentencepiece import SentencePieceProcessor
 
+    if not content:
+        raise InputError("the tokenizer file is empty", where, "give the .model file of the tokenizer")
     try:
         return SentencePieceProcessor(model_proto=content)
     except (RuntimeError, ValueError) as error:

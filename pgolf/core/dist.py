@@ -8,7 +8,7 @@ import torch
 import torch.distributed as distributed
 from torch import Tensor
 
-from pgolf.core.errors import SetupError
+from pgolf.core.errors import ConfigError, SetupError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +64,16 @@ def torchrun_rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def torchrun_size() -> int:
+    """The number of processes torchrun started, 1 without torchrun."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def pick_device(name: str, local_rank: int) -> torch.device:
     """auto: a GPU if there is one, else the CPU. SetupError when CUDA is named and absent."""
+    kind, _, number = name.partition(":")
+    if kind not in ("auto", "cpu", "cuda") or (number and (kind != "cuda" or not number.isdigit())):
+        raise ConfigError(f"{name!r} is no device", "--device", "use auto, cpu, cuda or cuda:N")
     present = torch.cuda.is_available()
     if name == "auto":
         name = "cuda" if present else "cpu"
@@ -95,7 +103,7 @@ def wants_compile(mode: str, device: torch.device) -> bool:
 
 def join_world(device: str = "auto") -> World:
     """The world torchrun describes: NCCL on GPUs, gloo on CPUs; a world of one without torchrun."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size = torchrun_size()
     place = pick_device(device, int(os.environ.get("LOCAL_RANK", "0")))
     if size > 1:
         distributed.init_process_group("nccl" if place.type == "cuda" else "gloo")

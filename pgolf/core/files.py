@@ -8,6 +8,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -95,11 +96,13 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def append_text(path: Path, text: str) -> None:
-    """Append `text` with one write call, so that lines of concurrent writers stay whole."""
+    """Append `text`, in one write call if the system takes it whole, so that concurrent lines stay whole."""
     try:
         handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            os.write(handle, text.encode())
+            content = text.encode()
+            while content:
+                content = content[os.write(handle, content) :]
         finally:
             os.close(handle)
     except OSError as error:
@@ -143,8 +146,12 @@ def parse_json(text: bytes | str, where: str) -> Any:
     def refuse(token: str) -> Any:
         raise ValueError(f"{token} is not JSON")
 
+    def finite(token: str) -> float:
+        return float(token) if math.isfinite(float(token)) else refuse(token)
+
     try:
-        return json.loads(text, object_pairs_hook=unique_pairs, parse_constant=refuse)
+        plain = text.decode() if isinstance(text, bytes) else text
+        return json.loads(plain, object_pairs_hook=unique_pairs, parse_constant=refuse, parse_float=finite)
     except (ValueError, RecursionError) as error:
         raise InputError(f"not valid JSON: {error}", where, "the file is damaged; make it anew") from None
 

@@ -17,7 +17,9 @@ SHARD_NAME = re.compile(r"^[A-Za-z0-9]+_(train|val)_\d{6}\.bin$")
 
 
 def write_shard(path: Path, ids: np.ndarray) -> None:
-    """Write uint16 ids (N,) atomically."""
+    """Write ids (N,) below 65,536 atomically. InputError for larger ones."""
+    if len(ids) and int(ids.max()) > 65535:
+        raise InputError(f"token id {int(ids.max())} does not fit uint16 shards", str(path), "use a smaller vocabulary")
     header = np.zeros(256, dtype="<i4")
     header[:3] = SHARD_MAGIC, SHARD_VERSION, len(ids)
     write_bytes(path, (header.tobytes(), np.ascontiguousarray(ids, dtype="<u2").tobytes()))

@@ -1,7 +1,8 @@
 """Checkpoints and quantized models: the safetensors format with a SHA-256 that covers header and data.
 
-safetensors itself does not notice a flipped bit. The metadata entry `sha256` is the SHA-256 of the whole file with the
-64 hex digits of that entry replaced by zeros; it is checked on every read (spec: docs/formats.md).
+safetensors itself does not notice a flipped bit. The only metadata key is `pgolf`, a JSON object whose first entry
+`sha256` is the SHA-256 of the whole file with those 64 hex digits replaced by zeros; it is checked on every read. One
+key, because safetensors writes several in random order (spec: docs/formats.md).
 """
 
 import hashlib
@@ -20,14 +21,30 @@ BLANK = "0" * 64
 MAX_TENSOR_FILE, MAX_TENSOR_HEADER = 16 << 30, 16 << 20
 
 
+def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over name, dtype, shape and bytes of every tensor in name order: the identity of what a file computes,
+    whenever and wherever it was written.
+    """
+    from torch import uint8
+
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.flatten().view(uint8).numpy().tobytes() if tensor.numel() else b"")
+    return digest.hexdigest()
+
+
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> str:
-    """Write tensors and JSON-able metadata atomically; returns the content hash."""
+    """Write tensors and JSON-able metadata atomically; returns the content hash. Equal content makes equal files."""
     from safetensors.torch import save
 
     packed = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    blob = save(packed, {"pgolf": json.dumps(meta, sort_keys=True, allow_nan=False), "sha256": BLANK})
+    facts = {"tensors_sha256": tensors_sha256(packed), **meta}
+    ordered = json.loads(json.dumps(facts, sort_keys=True, allow_nan=False))
+    blob = save(packed, {"pgolf": json.dumps({"sha256": BLANK, **ordered})})
     digest = hashlib.sha256(blob).hexdigest()
-    write_bytes(path, blob.replace(f'"sha256":"{BLANK}"'.encode(), f'"sha256":"{digest}"'.encode(), 1))
+    write_bytes(path, blob.replace(BLANK.encode(), digest.encode(), 1))
     return digest
 
 
@@ -49,12 +66,12 @@ def tensor_meta(path: Path) -> tuple[dict[str, Any], str]:
         )
     header = parse_json(read_head(path, 8 + length)[8:], where)
     strings = header.get("__metadata__") if isinstance(header, dict) else None
-    if not isinstance(strings, dict) or "pgolf" not in strings or len(str(strings.get("sha256"))) != 64:
+    if not isinstance(strings, dict) or "pgolf" not in strings:
         raise InputError("a safetensors file, but not one of pgolf's", where, "bring it in with pgolf import")
     meta = parse_json(str(strings["pgolf"]), where)
-    if not isinstance(meta, dict):
-        raise InputError("the metadata is not a JSON object", where, "the file is damaged")
-    return meta, str(strings["sha256"])
+    if not isinstance(meta, dict) or len(str(meta.get("sha256"))) != 64:
+        raise InputError("the metadata is not an object with a SHA-256", where, "the file is damaged")
+    return meta, str(meta.pop("sha256"))
 
 
 def load_tensors(path: Path, schema: str) -> tuple[dict[str, Tensor], dict[str, Any], str]:
@@ -77,7 +94,7 @@ def load_tensors(path: Path, schema: str) -> tuple[dict[str, Tensor], dict[str, 
             str(path),
             "use the pgolf that wrote it",
         )
-    blank = blob.replace(f'"sha256":"{digest}"'.encode(), f'"sha256":"{BLANK}"'.encode(), 1)
+    blank = blob.replace(digest.encode(), BLANK.encode(), 1)
     if hashlib.sha256(blank).hexdigest() != digest:
         raise InputError(
             "the SHA-256 does not match the content", str(path), "the file is damaged; restore or make it anew"

@@ -66,11 +66,23 @@ def check_gpu() -> dict[str, Any]:
     }
 
 
+def check_import() -> dict[str, Any]:
+    """Whether foreign .pt files may be read: torch's restricted reader had a hole before 2.10."""
+    try:
+        found = version("torch")
+    except PackageNotFoundError:
+        found = "0.0"
+    safe = tuple(int(part) for part in found.split(".")[:2]) >= (2, 10)
+    fix = "" if safe else "needs torch 2.10; import .safetensors instead"
+    return {"name": "import of .pt files", "required": False, "ok": safe, "found": f"torch {found}", "fix": fix}
+
+
 def examine() -> list[dict[str, Any]]:
     """Every check: name, required, ok, what was found, how to mend it."""
     rows = [check_package(name, True) for name in REQUIRED]
     rows += [check_package(name, False) for name in OPTIONAL]
     rows.append(check_gpu())
+    rows.append(check_import())
     compiler = shutil.which("g++") or shutil.which("clang++") or ""
     rows.append(
         {

@@ -11,9 +11,12 @@ from pgolf.core.errors import InputError
 from pgolf.core.files import read_bytes, read_head, read_json
 from pgolf.core.quant.qtensor import QTensor
 from pgolf.core.shards import SHARD_MAGIC, open_shard
+from pgolf.core.tensorfile import load_tensors, tensor_meta
 from pgolf.dataset import BOS, open_dataset
+from pgolf.stages.manifest import MANIFEST_SCHEMA
 from pgolf.stages.model_files import MAX_ARTIFACT, ModelFile, load_model
-from pgolf.stages.quantize import code_entropy
+from pgolf.stages.quantize import HESSIANS_SCHEMA, code_entropy
+from pgolf.stages.train import RESUME_SCHEMA
 
 SECTION_NAMES = {
     1: "info",
@@ -40,7 +43,16 @@ def inspect_file(path: Path) -> dict[str, Any]:
         schema = document.get("schema") if isinstance(document, dict) else None
         if not isinstance(schema, str) or not schema.startswith("pgolf."):
             raise InputError("a JSON file, but none of pgolf's", str(path))
-        return dict(document)
+        return describe_outputs(document) if document["schema"] == MANIFEST_SCHEMA else dict(document)
+    if path.suffix == ".safetensors":
+        meta, _ = tensor_meta(path)
+        schema = str(meta.get("schema"))
+        if schema in (HESSIANS_SCHEMA, RESUME_SCHEMA):
+            return inspect_tensors(path, schema)
+    if path.suffix not in (".safetensors", ".pgz"):
+        raise InputError(
+            f"{path.suffix or 'a file without suffix'} is nothing pgolf writes", str(path), "see pgolf inspect --help"
+        )
     model = load_model(path)
     document = {
         "schema": "pgolf.inspect/1",
@@ -58,6 +70,26 @@ def inspect_file(path: Path) -> dict[str, Any]:
     if head[:4] == ARTIFACT_MAGIC:
         document["sections"] = section_rows(read_bytes(path, MAX_ARTIFACT))
     return document
+
+
+def describe_outputs(document: dict[str, Any]) -> dict[str, Any]:
+    """A manifest, with one row per output; the full entries follow in JSON."""
+    keys = ("stage", "bytes", "sha256", "date")
+    rows = [
+        {"output": name, **{key: entry.get(key, "") for key in keys}} for name, entry in document["outputs"].items()
+    ]
+    return {"schema": "pgolf.inspect/1", "kind": "manifest", "entries": rows, "outputs": document["outputs"]}
+
+
+def inspect_tensors(path: Path, schema: str) -> dict[str, Any]:
+    """Hessians or a resume file: the facts in the header and one row per tensor."""
+    tensors, meta, digest = load_tensors(path, schema)
+    facts = {key: value for key, value in meta.items() if not isinstance(value, dict)}
+    rows = [
+        {"tensor": name, "shape": "x".join(map(str, tensor.shape)), "dtype": str(tensor.dtype)}
+        for name, tensor in tensors.items()
+    ]
+    return {**facts, "schema": "pgolf.inspect/1", "file": str(path), "kind": schema, "sha256": digest, "tensors": rows}
 
 
 def tensor_rows(model: ModelFile) -> list[dict[str, Any]]:
@@ -121,7 +153,10 @@ def inspect_shard(path: Path) -> dict[str, Any]:
 
 
 def inspect_dataset(path: Path) -> dict[str, Any]:
-    """A dataset directory."""
+    """A dataset directory, or the manifest of another directory that pgolf filled."""
+    manifest = path / "manifest.json"
+    if manifest.is_file() and (document := read_json(manifest)).get("schema") == MANIFEST_SCHEMA:
+        return describe_outputs(document)
     dataset = open_dataset(path)
     rows = []
     for split in ("train", "val"):

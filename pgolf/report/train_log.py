@@ -23,7 +23,7 @@ class TrainLog:
         self.events, self.log = folder / "events.jsonl", folder / "train.log"
         self.config, self.console = config, console
         if not resumed:
-            write_bytes(self.events, b"")
+            write_bytes(self.events, b'{"event": "start", "schema": "pgolf.events/1"}\n')
             write_bytes(self.log, b"")
 
     def text(self, line: str) -> None:

@@ -105,9 +105,16 @@ def save_quantized(path: Path, model: QuantizedModel, meta: dict[str, Any]) -> s
     return save_tensors(path, tensors, {"schema": QUANTIZED_SCHEMA, "bits": bits, **meta})
 
 
+def identity(meta: dict[str, Any]) -> str:
+    """SHA-256 of the tensors and their architecture: equal for equal models, whenever they were made."""
+    model = meta["config"].get("model") if isinstance(meta.get("config"), dict) else None
+    return hashlib.sha256(json.dumps([meta.get("tensors_sha256"), model], sort_keys=True).encode()).hexdigest()
+
+
 def load_quantized(path: Path) -> ModelFile:
     """A quantized model, checked against its configuration."""
-    tensors, meta, digest = load_tensors(path, QUANTIZED_SCHEMA)
+    tensors, meta, _ = load_tensors(path, QUANTIZED_SCHEMA)
+    digest = identity(meta)
     config = stored_config(meta.get("config"), str(path))
     bits, model = meta.get("bits"), QuantizedModel(config.model)
     if not isinstance(bits, dict) or not all(type(width) is int and 2 <= width <= 8 for width in bits.values()):
@@ -134,7 +141,8 @@ def load_quantized(path: Path) -> ModelFile:
 
 def load_checkpoint(path: Path) -> ModelFile:
     """A float checkpoint, checked against its configuration."""
-    tensors, meta, digest = load_tensors(path, CHECKPOINT_SCHEMA)
+    tensors, meta, _ = load_tensors(path, CHECKPOINT_SCHEMA)
+    digest = identity(meta)
     weights = {name: tensor.float() for name, tensor in tensors.items()}
     config = stored_config(meta.get("config"), str(path))
     check_weights(config.model, weights, str(path))

@@ -6,11 +6,13 @@ from typing import Any
 
 from pgolf.config.load import Resolved, resolve
 from pgolf.config.tree import to_values
+from pgolf.core.dist import pick_device
 from pgolf.core.errors import ConfigError, InputError, PgolfError, RuleError
 from pgolf.core.files import read_json, sha256_file
 from pgolf.dataset import Dataset, open_dataset
 from pgolf.report.console import Console
 from pgolf.stages.evaluate import SCORE_SCHEMA, run_method
+from pgolf.stages.inputs import changed_keys
 from pgolf.stages.manifest import (
     describe_output,
     fresh_entry,
@@ -57,7 +59,14 @@ def artifact_config(artifact: Path, preset: str, sets: list[str]) -> Resolved:
             str(artifact),
             "name its preset with --preset",
         )
-    return resolve(preset=preset, sets=sets, stored=stored, stored_name="the artifact's manifest")
+    resolved = resolve(preset=preset, sets=sets, stored=stored, stored_name="the artifact's manifest")
+    made = ("model", "optim", "train", "quant", "compress")
+    changed = [text for name in made if stored for text in changed_keys(stored[name], resolved.values[name], name)]
+    if changed:
+        raise ConfigError(
+            f"the artifact was made otherwise: {', '.join(changed)}", str(artifact), "leave out what changes it"
+        )
+    return resolved
 
 
 def training_of(artifact: Path) -> tuple[dict[str, Any], Path | None]:
@@ -70,9 +79,8 @@ def training_of(artifact: Path) -> tuple[dict[str, Any], Path | None]:
     return {}, None
 
 
-def open_data(data: Path | None, score: dict[str, Any] | None, model: ModelFile) -> Dataset:
+def open_data(place: Path | None, model: ModelFile) -> Dataset:
     """The dataset to score or prove on. ConfigError when nobody says where it is."""
-    place = data or (Path(score["data"]["path"]) if score else None)
     if place is None:
         raise ConfigError(
             f"{model.path} has no score yet",
@@ -89,10 +97,11 @@ def entry_of(artifact: Path, config: Any, data: Path | None, device: str, consol
         raise InputError(f"a {model.kind} cannot be submitted", str(artifact), "give the output of pgolf compress")
     claim = config.package.claim
     score = find_score(model, claim)
+    place = data or (Path(score["data"]["path"]) if score else None)
     if score and score["method"] != {"name": score["method"]["name"], **to_values(getattr(config, claim))}:
         console.warn(f"the stored score of {artifact.name} was made with other {claim} settings; scoring anew")
         score = None
-    dataset = open_data(data, score, model)
+    dataset = open_data(place, model)
     if score and score["data"]["sha256"] != dataset.fingerprint("val"):
         raise InputError(
             "the score was made on other validation data than this", str(dataset.folder), "score the artifact again"
@@ -101,7 +110,7 @@ def entry_of(artifact: Path, config: Any, data: Path | None, device: str, consol
         console.line(f"package: scoring {artifact.name}")
         score = run_method(
             model, dataset, claim, getattr(config, claim), device, console, time.monotonic()
-        ) | provenance(device)
+        ) | provenance(score_device(device))
     if score["partial"]:
         raise RuleError(
             f"the score covers only {score['share']:.1%} of the validation targets",
@@ -152,6 +161,11 @@ def package(
 def unchanged(path: Path, file: dict[str, Any]) -> bool:
     """Whether a file of the folder is the one that was written."""
     return path.is_file() and sha256_file(path) == file["sha256"]
+
+
+def score_device(name: str) -> str:
+    """The device that a name given on the command line stands for."""
+    return str(pick_device(name, 0))
 
 
 def check_seeds(entries: list[Entry], configs: list[Any]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from pgolf.catalog import name_of
 from pgolf.config.load import Resolved
 from pgolf.core.errors import ConfigError, InputError, PgolfError, RuleError, SetupError, StorageError
-from pgolf.core.files import free_bytes, make_dir, storage_error
+from pgolf.core.files import free_bytes, storage_error
 from pgolf.report.console import Console
 from pgolf.sizing import predict
 
@@ -123,13 +123,15 @@ def parse_requirement(text: str) -> Requirement:
 
 
 def check_writable(out: Path) -> None:
-    """StorageError unless files can be made in the output directory."""
-    make_dir(out)
+    """StorageError unless files can be made in the output directory, or in the parent it will be made in."""
+    place = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not place.is_dir():
+        raise StorageError("a file stands where a directory is to be made", str(place), "choose another --out")
     try:
-        with tempfile.TemporaryFile(dir=out):
+        with tempfile.TemporaryFile(dir=place):
             pass
     except OSError as error:
-        raise storage_error(error, out, "writing") from None
+        raise storage_error(error, place, "writing") from None
 
 
 def preflight(out: Path, resolved: Resolved, device_name: str, stages: tuple[str, ...]) -> list[str]:
@@ -143,8 +145,8 @@ def preflight(out: Path, resolved: Resolved, device_name: str, stages: tuple[str
     config, checked = resolved.config, []
     check_writable(out)
     checked.append("output writable")
-    _, size, _ = predict(config)
-    parameters = sum(row.spec.numel for row in predict(config)[0])
+    rows, size, _ = predict(config)
+    parameters = sum(row.spec.numel for row in rows)
     needed = parameters * 4 * 3 * (config.train.keep_checkpoints + 2) + 3 * size.artifact_bytes + (16 << 20)
     if (free := free_bytes(out)) < needed:
         raise StorageError(

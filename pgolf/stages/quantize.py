@@ -59,7 +59,7 @@ def hessians(
         except InputError as error:
             console.warn(f"cached Hessians are not usable and are collected anew: {error}")
         else:
-            if meta == wanted:
+            if all(meta.get(key) == value for key, value in wanted.items()):
                 return tensors, True
     batches = math.ceil(quantizer.calibration_seqs / quantizer.calibration_batch)
     with console.progress() as line:

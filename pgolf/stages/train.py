@@ -24,6 +24,7 @@ from pgolf.core.train.loop import TrainState, Watch, fit, start_state
 from pgolf.dataset import Dataset
 from pgolf.report.console import Console, ProgressLine, bar, clock
 from pgolf.report.train_log import TrainLog
+from pgolf.stages.inputs import changed_keys
 from pgolf.stages.manifest import fresh_entry, guarded, provenance, record, stage_key
 from pgolf.stages.model_files import load_checkpoint, save_checkpoint
 from pgolf.stages.signals import Interrupted, StopFlag
@@ -68,6 +69,11 @@ def train_key(config: dict[str, Any], data: str) -> str:
     volatile = ("checkpoint_every", "keep_checkpoints", "log_every")
     sections["train"] = {key: value for key, value in sections["train"].items() if key not in volatile}
     return stage_key("train", sections, {"data": data})
+
+
+def training_changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """What differs in the sections that decide a training run."""
+    return [text for name in ("model", "optim", "train") for text in changed_keys(old[name], new[name], name)]
 
 
 class Checkpoints:
@@ -122,7 +128,7 @@ class Checkpoints:
                 self.console.warn(f"checkpoint of step {step} is not usable: {error}")
                 continue
             if facts["key"] != self.key:
-                changed = ", ".join(changed_keys(model.stored, self.meta["config"])) or "the data"
+                changed = ", ".join(training_changes(model.stored, self.meta["config"])) or "the data"
                 raise ConfigError(
                     "the run in this directory was trained with another configuration or other data",
                     f"{self.folder.parent}; changed: {changed}",
@@ -144,18 +150,6 @@ class Checkpoints:
         for step in self.steps():
             for path in self.paths(step):
                 path.unlink(missing_ok=True)
-
-
-def changed_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Dotted keys of the training sections that differ, with old and new value."""
-    from pgolf.config.tree import flatten
-
-    before, after = flatten(old), flatten(new)
-    return [
-        f"{key} {before.get(key)} -> {after[key]}"
-        for key in after
-        if key.split(".")[0] in ("model", "optim", "train") and before.get(key) != after[key]
-    ]
 
 
 def check_data(dataset: Dataset, config: RunConfig) -> list[np.ndarray]:

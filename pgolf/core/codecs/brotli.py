@@ -18,7 +18,7 @@ class Brotli:
 
     def __post_init__(self) -> None:
         if not 0 <= self.quality <= 11 or not 10 <= self.lgwin <= 24:
-            raise ConfigError("quality must be 0 to 11, lgwin 10 to 24", "compress")
+            raise ConfigError("quality must be 0 to 11, lgwin 10 to 24", "")
 
     def encode(self, raw: bytes) -> bytes:
         """Compress."""

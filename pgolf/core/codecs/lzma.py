@@ -17,7 +17,7 @@ class Lzma:
 
     def __post_init__(self) -> None:
         if not 0 <= self.preset <= 9:
-            raise ConfigError(f"preset must be 0 to 9, not {self.preset}", "compress.preset")
+            raise ConfigError(f"preset must be 0 to 9, not {self.preset}", "preset")
 
     def encode(self, raw: bytes) -> bytes:
         """Compress; the first byte states log2 of the dictionary size (16 to 26), which a decoder needs."""

@@ -7,7 +7,7 @@ from pgolf.core.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class Store:
-    """Bytes as they are."""
+    """Bytes as they are, to see what the others save. Source: pgolf."""
 
     codec_id = 0
 

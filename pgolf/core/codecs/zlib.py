@@ -17,7 +17,7 @@ class Zlib:
 
     def __post_init__(self) -> None:
         if not 0 <= self.level <= 9:
-            raise ConfigError(f"level must be 0 to 9, not {self.level}", "compress.level")
+            raise ConfigError(f"level must be 0 to 9, not {self.level}", "level")
 
     def encode(self, raw: bytes) -> bytes:
         """Compress."""

@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 from pgolf.core.errors import ConfigError, InputError
 
+STEP_BYTES = 256
+"""Input is fed in steps this small because four bytes of zstd may stand for a block of 128 KiB."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Zstd:
@@ -16,7 +19,7 @@ class Zstd:
 
     def __post_init__(self) -> None:
         if not 1 <= self.level <= 22:
-            raise ConfigError(f"level must be 1 to 22, not {self.level}", "compress.level")
+            raise ConfigError(f"level must be 1 to 22, not {self.level}", "level")
 
     def encode(self, raw: bytes) -> bytes:
         """Compress; the frame states its content size."""
@@ -25,19 +28,22 @@ class Zstd:
         return zstandard.ZstdCompressor(level=self.level).compress(raw)
 
     def decode(self, coded: bytes, raw_len: int) -> bytes:
-        """Decompress to exactly `raw_len` bytes: the stated size is checked first, then the read is limited."""
+        """Decompress to exactly `raw_len` bytes: the stated size is checked first, then the output is counted."""
         import zstandard
 
         try:
             stated = zstandard.frame_content_size(coded)
             if stated != raw_len:
                 raise InputError(f"a zstd section holds {stated:,} bytes, {raw_len:,} promised", "artifact")
-            with zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(
-                coded, read_across_frames=True
-            ) as reader:
-                raw = reader.read(raw_len)
-                if len(raw) == raw_len and not reader.read(1):
-                    return raw
+            stream = zstandard.ZstdDecompressor(max_window_size=1 << 27).decompressobj()
+            pieces, total = [], 0
+            for start in range(0, len(coded), STEP_BYTES):
+                pieces.append(stream.decompress(coded[start : start + STEP_BYTES]) if not stream.eof else b"")
+                total += len(pieces[-1])
+                if total > raw_len or (stream.eof and start + STEP_BYTES < len(coded)):
+                    break
+            if total == raw_len and stream.eof and not stream.unused_data:
+                return b"".join(pieces)
         except zstandard.ZstdError as error:
             raise InputError(f"zstd: {error}", "artifact") from None
         raise InputError(f"a zstd section does not hold the {raw_len:,} bytes it promises", "artifact")

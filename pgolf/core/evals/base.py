@@ -45,4 +45,4 @@ class Evaluator:
 
     def __post_init__(self) -> None:
         if self.seq_len < 1 or self.batch_seqs < 1 or self.max_tokens < 0:
-            raise ConfigError("seq_len and batch_seqs must be at least 1, max_tokens not negative", "eval")
+            raise ConfigError("seq_len and batch_seqs must be at least 1, max_tokens not negative", "")

@@ -43,7 +43,7 @@ class Ledger:
         first .. end - 1 inside the window are committed as targets start + position + 1.
         """
         length, rows = self.method.seq_len, self.method.batch_seqs
-        for batch in np.split(windows, range(rows, len(windows), rows)):
+        for batch in np.split(windows, range(rows, len(windows), rows)) if len(windows) else []:
             ids = np.zeros((len(batch), length + 1), dtype=np.int64)
             for row, (start, _, end) in zip(ids, batch):
                 row[: end + 1] = self.tokens[start : start + end + 1]
@@ -86,6 +86,8 @@ class Ledger:
             raise RuleError(
                 f"{self.targets - self.done:,} targets were never scored", "evaluation", "this is a fault of the method"
             )
+        if not self.charges.any():
+            raise InputError("no target is charged a byte, so there are no bits per byte", "validation split")
         return Score(float(self.losses.sum(dtype=np.float64)), self.targets, int(self.charges.sum()))
 
 

@@ -35,7 +35,7 @@ class SlidingEval(Evaluator):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 1 <= self.stride <= self.seq_len:
-            raise ConfigError(f"stride {self.stride} must lie between 1 and seq_len {self.seq_len}", "eval.stride")
+            raise ConfigError(f"stride {self.stride} must lie between 1 and seq_len {self.seq_len}", "stride")
 
     def run(self, ledger: "Ledger") -> None:
         """Score the windows in order."""

@@ -46,19 +46,18 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for key in ("vocab_size", "num_layers", "model_dim", "num_heads", "num_kv_heads"):
             if getattr(self, key) < 1:
-                raise ConfigError(f"{key} must be at least 1, not {getattr(self, key)}", f"model.{key}")
+                raise ConfigError(f"{key} must be at least 1, not {getattr(self, key)}", key)
         if self.vocab_size > 65536:
-            raise ConfigError(f"vocab_size is {self.vocab_size:,}; shards hold ids below 65,536", "model.vocab_size")
+            raise ConfigError(f"vocab_size is {self.vocab_size:,}; shards hold ids below 65,536", "vocab_size")
         if self.model_dim % self.num_heads:
-            raise ConfigError(f"{self.model_dim} is not divisible by num_heads {self.num_heads}", "model.model_dim")
+            raise ConfigError(f"{self.model_dim} is not divisible by num_heads {self.num_heads}", "model_dim")
         if self.num_heads % self.num_kv_heads:
-            raise ConfigError(
-                f"{self.num_heads} is not divisible by num_kv_heads {self.num_kv_heads}", "model.num_heads"
-            )
+            raise ConfigError(f"{self.num_heads} is not divisible by num_kv_heads {self.num_kv_heads}", "num_heads")
         if (self.model_dim // self.num_heads) % 2:
             raise ConfigError(
-                f"the head width {self.model_dim // self.num_heads} is odd; rotation needs pairs", "model.model_dim"
+                f"the head width {self.model_dim // self.num_heads} is odd; rotation needs pairs", "model_dim"
             )
+        param_specs(self)
 
 
 @dataclass(frozen=True)

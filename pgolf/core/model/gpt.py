@@ -15,10 +15,13 @@ from torch import Tensor, nn
 from pgolf.core.model.config import ModelConfig, layer_plan, param_specs
 from pgolf.core.model.params import ParamSpec
 
+RMS_EPS = 1.1920928955078125e-07
+"""float32's machine epsilon, the default of the challenge's framework for float32 and bfloat16 inputs."""
+
 
 def rms_norm(x: Tensor) -> Tensor:
     """x / sqrt(mean(x^2) + eps) over the last dimension, no weight; eps is float32's epsilon for every dtype."""
-    return F.rms_norm(x, (x.size(-1),))
+    return F.rms_norm(x, (x.size(-1),), eps=RMS_EPS)
 
 
 class Node(nn.Module):
@@ -108,7 +111,8 @@ class GPT(Node):
         """Final normalised hidden states (B,T,C) in the compute dtype."""
         config = self.config
         x = rms_norm(config.embed.lookup(self, ids_BT).to(self.compute_dtype))
-        x0, stack = x, list[Tensor]()
+        x0 = x
+        stack: list[Tensor] = []
         tables = config.position.tables(ids_BT.size(1), config.model_dim // config.num_heads, x)
         for step in self.plan:
             if step.skip >= 0:

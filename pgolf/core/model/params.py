@@ -16,7 +16,8 @@ MATRIX, TOKEN, SCALAR = "matrix", "token", "scalar"
 
 @dataclass(frozen=True)
 class ParamSpec:
-    """One parameter. `init` is (rule, number): fill x, normal std, linear (U(±1/sqrt fan_in)), orthogonal gain."""
+    """One parameter. `init` is (rule, number): fill x, rows (first row x, rest 0), normal std, linear
+    (uniform within ±x / sqrt(columns))."""
 
     name: str
     shape: tuple[int, ...]

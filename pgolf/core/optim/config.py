@@ -52,6 +52,6 @@ class OptimConfig:
     def __post_init__(self) -> None:
         for key in ("token_lr", "scalar_lr", "head_lr", "token_weight_decay", "scalar_weight_decay", "grad_clip"):
             if getattr(self, key) < 0:
-                raise ConfigError(f"{key} must not be negative, not {getattr(self, key)}", f"optim.{key}")
+                raise ConfigError(f"{key} must not be negative, not {getattr(self, key)}", key)
         if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1 and self.eps > 0):
-            raise ConfigError("betas must lie in [0, 1) and eps above 0", "optim")
+            raise ConfigError("betas must lie in [0, 1) and eps above 0", "")

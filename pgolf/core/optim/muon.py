@@ -51,10 +51,10 @@ class Muon:
     """Iterate in bfloat16 as the records do; float32 otherwise."""
 
     def __post_init__(self) -> None:
-        if self.lr < 0 or not 0 <= self.momentum < 1 or self.ns_steps < 1 or self.weight_decay < 0:
-            raise ConfigError(
-                "lr and weight_decay must not be negative, momentum below 1, ns_steps at least 1", "optim.matrix"
-            )
+        if self.lr < 0 or self.weight_decay < 0 or self.ns_steps < 1 or self.momentum_warmup_steps < 0:
+            raise ConfigError("lr, weight_decay and momentum_warmup_steps must not be negative, ns_steps at least 1")
+        if not 0 <= self.momentum < 1 or not 0 <= self.momentum_start < 1:
+            raise ConfigError("momentum and momentum_start must lie in [0, 1)")
 
     def momentum_at(self, step: int) -> float:
         """Linear warm-up of the momentum."""

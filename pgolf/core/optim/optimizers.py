@@ -63,7 +63,8 @@ class Optimizers:
         for name, buffer in self.buffers.items():
             buffer.copy_(tensors[f"momentum.{name}"])
         self.adam.state.clear()
+        started = any(key.startswith("exp_avg.") for key in tensors)
         for name, weight in self.others.items():
-            if f"step.{name}" in tensors:
+            if started and weight.numel():
                 keys = ("step", "exp_avg", "exp_avg_sq")
                 self.adam.state[weight] = {key: tensors[f"{key}.{name}"].clone().to(weight.device) for key in keys}

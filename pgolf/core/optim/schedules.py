@@ -23,8 +23,8 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class IterationWarmdown:
-    """Linear decay to zero over the last `iters` steps; under a budget, over the time that many steps take at the
-    mean speed so far. Source: naive baseline (warmdown_iters). On slow machines it decays from the first step.
+    """Linear decay to zero over the last `iters` steps; under a budget, over the time that many steps take at the mean
+    speed so far, which on slow machines is all of it. Source: naive baseline (warmdown_iters).
     """
 
     iters: int = 1200
@@ -32,7 +32,7 @@ class IterationWarmdown:
 
     def __post_init__(self) -> None:
         if self.iters < 0:
-            raise ConfigError(f"iters must not be negative, not {self.iters}", "optim.warmdown.iters")
+            raise ConfigError(f"iters must not be negative, not {self.iters}", "iters")
 
     def scale(self, now: Progress) -> float:
         """Multiplier of every learning rate, in [0, 1]."""
@@ -56,7 +56,7 @@ class FractionWarmdown:
 
     def __post_init__(self) -> None:
         if not 0 <= self.frac <= 1 or not 0 <= self.min_lr <= 1:
-            raise ConfigError("frac and min_lr must lie in [0, 1]", "optim.warmdown")
+            raise ConfigError("frac and min_lr must lie in [0, 1]", "warmdown")
 
     def scale(self, now: Progress) -> float:
         """Multiplier of every learning rate, in [min_lr, 1]."""

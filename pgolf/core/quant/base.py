@@ -24,6 +24,9 @@ class Quantizer(Protocol):
     def hessians(self, model: "GPT", stream: "TokenStream", progress: "Callable[[int], None]") -> "dict[str, Tensor]":
         """H = X^T X per matrix from training tokens, or nothing if the method needs none."""
 
+    def step_over_sigma(self, spec: ParamSpec) -> float:
+        """The step a parameter's grid is expected to have, in row standard deviations; 0 if kept as floats."""
+
     def quantize(self, spec: ParamSpec, weight: "Tensor", hessian: "Tensor | None") -> "QTensor | Tensor":
         """One parameter: codes with scales, or the tensor to keep (float16 or float32)."""
 
@@ -35,12 +38,16 @@ def code_limit(bits: int) -> int:
 
 def row_scales(clip_R: "Tensor", limit: int) -> "Tensor":
     """float16 (R,) scales clip / L, floored so that no scale becomes zero in float16. InputError on overflow."""
-    scale = (clip_R / limit).clamp_min(1e-10).half()
-    if not bool(scale.isfinite().all()):
-        raise InputError(
-            "a row is too large for a float16 scale", f"largest clip {float(clip_R.max()):g}", "rescale the weights"
-        )
-    return scale.clamp_min(SMALLEST_SCALE)
+    return half_scales((clip_R / limit).clamp_min(1e-10))
+
+
+def half_scales(scale_R: "Tensor") -> "Tensor":
+    """Positive float16 scales. InputError when one is beyond float16."""
+    half = scale_R.half()
+    if not bool(half.isfinite().all()):
+        largest = f"scale {float(scale_R.max()):g}"
+        raise InputError("a row is too large for a float16 scale", largest, "rescale the weights")
+    return half.clamp_min(SMALLEST_SCALE)
 
 
 def round_codes(weight_RC: "Tensor", scale_R: "Tensor", limit: int) -> "Tensor":

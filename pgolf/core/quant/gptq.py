@@ -92,9 +92,9 @@ class Gptq(SdClip):
         super().__post_init__()
         for key in ("block", "calibration_seqs", "calibration_seq_len", "calibration_batch"):
             if getattr(self, key) < 1:
-                raise ConfigError(f"{key} must be at least 1, not {getattr(self, key)}", f"quant.{key}")
+                raise ConfigError(f"{key} must be at least 1, not {getattr(self, key)}", key)
         if self.damping <= 0:
-            raise ConfigError(f"damping must be above 0, not {self.damping}", "quant.damping")
+            raise ConfigError(f"damping must be above 0, not {self.damping}", "damping")
 
     def hessians(self, model: "GPT", stream: "TokenStream", progress: "Callable[[int], None]") -> "dict[str, Tensor]":
         """Collected from the next calibration_seqs training sequences of the stream, through the float model."""

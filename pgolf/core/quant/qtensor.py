@@ -47,12 +47,17 @@ class QuantizedModel:
                 )
             if isinstance(tensor, QTensor):
                 limit = 2 ** (tensor.bits - 1) - 1
+                good = tensor.codes.dtype == torch.int8 and tensor.scale.dtype == torch.float16 and len(spec.shape) == 2
+                if not good or tuple(tensor.scale.shape) != spec.shape[:1]:
+                    raise InputError(f"{spec.name} has no int8 codes with one float16 scale per row", where)
                 if (values.numel() and int(values.abs().max()) > limit) or int(values.min()) == -128:
                     raise InputError(f"{spec.name} has codes beyond ±{limit}", where, "the file is damaged")
                 if not bool((torch.isfinite(tensor.scale) & (tensor.scale > 0)).all()):
                     raise InputError(
                         f"{spec.name} has a scale that is not a positive number", where, "the file is damaged"
                     )
+            elif not values.is_floating_point():
+                raise InputError(f"{spec.name} is kept as {values.dtype}, not as floats", where)
             elif not bool(torch.isfinite(values).all()):
                 raise InputError(f"{spec.name} has values that are not finite", where, "the file is damaged")
         if len(self.tensors) != len(param_specs(self.config)):

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from pgolf.core.errors import ConfigError
 from pgolf.core.model.params import CONTROL, ParamSpec
-from pgolf.core.quant.base import SMALLEST_SCALE, code_limit, keep_float
+from pgolf.core.quant.base import code_limit, half_scales, keep_float
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,7 +29,7 @@ def quantile_codes(weight: "Tensor", quantile: float, limit: int) -> "tuple[Tens
         clip = torch.quantile(weight.abs(), quantile, dim=1)
         scale = (clip / limit).clamp_min(1.0 / limit)
         codes = (weight.clamp(-clip[:, None], clip[:, None]) / scale[:, None]).round().clamp(-limit, limit)
-        return codes.to(torch.int8), scale.half().clamp_min(SMALLEST_SCALE)
+        return codes.to(torch.int8), half_scales(scale)
     clip = torch.quantile(weight.abs().flatten(), quantile)
     scale = clip / limit if float(clip) > 0 else torch.ones(())
     return (weight.clamp(-clip, clip) / scale).round().clamp(-limit, limit).to(torch.int8), scale
@@ -48,13 +48,22 @@ class RowQuantile:
 
     def __post_init__(self) -> None:
         if not 4 <= self.bits <= 8:
-            raise ConfigError(f"bits must be 4 to 8, not {self.bits}", "quant.bits")
+            raise ConfigError(f"bits must be 4 to 8, not {self.bits}", "bits")
         if not 0 < self.quantile <= 1 or self.keep_numel < 0:
-            raise ConfigError("quantile must lie in (0, 1], keep_numel must not be negative", "quant")
+            raise ConfigError("quantile must lie in (0, 1], keep_numel must not be negative", "")
 
     def hessians(self, model: "GPT", stream: "TokenStream", progress: "Callable[[int], None]") -> "dict[str, Tensor]":
         """None are needed."""
         return {}
+
+    def step_over_sigma(self, spec: ParamSpec) -> float:
+        """The largest of a row's values, typically, over the number of codes on one side."""
+        if spec.role == CONTROL or spec.numel <= self.keep_numel:
+            return 0.0
+        from statistics import NormalDist
+
+        largest = NormalDist().inv_cdf((1 + 0.5 ** (1 / spec.shape[-1])) / 2)
+        return largest / code_limit(self.bits)
 
     def quantize(self, spec: ParamSpec, weight: "Tensor", hessian: "Tensor | None") -> "QTensor | Tensor":
         """Codes for large matrices, floats for the rest."""

@@ -22,17 +22,17 @@ class Grid:
     """The grid of one role; zero means the value of the section above."""
 
     bits: int = 0
-    """Code width, 4 to 8 bits."""
+    """Code width, 4 to 8 bits; 0 takes the section's."""
     step_ratio: float = 0.0
-    """Step over row standard deviation."""
+    """Step over row standard deviation; 0 takes it from k."""
     k: float = 0.0
-    """Clip in row standard deviations; the same knob as step_ratio = k / (2^(bits-1) - 1)."""
+    """Clip in row standard deviations, step_ratio = k / (2^(bits-1) - 1); 0 takes the section's."""
 
     def __post_init__(self) -> None:
         if self.bits and not 4 <= self.bits <= 8:
-            raise ConfigError(f"bits must be 4 to 8, not {self.bits}", "quant.bits")
+            raise ConfigError(f"bits must be 4 to 8, not {self.bits}", "bits")
         if self.step_ratio < 0 or self.k < 0 or (self.step_ratio and self.k):
-            raise ConfigError("give either step_ratio or k, above 0", "quant")
+            raise ConfigError("give either step_ratio or k, above 0", "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +56,9 @@ class SdClip:
 
     def __post_init__(self) -> None:
         if not 4 <= self.bits <= 8:
-            raise ConfigError(f"bits must be 4 to 8, not {self.bits}", "quant.bits")
+            raise ConfigError(f"bits must be 4 to 8, not {self.bits}", "bits")
         if self.step_ratio < 0 or self.k <= 0:
-            raise ConfigError("step_ratio must not be negative, k must be above 0", "quant")
+            raise ConfigError("step_ratio must not be negative, k must be above 0", "")
 
     def grid(self, role: str) -> tuple[int, float]:
         """(bits, step over sigma) for a role."""
@@ -68,11 +68,19 @@ class SdClip:
             return bits, own.step_ratio or own.k / code_limit(bits)
         return bits, self.step_ratio or self.k / code_limit(bits)
 
+    def step_over_sigma(self, spec: ParamSpec) -> float:
+        """The step ratio of the parameter's role."""
+        return 0.0 if spec.role == CONTROL else self.grid(spec.role)[1]
+
     def scales(self, spec: ParamSpec, weight_RC: "Tensor") -> "tuple[int, Tensor]":
-        """Code limit L and float16 scales (R,); the standard deviation is the unbiased one."""
+        """Code limit L and float16 scales (R,). The standard deviation is the unbiased one; a row without spread takes
+        its largest value as the clip, so that it survives.
+        """
         bits, ratio = self.grid(spec.role)
         limit = code_limit(bits)
-        return limit, row_scales(weight_RC.std(dim=1) * ratio * limit, limit)
+        spread = weight_RC.std(dim=1, correction=min(1, weight_RC.size(1) - 1))
+        clip = (spread * ratio * limit).where(spread > 0, weight_RC.abs().amax(dim=1))
+        return limit, row_scales(clip, limit)
 
     def hessians(self, model: "GPT", stream: "TokenStream", progress: "Callable[[int], None]") -> "dict[str, Tensor]":
         """None are needed."""

@@ -46,17 +46,17 @@ class TrainConfig:
     compile: str = "auto"
     """torch.compile: auto (on a GPU only), on, off."""
     precision: str = "auto"
-    """Activations in float32 or bfloat16; auto is bfloat16 on a GPU, float32 on a CPU."""
+    """Activations, and the embedding table, in float32 or bfloat16; auto is bfloat16 on a GPU, float32 on a CPU."""
     loader: Loader = SequentialLoader()
     """Order of the training tokens."""
 
     def __post_init__(self) -> None:
         for key, values in (("compile", ("auto", "on", "off")), ("precision", ("auto", "float32", "bfloat16"))):
             if getattr(self, key) not in values:
-                raise ConfigError(f"{getattr(self, key)!r} is none of {', '.join(values)}", f"train.{key}")
+                raise ConfigError(f"{getattr(self, key)!r} is none of {', '.join(values)}", key)
         for key in ("iterations", "seq_len", "batch_tokens", "micro_batch_tokens", "keep_checkpoints"):
             if getattr(self, key) < 1:
-                raise ConfigError(f"{key} must be at least 1, not {getattr(self, key)}", f"train.{key}")
+                raise ConfigError(f"{key} must be at least 1, not {getattr(self, key)}", key)
         for key in (
             "max_wallclock_seconds",
             "warmup_steps",
@@ -66,15 +66,17 @@ class TrainConfig:
             "checkpoint_every",
         ):
             if getattr(self, key) < 0:
-                raise ConfigError(f"{key} must not be negative, not {getattr(self, key)}", f"train.{key}")
+                raise ConfigError(f"{key} must not be negative, not {getattr(self, key)}", key)
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed must lie between 0 and 2^63 - 1, not {self.seed}", "seed")
         if self.micro_batch_tokens % self.seq_len:
             raise ConfigError(
-                f"{self.micro_batch_tokens} is not a multiple of seq_len {self.seq_len}", "train.micro_batch_tokens"
+                f"{self.micro_batch_tokens} is not a multiple of seq_len {self.seq_len}", "micro_batch_tokens"
             )
         if self.batch_tokens % self.micro_batch_tokens:
             raise ConfigError(
                 f"{self.batch_tokens} is not a multiple of micro_batch_tokens {self.micro_batch_tokens}",
-                "train.batch_tokens",
+                "batch_tokens",
             )
 
     def validation(self) -> PlainEval:

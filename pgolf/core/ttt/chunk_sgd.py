@@ -36,14 +36,14 @@ class ChunkSgd(SlidingEval):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if (
-            self.chunk_tokens < self.seq_len
-            or self.train_seqs < 1
-            or self.epochs < 0
-            or self.lr < 0
-            or self.grad_clip <= 0
-        ):
-            raise ConfigError("chunk_tokens must be at least seq_len, train_seqs at least 1, grad_clip above 0", "ttt")
+        if self.chunk_tokens < self.seq_len:
+            raise ConfigError(
+                f"chunk_tokens {self.chunk_tokens} must be at least seq_len {self.seq_len}", "chunk_tokens"
+            )
+        if self.train_seqs < 1 or self.epochs < 0 or self.freeze_blocks < 0:
+            raise ConfigError("train_seqs must be at least 1, epochs and freeze_blocks not negative")
+        if self.lr < 0 or self.grad_clip <= 0 or not 0 <= self.momentum < 1:
+            raise ConfigError("lr must not be negative, grad_clip above 0, momentum in [0, 1)")
 
     def run(self, ledger: "Ledger") -> None:
         """Alternate scoring and training; nothing is trained on after the last chunk."""

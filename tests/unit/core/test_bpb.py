@@ -102,7 +102,7 @@ def test_a_leading_space_is_charged_unless_it_follows_a_boundary(ids, charges):
 
 
 def test_a_tokenizer_without_a_bare_space_piece_is_refused():
-    with pytest.raises(InputError, match="no bare space piece.*#897"):
+    with pytest.raises(InputError, match=r"no bare space piece.*#897"):
         byte_table(Pieces("\u2581the", "cat"), 16)
 
 
@@ -113,7 +113,7 @@ def test_a_bare_space_that_is_not_marked_does_not_help():
 
 @pytest.mark.parametrize("content", [b"", b"not a model", b"\x0a\xff\xff\xff\xff\x0f"])
 def test_a_file_that_is_no_tokenizer_is_refused(content):
-    with pytest.raises(InputError, match="SentencePiece") as caught:
+    with pytest.raises(InputError, match=r"SentencePiece|empty") as caught:
         load_tokenizer(content, "some.model")
     assert "some.model" in str(caught.value)
 

@@ -20,11 +20,13 @@ class Relu2:
 
     def __post_init__(self) -> None:
         if self.mult <= 0:
-            raise ConfigError(f"mult must be positive, not {self.mult}", "model.mlp.mult")
+            raise ConfigError(f"mult must be positive, not {self.mult}", "mult")
 
     def params(self, shape: LayerShape) -> tuple[ParamSpec, ...]:
         """fc.weight (F,C) and proj.weight (C,F), the latter zero at the start."""
         hidden = int(self.mult * shape.model_dim)
+        if hidden < 1:
+            raise ConfigError(f"{self.mult} x {shape.model_dim} leaves no hidden unit", "mlp.mult", "raise it")
         return (
             matrix("fc", hidden, shape.model_dim, MLP),
             matrix("proj", shape.model_dim, hidden, MLP, ("fill", 0.0)),

@@ -11,14 +11,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Rope:
-    """Rotates pairs (i, i + D/2) by t * base^(-2i/D). Tables are made afresh in every forward: no cache to go stale."""
+    """Rotates pairs (i, i + D/2) by t * base^(-2i/D). Tables are made afresh in every forward: no cache to go stale.
+    Source: arXiv:2104.09864, naive baseline.
+    """
 
     base: float = 10000.0
     """Wavelength base (upstream: rope_base)."""
 
     def __post_init__(self) -> None:
         if self.base <= 1:
-            raise ConfigError(f"base must be above 1, not {self.base}", "model.position.base")
+            raise ConfigError(f"base must be above 1, not {self.base}", "base")
 
     def tables(self, length: int, head_dim: int, like: "Tensor") -> tuple["Tensor", "Tensor"]:
         """cos and sin (1,T,1,D/2), computed in float32, returned in the dtype of `like`."""

@@ -18,7 +18,7 @@ class TanhSoftcap:
 
     def __post_init__(self) -> None:
         if self.cap <= 0:
-            raise ConfigError(f"cap must be positive, not {self.cap}", "model.logit_softcap.cap")
+            raise ConfigError(f"cap must be positive, not {self.cap}", "cap")
 
     def apply(self, logits: "Tensor") -> "Tensor":
         """Bounded logits."""

@@ -1,0 +1,314 @@
+"""The packed script: alone it scores and trains as pgolf does; what is in it, how large it is, and what guards it."""
+
+import ast
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import QUICK, flip, run_here, stray_files
+
+import pgolf as package
+from pgolf.bundle.graph import CORE, parse_core
+from pgolf.bundle.script import Script, build_script, unpack
+from pgolf.catalog import CATALOG
+from pgolf.config.load import preset_names, resolve
+
+ROOT = Path(package.__file__).parent
+LAZY = {"sentencepiece", "safetensors", "brotli", "zstandard"}
+GUARD = """
+import sys
+class NoPgolf:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "pgolf":
+            raise SystemExit("the script imports " + name)
+sys.meta_path.insert(0, NoPgolf())
+sys.argv = sys.argv[1:]
+source = open(sys.argv[0], "rb").read()
+names = {"__name__": "__main__", "__file__": sys.argv[0]}
+exec(compile(source, sys.argv[0], "exec"), names)
+"""
+
+
+def room(run: Path, place: Path, *splits: str) -> Path:
+    """A directory with the script, the artifact, the tokenizer and shards, and nothing else."""
+    (place / "data").mkdir(parents=True)
+    for name in ("train_gpt.py", "model.pgz", "tokenizer.model"):
+        shutil.copy(run / "submission" / name, place / name)
+    for split in splits:
+        for path in (run / "data").glob(f"fineweb_{split}_*.bin"):
+            shutil.copy(path, place / "data" / path.name)
+    return place
+
+
+def alone(place: Path, *argv: str, code: int = 0) -> str:
+    """Run the script in its room under python -I, in which pgolf cannot be imported."""
+    line = [sys.executable, "-I", "-c", GUARD, "train_gpt.py", "--data", "data", "--tokenizer", "tokenizer.model", *argv]
+    done = subprocess.run(line, cwd=place, capture_output=True, text=True, timeout=120, env={"OMP_NUM_THREADS": "1"})
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.stdout if code == 0 else done.stderr
+
+
+def result(text: str) -> dict[str, Any]:
+    """The JSON document on the script's last line."""
+    found: dict[str, Any] = json.loads(text.strip().splitlines()[-1])
+    return found
+
+
+def claimed(run: Path, stage: str = "eval") -> dict[str, Any]:
+    """The score pgolf wrote."""
+    found: dict[str, Any] = json.loads((run / stage / "score.json").read_text())["score"]
+    return found
+
+
+def test_the_script_alone_scores_to_the_last_bit(tiny_run: Path, tmp_path: Path) -> None:
+    place = room(tiny_run, tmp_path / "an empty room", "val")
+    text = alone(place, "--artifact", "model.pgz")
+    found = result(text)
+    assert found["score"] == claimed(tiny_run)
+    total = sum((place / name).stat().st_size for name in ("train_gpt.py", "model.pgz"))
+    assert found["artifact_bytes"] + found["code_bytes"] == total
+    assert f"Total submission size: {total} bytes" in text
+    assert sorted(path.name for path in place.iterdir()) == ["data", "model.pgz", "tokenizer.model", "train_gpt.py"]
+
+
+def test_the_script_runs_as_the_readme_says(tiny_run: Path, tmp_path: Path) -> None:
+    place = room(tiny_run, tmp_path / "room", "val")
+    readme = (tiny_run / "submission" / "README.md").read_text()
+    line = next(line.strip() for line in readme.splitlines() if "--artifact" in line)
+    words = [sys.executable if word == "python" else "data" if word == "DATA" else word for word in line.split()]
+    done = subprocess.run(words, cwd=place, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert result(done.stdout)["score"] == claimed(tiny_run)
+
+
+def test_the_script_claims_the_score_after_test_time_training(pgolf: Any, copy_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "ttt submission"
+    argv = ["package-submission", copy_run / "compress" / "model.pgz", "--out", out, "--set", "package.claim=ttt"]
+    document = pgolf(*argv, "--quiet", "--json").good().document
+    assert document["val_bpb"] == claimed(copy_run, "ttt")["bpb"] != claimed(copy_run)["bpb"]
+    assert document["proof"]["1337"] == {"bpb": document["val_bpb"], "identical": True, "isolated": True}
+    assert "ChunkSgd" in (out / "train_gpt_readable.py").read_text()
+
+
+def test_training_with_the_script_makes_the_same_artifact(pgolf: Any, tiny_run: Path, tmp_path: Path) -> None:
+    place = room(tiny_run, tmp_path / "room", "train", "val")
+    (place / "model.pgz").unlink()
+    found = result(alone(place, "--seed", "1337", "--out", "made/mine.pgz"))
+    made = (place / "made" / "mine.pgz").read_bytes()
+    assert made == (tiny_run / "compress" / "model.pgz").read_bytes()
+    assert found["score"] == claimed(tiny_run)
+    result(alone(place, "--seed", "7", "--out", "other.pgz"))
+    assert (place / "other.pgz").read_bytes() != made
+
+
+def test_the_script_refuses_damaged_files(tiny_run: Path, tmp_path: Path) -> None:
+    place = room(tiny_run, tmp_path / "room", "val")
+    flip(place / "model.pgz", 5000)
+    assert "error:" in alone(place, "--artifact", "model.pgz", code=3)
+    assert "no such file" in alone(place, "--artifact", "absent.pgz", code=3)
+
+
+@pytest.fixture(scope="module")
+def script() -> Script:
+    """The script of preset tiny."""
+    return build_script(resolve("tiny").config)
+
+
+def test_the_script_knows_nothing_of_pgolf(script: Script) -> None:
+    for source in (script.readable, script.minified):
+        assert "pgolf." not in source
+        for node in ast.walk(ast.parse(source)):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not [name for name in names if name.split(".")[0] == "pgolf"]
+    assert unpack(script.packed) == script.minified
+
+
+def classes(source: str) -> set[str]:
+    """Names of the classes a source defines."""
+    return {node.name for node in ast.parse(source).body if isinstance(node, ast.ClassDef)}
+
+
+@pytest.mark.parametrize(
+    ("sets", "present", "absent"),
+    [
+        ([], {"Gptq", "Brotli", "SlidingEval", "FractionWarmdown"}, {"RowQuantile", "Zlib", "Lzma", "Zstd", "ChunkSgd"}),
+        (["quant=row_quantile", "compress=zlib"], {"RowQuantile", "Zlib"}, {"Gptq", "SdClip", "Brotli", "Zstd"}),
+        (["compress=zstd", "quant=sdclip"], {"Zstd", "SdClip"}, {"Brotli", "Gptq", "RowQuantile"}),
+        (["eval=plain", "model.embed=untied"], {"PlainEval", "UntiedEmbed"}, {"SlidingEval", "ChunkSgd", "TiedEmbed"}),
+        (["package.claim=ttt", "optim.warmdown=iterations"], {"ChunkSgd", "IterationWarmdown"}, {"FractionWarmdown"}),
+    ],
+)
+def test_only_what_the_run_needs_is_in_the_script(sets: list[str], present: set[str], absent: set[str]) -> None:
+    from pgolf.bundle.script import emit
+
+    source, _ = emit(resolve("tiny", sets).config, "{}")
+    found = classes(source)
+    assert present <= found and not absent & found
+    for word, name in (("brotli", "Brotli"), ("zstandard", "Zstd")):
+        assert (re.search(rf"\bimport {word}\b", source) is not None) == (name in found)
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_every_preset_bundles(preset: str) -> None:
+    script = build_script(resolve(preset).config)
+    compile(script.readable, "readable", "exec")
+    compile(unpack(script.packed), "packed", "exec")
+    size = len(script.packed)
+    print(f"{preset}: {size:,} bytes packed, {len(script.minified):,} minified, {len(script.readable):,} readable")
+    assert size < 16_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "choice",
+    [(slot, name) for slot, names in CATALOG.items() for name in names if len(names) > 1],
+    ids=lambda choice: "-".join(choice),
+)
+def test_every_technique_bundles(choice: tuple[str, str]) -> None:
+    from pgolf.config.describe import slot_keys
+    from pgolf.config.run import RunConfig
+
+    slot, name = choice
+    config = resolve("tiny", [f"{slot_keys(RunConfig())[slot]}={name}"]).config
+    compile(build_script(config).minified, "minified", "exec")
+
+
+def imports(node: ast.stmt) -> list[str]:
+    """Top-level packages an import statement names; pgolf's modules in full."""
+    if isinstance(node, ast.ImportFrom):
+        assert node.level == 0, "relative import"
+        return [str(node.module)]
+    return [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+
+
+CORE_FILES = [path for path in sorted(CORE.rglob("*.py")) if path.name != "__init__.py"]
+
+
+@pytest.mark.parametrize("path", CORE_FILES, ids=lambda path: str(path.relative_to(CORE)))
+def test_core_modules_keep_the_import_rules(path: Path) -> None:
+    module = ast.parse(path.read_text())
+    top = {id(node) for node in module.body}
+    for node in ast.walk(module):
+        for name in imports(node) if isinstance(node, ast.stmt) else []:
+            root = name.split(".")[0]
+            assert root != "__future__", "__future__ would not survive the bundling"
+            if root == "pgolf":
+                assert name.startswith("pgolf.core"), name
+            elif root in LAZY:
+                assert id(node) not in top, f"{name} is imported at the top"
+            else:
+                assert root in sys.stdlib_module_names or root in ("torch", "numpy"), name
+        if isinstance(node, ast.ImportFrom):
+            assert all(alias.name != "*" for alias in node.names), "star import"
+
+
+def test_core_names_are_unique() -> None:
+    core = parse_core()
+    assert len(core.order) > 100
+    names = [name for definition in core.order for name in definition.names]
+    assert len(names) == len(set(names))
+
+
+def test_a_name_defined_twice_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from pgolf.bundle import graph
+    from pgolf.core.errors import PgolfError
+
+    (tmp_path / "a.py").write_text("def twice():\n    return 1\n")
+    (tmp_path / "b.py").write_text("def twice():\n    return 2\n")
+    monkeypatch.setattr(graph, "CORE", tmp_path)
+    with pytest.raises(PgolfError, match="twice"):
+        graph.parse_core.__wrapped__()
+
+
+LIGHT = sorted({where.partition(":")[0] for slot in CATALOG.values() for where in slot.values()})
+
+
+def test_techniques_do_not_import_torch() -> None:
+    code = "import sys, importlib\nfor name in sys.argv[1:]: importlib.import_module(name)\n"
+    code += "assert 'torch' not in sys.modules, 'torch'\nassert 'numpy' not in sys.modules, 'numpy'"
+    done = subprocess.run([sys.executable, "-c", code, *LIGHT], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def package_again(run: Path, out: Path, *more: object) -> Any:
+    """package-submission on a run's artifact."""
+    return run_here("package-submission", run / "compress" / "model.pgz", "--out", out, "--quiet", *more)
+
+
+def test_exactly_the_cap_is_accepted_and_one_byte_more_is_not(copy_run: Path, tmp_path: Path) -> None:
+    total = json.loads((copy_run / "submission" / "submission.json").read_text())["total_bytes"]
+    below = package_again(copy_run, tmp_path / "below", "--set", f"package.cap_bytes={total + 1}", "--json")
+    assert below.good().document["headroom_bytes"] == 1
+    equal = package_again(copy_run, tmp_path / "equal", "--set", f"package.cap_bytes={total}", "--json")
+    assert equal.good().document["headroom_bytes"] == 0
+    sizes = [(tmp_path / "equal" / name).stat().st_size for name in ("train_gpt.py", "model.pgz")]
+    assert sum(sizes) == total
+    over = package_again(copy_run, tmp_path / "over", "--set", f"package.cap_bytes={total - 1}")
+    line = over.refused(4, f"{total:,} bytes", f" 1 over the cap of {total - 1:,}")
+    assert "quant" in line and "compress" in line
+    assert not (tmp_path / "over").exists() and stray_files(tmp_path) == []
+
+
+def test_a_run_over_the_cap_ends_with_4_and_keeps_its_files(pgolf: Any, copy_run: Path, corpus: Path) -> None:
+    total = json.loads((copy_run / "submission" / "submission.json").read_text())["total_bytes"]
+    argv = ["run", *QUICK, "--text", corpus, "--out", copy_run, "--set", f"package.cap_bytes={total - 100}"]
+    result = pgolf(*argv)
+    result.refused(4, "100 over the cap")
+    assert "warning:" in result.err and (copy_run / "compress" / "model.pgz").is_file()
+
+
+def test_a_false_claim_is_not_packaged(copy_run: Path, tmp_path: Path) -> None:
+    path = copy_run / "eval" / "score.json"
+    document = json.loads(path.read_text())
+    document["score"]["nats"] *= 0.99
+    document["score"]["bpb"] *= 0.99
+    path.write_text(json.dumps(document))
+    package_again(copy_run, tmp_path / "false").refused(4, "the script scores", "the claim is")
+    left = [item.name for item in tmp_path.iterdir() if item.name != "run" and item.suffix != ".lock"]
+    assert left == []
+
+
+def test_a_partial_score_is_not_packaged(copy_run: Path, tmp_path: Path) -> None:
+    run_here("eval", copy_run / "compress" / "model.pgz", "--data", copy_run / "data", "--quiet", "--out",
+             copy_run / "eval" / "score.json", "--set", "eval.max_tokens=500").good()  # fmt: skip
+    package_again(copy_run, tmp_path / "partial", "--set", "eval.max_tokens=500").refused(4, "eval.max_tokens=0")
+    assert not (tmp_path / "partial").exists()
+
+
+def test_an_existing_folder_is_kept_unless_forced(copy_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "my records"
+    out.mkdir()
+    (out / "diary.txt").write_text("mine")
+    package_again(copy_run, out).refused(3, "--force")
+    assert [path.name for path in out.iterdir()] == ["diary.txt"]
+    package_again(copy_run, out, "--force").good()
+    assert (out / "train_gpt.py").is_file() and stray_files(tmp_path) == []
+    assert package_again(copy_run, out, "--json").good().document["fresh"] is True
+    package_again(copy_run, out, "--name", "another title").refused(3, "--force")
+
+
+def test_several_seeds_make_one_folder(pgolf: Any, copy_run: Path, tmp_path: Path) -> None:
+    data, artifacts = copy_run / "data", [copy_run / "compress" / "model.pgz"]
+    other = tmp_path / "seed 7"
+    pgolf("train", data, "--out", other / "train", "--preset", "tiny", "--seed", "7", "--quiet").good()
+    pgolf("quantize", other / "train" / "checkpoint.safetensors", "--data", data, "--out", other / "q.safetensors").good()
+    artifacts.append(other / "compress" / "model.pgz")
+    pgolf("compress", other / "q.safetensors", "--out", artifacts[1]).good()
+    out = tmp_path / "both"
+    argv = ["package-submission", *artifacts, "--out", out, "--data", data, "--quiet", "--json"]
+    document = pgolf(*argv).good().document
+    assert document["seeds"] == [1337, 7] and set(document["proof"]) == {"1337", "7"}
+    bpbs = [row["val_bpb"] for row in document["seed_results"].values()]
+    assert document["val_bpb"] == pytest.approx(sum(bpbs) / 2) and document["val_bpb_std"] > 0
+    sizes = [(out / f"model_seed{seed}.pgz").stat().st_size for seed in (1337, 7)]
+    assert document["artifact_bytes"] == max(sizes)
+    assert document["total_bytes"] == max(sizes) + (out / "train_gpt.py").stat().st_size
+    twice = pgolf("package-submission", artifacts[0], artifacts[0], "--out", tmp_path / "twice", "--quiet")
+    twice.refused(3, "1337")

@@ -1,0 +1,265 @@
+"""Interrupted training: kill -9, signals, damaged checkpoints, changed settings, spent budgets, several processes."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import command, flip, run_here, stray_files, tensor_hash
+
+STEPS = 60
+SHORT = [
+    "--preset", "tiny", "--set", f"train.iterations={STEPS}", "--set", "train.checkpoint_every=3",
+    "--set", "train.val_every=20", "--set", "train.val_max_tokens=256", "--set", "train.log_every=1",
+]  # fmt: skip
+ENDLESS = [
+    *("--preset", "tiny", "--set", "train.iterations=1000000", "--set", "train.checkpoint_every=3"),
+    *("--set", "train.val_every=0", "--set", "train.val_max_tokens=256"),
+]
+
+
+def events(out: Path, kind: str = "step") -> list[dict[str, Any]]:
+    """Complete lines of events.jsonl of one kind."""
+    path = out / "events.jsonl"
+    lines = path.read_text().split("\n")[:-1] if path.is_file() else []
+    return [event for event in map(json.loads, lines) if event["event"] == kind]
+
+
+def start(data: Path, out: Path, options: list[str]) -> subprocess.Popen[str]:
+    """Training in a process of its own."""
+    argv = command("train", data, "--out", out, *options)
+    return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_step(process: subprocess.Popen[str], out: Path, step: int, more_than: int = 0) -> None:
+    """Until training has logged this step; events of an earlier process do not count."""
+    deadline = time.monotonic() + 90
+    while len(seen := events(out)) <= more_than or seen[-1]["step"] < step:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "training did not get there"
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def straight(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same training, never interrupted."""
+    out = tmp_path_factory.mktemp("straight")
+    run_here("train", tiny_run / "data", "--out", out, *SHORT, "--quiet").good()
+    return out
+
+
+def test_kill_9_at_random_points_changes_nothing(pgolf: Any, tiny_run: Path, straight: Path, tmp_path: Path) -> None:
+    draw, out = random.Random(20240520), tmp_path / "train"
+    reached = 0
+    for _ in range(3):
+        before = len(events(out))
+        process = start(tiny_run / "data", out, SHORT)
+        reached = draw.randint(reached + 2, reached + 14)
+        wait_for_step(process, out, reached, before)
+        time.sleep(draw.random() * 0.05)
+        process.kill()
+        process.communicate()
+        assert not (out / "checkpoint.safetensors").exists(), "it was over before it was killed"
+    result = pgolf("train", tiny_run / "data", "--out", out, *SHORT).good()
+    assert "resumed at step" in result.err
+    assert tensor_hash(out / "checkpoint.safetensors") == tensor_hash(straight / "checkpoint.safetensors")
+    losses = {event["step"]: event["loss"] for event in events(out)}
+    assert losses == {event["step"]: event["loss"] for event in events(straight)} and len(losses) == STEPS
+    assert stray_files(out) == []
+
+
+def test_files_left_by_a_killed_writer_are_cleaned_up(pgolf: Any, tiny_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "train"
+    (out / "ckpt").mkdir(parents=True)
+    (out / ".checkpoint.safetensors.4194000.part").write_bytes(b"half")
+    (out / "ckpt" / ".step_00000003.safetensors.4194000.part").write_bytes(b"half")
+    pgolf("train", tiny_run / "data", "--out", out, "--preset", "tiny", "--set", "train.iterations=4").good()
+    assert stray_files(out) == []
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_cleanly_with_a_resumable_checkpoint(
+    pgolf: Any, tiny_run: Path, straight: Path, tmp_path: Path, number: int, code: int
+) -> None:
+    out = tmp_path / "train"
+    process = start(tiny_run / "data", out, SHORT)
+    wait_for_step(process, out, 4)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert "Traceback" not in err and "interrupted:" in err and "the same command goes on" in err
+    stopped = events(out, "stop")[-1]
+    assert stopped["reason"] == "signal" and (out / "ckpt" / f"step_{stopped['step']:08d}.safetensors").is_file()
+    result = pgolf("train", tiny_run / "data", "--out", out, *SHORT).good()
+    assert f"resumed at step {stopped['step']}" in result.err
+    assert tensor_hash(out / "checkpoint.safetensors") == tensor_hash(straight / "checkpoint.safetensors")
+
+
+@pytest.mark.parametrize("signals", [2, 40])
+def test_more_signals_end_at_once(tiny_run: Path, tmp_path: Path, signals: int) -> None:
+    process = start(tiny_run / "data", tmp_path / "train", ENDLESS)
+    wait_for_step(process, tmp_path / "train", 4)
+    for _ in range(signals):
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.01)
+        if process.poll() is not None:
+            break
+    _, err = process.communicate(timeout=30)
+    assert process.returncode in (143, -signal.SIGTERM) and "Traceback" not in err, err
+
+
+def test_sigterm_outside_training_leaves_nothing_half_made(tiny_run: Path, tmp_path: Path) -> None:
+    argv = ["ttt", tiny_run / "compress" / "model.pgz", "--data", tiny_run / "data", "--out", tmp_path / "t" / "score.json"]
+    process = subprocess.Popen(
+        command(*argv, "--set", "ttt.epochs=100000"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "t" / ".score.json.owner").exists():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
+    time.sleep(0.3)
+    process.terminate()
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 143, err
+    assert out == "" and "Traceback" not in err
+    assert [path.name for path in (tmp_path / "t").iterdir() if path.suffix != ".lock"] == []
+
+
+@pytest.fixture
+def half_way(straight: Path, tmp_path: Path) -> Path:
+    """A training directory as a kill -9 near the end leaves it: resumable checkpoints, no final one."""
+    out = tmp_path / "half"
+    shutil.copytree(straight, out)
+    (out / "checkpoint.safetensors").unlink()
+    (out / "manifest.json").unlink()
+    return out
+
+
+def newest(out: Path) -> list[Path]:
+    """Weights files of the resumable checkpoints, newest first."""
+    return sorted((path for path in (out / "ckpt").iterdir() if ".resume" not in path.name), reverse=True)
+
+
+@pytest.mark.parametrize("damage", ["flipped weights", "flipped state", "truncated", "no state", "empty"])
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
+    pgolf: Any, tiny_run: Path, straight: Path, half_way: Path, damage: str
+) -> None:
+    last, before = newest(half_way)
+    state = last.with_name(last.name.replace(".safetensors", ".resume.safetensors"))
+    if damage == "flipped weights":
+        flip(last, last.stat().st_size - 1000)
+    elif damage == "flipped state":
+        flip(state, state.stat().st_size // 2)
+    elif damage == "truncated":
+        last.write_bytes(last.read_bytes()[:-1])
+    elif damage == "no state":
+        state.unlink()
+    else:
+        last.write_bytes(b"")
+    result = pgolf("train", tiny_run / "data", "--out", half_way, *SHORT).good()
+    step = int(before.stem.split("_")[1])
+    assert f"resumed at step {step}," in result.err
+    assert f"warning: checkpoint of step {int(last.stem.split('_')[1])} is not usable" in result.err
+    assert tensor_hash(half_way / "checkpoint.safetensors") == tensor_hash(straight / "checkpoint.safetensors")
+
+
+def test_when_no_checkpoint_can_be_read_nothing_is_overwritten(pgolf: Any, tiny_run: Path, half_way: Path) -> None:
+    for path in newest(half_way):
+        flip(path, path.stat().st_size - 5)
+    before = {path.name: path.read_bytes() for path in (half_way / "ckpt").iterdir()}
+    pgolf("train", tiny_run / "data", "--out", half_way, *SHORT, "--quiet").refused(3, "--fresh")
+    assert {path.name: path.read_bytes() for path in (half_way / "ckpt").iterdir()} == before
+    pgolf("train", tiny_run / "data", "--out", half_way, *SHORT, "--quiet", "--fresh").good()
+
+
+@pytest.mark.parametrize("change", ["train.iterations=61", "optim.token_lr=0.051", "model.qk_gain.init=1.25"])
+def test_a_changed_configuration_is_refused_and_the_key_named(
+    pgolf: Any, tiny_run: Path, half_way: Path, change: str
+) -> None:
+    argv = ["train", tiny_run / "data", "--out", half_way, *SHORT, "--set", change, "--quiet"]
+    pgolf(*argv).refused(2, change.split("=")[0], change.split("=")[1])
+
+
+def test_settings_that_change_no_result_may_change(pgolf: Any, tiny_run: Path, half_way: Path) -> None:
+    argv = ["train", tiny_run / "data", "--out", half_way, *SHORT, "--set", "train.checkpoint_every=7"]
+    assert "resumed at step" in pgolf(*argv).good().err
+
+
+def test_other_data_is_refused(pgolf: Any, tiny_run: Path, half_way: Path, corpus: Path, tmp_path: Path) -> None:
+    argv = ["tokenize", corpus, "--preset", "tiny", "--set", "tokenize.val_share=0.2", "--out", tmp_path / "other"]
+    pgolf(*argv, "--quiet").good()
+    pgolf("train", tmp_path / "other", "--out", half_way, *SHORT, "--quiet").refused(2, "data")
+
+
+def test_a_finished_training_is_not_repeated(pgolf: Any, tiny_run: Path, straight: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(straight, tmp_path / "done"))
+    before = (out / "checkpoint.safetensors").stat().st_mtime_ns
+    assert "nothing to do" in pgolf("train", tiny_run / "data", "--out", out, *SHORT).good().out
+    assert (out / "checkpoint.safetensors").stat().st_mtime_ns == before
+
+
+def test_the_wall_clock_cap_stops_training(pgolf: Any, tiny_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "train"
+    argv = ["train", tiny_run / "data", "--out", out, *ENDLESS, "--set", "train.max_wallclock_seconds=0.4"]
+    document = pgolf(*argv, "--quiet", "--json").good().document
+    assert document["stopped_by"] == "wallclock_cap" and 0 < document["steps"] < 1_000_000
+    assert 0.4 <= document["train_seconds"] < 5
+    assert "stopping_early: wallclock_cap" in (out / "train.log").read_text()
+
+
+def test_a_spent_budget_stops_a_resumed_run_at_once(pgolf: Any, tiny_run: Path, tmp_path: Path) -> None:
+    from pgolf.core.tensorfile import load_tensors, save_tensors
+
+    out = tmp_path / "train"
+    argv = ["train", tiny_run / "data", "--out", out, *ENDLESS, "--set", "train.max_wallclock_seconds=0.4", "--quiet"]
+    pgolf(*argv).good()
+    (out / "checkpoint.safetensors").unlink()
+    (out / "manifest.json").unlink()
+    path = max((out / "ckpt").glob("*.resume.safetensors"))
+    tensors, facts, _ = load_tensors(path, "pgolf.resume/1")
+    save_tensors(path, tensors, facts | {"elapsed_s": 0.4})
+    document = pgolf(*argv, "--json").good().document
+    assert (document["steps"], document["stopped_by"]) == (facts["step"], "wallclock_cap")
+
+
+def torchrun(processes: int, *argv: object) -> list[str]:
+    """pgolf under torchrun."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    return [*launcher, "-m", "pgolf", *map(str, argv)]
+
+
+def test_two_processes_train_like_one(pgolf: Any, tiny_run: Path, tmp_path: Path) -> None:
+    options = [
+        *("--preset", "tiny", "--set", "train.micro_batch_tokens=512", "--set", "optim.matrix.bfloat16=false"),
+        *("--set", "train.iterations=8", "--set", "train.val_every=0", "--device", "cpu"),
+    ]
+    one, two = tmp_path / "one", tmp_path / "two"
+    pgolf("train", tiny_run / "data", "--out", one, *options, "--quiet").good()
+    argv = torchrun(2, "train", tiny_run / "data", "--out", two, *options, "--json", "--quiet")
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["world_size"] == 2 and document["steps"] == 8
+    first, second = ({event["step"]: event["loss"] for event in events(out)} for out in (one, two))
+    assert list(first) == list(second) == list(range(1, 9))
+    assert [second[step] for step in second] == pytest.approx([first[step] for step in first], rel=1e-5)
+
+
+def test_a_batch_that_does_not_divide_among_processes_is_refused(tiny_run: Path, tmp_path: Path) -> None:
+    argv = ["train", tiny_run / "data", "--out", tmp_path / "out", "--preset", "tiny", "--device", "cpu", "--quiet"]
+    environment = {**os.environ, "WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29512"}
+    ranks = [
+        subprocess.Popen(command(*argv), env=environment | {"RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    results = [(process.communicate(timeout=60)[1], process.returncode) for process in ranks]
+    assert [code for _, code in results] == [2, 2], results
+    assert "train.batch_tokens" in results[0][0] and "Traceback" not in results[0][0]

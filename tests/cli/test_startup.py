@@ -1,0 +1,71 @@
+"""Commands that only look answer at once: they import neither torch nor, for sizes and settings, numpy."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+PROBE = """
+import json, sys
+from pgolf.cli.main import main
+code = main(sys.argv[1:])
+sys.stdout.flush()
+heavy = [name for name in ("torch", "numpy", "sentencepiece", "safetensors", "scipy", "pydantic") if name in sys.modules]
+print(json.dumps({"code": code, "heavy": heavy}), file=sys.stderr)
+"""
+LOOKS = {
+    "help": ["--help"],
+    "help of run": ["run", "--help"],
+    "help of package-submission": ["package-submission", "--help"],
+    "version": ["--version"],
+    "size": ["size", "baseline_sp1024", "--json"],
+    "show": ["config", "show"],
+    "show with a preset": ["config", "show", "quant", "--preset", "demo", "--set", "quant.bits=5", "--explain"],
+    "diff": ["config", "diff", "demo", "tiny"],
+    "techniques": ["techniques"],
+    "a wrong key": ["config", "show", "--set", "quant.bit=5"],
+}
+
+
+def probe(argv: list[str]) -> tuple[str, dict[str, object]]:
+    """Standard output of a command and which heavy modules it left behind."""
+    done = subprocess.run([sys.executable, "-c", PROBE, *argv], capture_output=True, text=True, timeout=60)
+    return done.stdout, json.loads(done.stderr.strip().splitlines()[-1])
+
+
+@pytest.mark.parametrize("name", list(LOOKS))
+def test_looking_imports_nothing_heavy(name: str) -> None:
+    _, found = probe(LOOKS[name])
+    assert found == {"code": 2 if name == "a wrong key" else 0, "heavy": []}
+
+
+def test_the_baseline_has_its_parameters_and_its_published_size() -> None:
+    out, found = probe(["size", "baseline_sp1024", "--json"])
+    document = json.loads(out)
+    assert found["heavy"] == []
+    assert document["schema"] == "pgolf.size/1" and document["predicted"] is True
+    assert document["parameters"] == 17_059_912
+    assert sum(tensor["parameters"] for tensor in document["tensors"]) == 17_059_912
+    total = 15_863_489
+    low, high = (document[f"artifact_bytes_{end}"] + document["code_bytes"] for end in ("low", "high"))
+    assert low <= total <= high
+    assert high - low < 0.15 * total, "an interval this wide says nothing"
+    assert document["cap_bytes"] == 16_000_000
+
+
+def seconds(argv: list[str]) -> float:
+    """Best of seven starts."""
+    found = []
+    for _ in range(7):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, *argv], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+        found.append(time.perf_counter() - start)
+    return min(found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["help", "size", "show"])
+def test_looking_takes_150_ms(name: str) -> None:
+    assert seconds(["-m", "pgolf", *LOOKS[name]]) < 0.150

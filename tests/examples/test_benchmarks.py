@@ -1,0 +1,99 @@
+"""Every benchmark runs at its smallest setting and prints the document it promises. No timing is asserted."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+NAMES = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem not in ("__init__", "report"))
+SMALLEST = {
+    "startup": ["--rounds", "1"],
+    "train_speed": ["--preset", "tiny", "--steps", "1", "--rounds", "1", "--threads", "1"],
+    "codec_overhead": ["--rows", "64", "--columns", "64", "--steps", "0.8", "0.06"],
+    "size_prediction": ["--presets", "tiny", "--quantizers", "sdclip int6", "--codecs", "zlib", "brotli"],
+    "tokenize_speed": ["--megabytes", "0.05", "--vocab-size", "400", "--rounds", "1"],
+}
+KEYS = {
+    "startup": {"command", "min_s", "median_s", "over_bare_python", "over_import_torch"},
+    "train_speed": {"what", "min_s", "median_s", "tokens_per_s", "over_bare"},
+    "codec_overhead": {
+        "step",
+        "codec",
+        "entropy_bits",
+        "bits_per_weight",
+        "over_entropy",
+        "in_sizing_py",
+        "matches",
+        "encode_s",
+    },
+    "size_prediction": {
+        "preset",
+        "quantizer",
+        "codec",
+        "parameters",
+        "predicted_bytes",
+        "actual_bytes",
+        "predicted_over_actual",
+        "within_stated_interval",
+    },
+    "tokenize_speed": {"what", "min_s", "median_s", "mb_per_s", "over_encode"},
+}
+
+
+def run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A benchmark as the README says to run it."""
+    command = [sys.executable, "-m", f"benchmarks.{name}", *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+def document(name: str, *arguments: str) -> dict[str, Any]:
+    """What a benchmark prints under --json."""
+    done = run(name, *arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+def test_every_benchmark_is_tested_and_explained() -> None:
+    assert set(NAMES) == set(SMALLEST) == set(KEYS)
+    readme = (ROOT / "benchmarks" / "README.md").read_text()
+    assert all(f"python -m benchmarks.{name}" in readme for name in NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_benchmark_prints_its_document(name: str) -> None:
+    result = document(name, *SMALLEST[name])
+    assert result["schema"] == "pgolf.benchmark/1" and result["benchmark"] == name
+    assert result["machine"]["cpus"] == os.cpu_count()
+    assert result["rows"] and all(set(row) == KEYS[name] for row in result["rows"])
+    for row in result["rows"]:
+        numbers = [value for value in row.values() if isinstance(value, float | int) and not isinstance(value, bool)]
+        assert all(value >= 0 for value in numbers)
+    check = CHECKS.get(name)
+    if check:
+        check(result["rows"])
+
+
+def check_codecs(rows: list[dict[str, Any]]) -> None:
+    """No codec beats the entropy of independent codes, and none stores more than a little over a byte each."""
+    assert {row["codec"] for row in rows} == {"brotli", "lzma", "zlib", "zstd"}
+    assert all(row["entropy_bits"] < row["bits_per_weight"] < 8.5 for row in rows)
+
+
+def check_sizes(rows: list[dict[str, Any]]) -> None:
+    """Even at this size the prediction is of the right kind."""
+    assert all(0.8 < row["predicted_over_actual"] < 1.2 for row in rows)
+
+
+CHECKS = {"codec_overhead": check_codecs, "size_prediction": check_sizes}
+
+
+def test_a_table_is_printed_without_json() -> None:
+    done = run("codec_overhead", "--rows", "32", "--columns", "32", "--steps", "0.8", "--codecs", "zlib")
+    assert done.returncode == 0 and "bits_per_weight" in done.stdout and "0.8" in done.stdout
