@@ -11,8 +11,8 @@
 # GPUs install with this script, then train with torchrun.sh. --require (default train.bpb<=1.40, a sign of health, no
 # record) ends the run with exit code 4 right after the stage it names, before more paid minutes are spent.
 # The rehearsal takes a minute: the same checks and the same command, with `pgolf` as it is found on PATH.
-# Writes below OUT (default runs/rented): what `pgolf run` writes, result.json, logs/; the environment goes to VENV (default
-# OUT/venv). Copy OUT/submission and OUT/train home before the machine goes back.
+# Writes below OUT (default runs/rented): what `pgolf run` writes, result.json, logs/. The environment goes to VENV
+# (default OUT/venv). Copy OUT/submission and OUT/train home before the machine goes back.
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")/.." && pwd)

@@ -47,7 +47,18 @@ def room(run: Path, place: Path, *splits: str) -> Path:
 
 def alone(place: Path, *argv: str, code: int = 0) -> str:
     """Run the script in its room under python -I, in which pgolf cannot be imported."""
-    line = [sys.executable, "-I", "-c", GUARD, "train_gpt.py", "--data", "data", "--tokenizer", "tokenizer.model", *argv]
+    line = [
+        sys.executable,
+        "-I",
+        "-c",
+        GUARD,
+        "train_gpt.py",
+        "--data",
+        "data",
+        "--tokenizer",
+        "tokenizer.model",
+        *argv,
+    ]
     done = subprocess.run(line, cwd=place, capture_output=True, text=True, timeout=120, env={"OMP_NUM_THREADS": "1"})
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr, done.stderr
@@ -138,7 +149,11 @@ def classes(source: str) -> set[str]:
 @pytest.mark.parametrize(
     ("sets", "present", "absent"),
     [
-        ([], {"Gptq", "Brotli", "SlidingEval", "FractionWarmdown"}, {"RowQuantile", "Zlib", "Lzma", "Zstd", "ChunkSgd"}),
+        (
+            [],
+            {"Gptq", "Brotli", "SlidingEval", "FractionWarmdown"},
+            {"RowQuantile", "Zlib", "Lzma", "Zstd", "ChunkSgd"},
+        ),
         (["quant=row_quantile", "compress=zlib"], {"RowQuantile", "Zlib"}, {"Gptq", "SdClip", "Brotli", "Zstd"}),
         (["compress=zstd", "quant=sdclip"], {"Zstd", "SdClip"}, {"Brotli", "Gptq", "RowQuantile"}),
         (["eval=plain", "model.embed=untied"], {"PlainEval", "UntiedEmbed"}, {"SlidingEval", "ChunkSgd", "TiedEmbed"}),
@@ -298,7 +313,9 @@ def test_several_seeds_make_one_folder(pgolf: Any, copy_run: Path, tmp_path: Pat
     data, artifacts = copy_run / "data", [copy_run / "compress" / "model.pgz"]
     other = tmp_path / "seed 7"
     pgolf("train", data, "--out", other / "train", "--preset", "tiny", "--seed", "7", "--quiet").good()
-    pgolf("quantize", other / "train" / "checkpoint.safetensors", "--data", data, "--out", other / "q.safetensors").good()
+    pgolf(
+        "quantize", other / "train" / "checkpoint.safetensors", "--data", data, "--out", other / "q.safetensors"
+    ).good()
     artifacts.append(other / "compress" / "model.pgz")
     pgolf("compress", other / "q.safetensors", "--out", artifacts[1]).good()
     out = tmp_path / "both"

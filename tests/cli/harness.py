@@ -10,10 +10,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import pytest
@@ -69,7 +69,7 @@ def captured() -> Iterator[list[str]]:
     sys.stderr.flush()
     saved = os.dup(1), os.dup(2)
     streams = sys.stdout, sys.stderr
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+    with TemporaryFile() as out, TemporaryFile() as err:
         os.dup2(out.fileno(), 1)
         os.dup2(err.fileno(), 2)
         sys.stdout = io.TextIOWrapper(os.fdopen(os.dup(1), "wb"), encoding="utf-8", write_through=True)
@@ -119,12 +119,11 @@ def command(*argv: object) -> list[str]:
 
 def run_apart(*argv: object, cwd: Path | None = None, env: dict[str, str] | None = None) -> Result:
     """Run a command line in a process of its own."""
-    done = subprocess.run(
-        command(*argv), cwd=cwd, env={**os.environ, **(env or {})}, capture_output=True, text=True, timeout=120
-    )
-    if found := CRASH.search(done.stderr):
+    done = subprocess.run(command(*argv), cwd=cwd, env={**os.environ, **(env or {})}, capture_output=True, timeout=120)
+    out, err = (text.decode(errors="replace") for text in (done.stdout, done.stderr))
+    if found := CRASH.search(err):
         Path(found[1]).unlink(missing_ok=True)
-    return Result(done.returncode, done.stdout, done.stderr)
+    return Result(done.returncode, out, err)
 
 
 def write_corpus(path: Path) -> Path:
@@ -206,5 +205,3 @@ def pgolf() -> Callable[..., Result]:
 def spawn() -> Callable[..., Result]:
     """pgolf in a process of its own, where signals, pipes, start-up or isolation matter: arguments -> Result."""
     return run_apart
-
-

@@ -116,7 +116,14 @@ def test_more_signals_end_at_once(tiny_run: Path, tmp_path: Path, signals: int) 
 
 
 def test_sigterm_outside_training_leaves_nothing_half_made(tiny_run: Path, tmp_path: Path) -> None:
-    argv = ["ttt", tiny_run / "compress" / "model.pgz", "--data", tiny_run / "data", "--out", tmp_path / "t" / "score.json"]
+    argv = [
+        "ttt",
+        tiny_run / "compress" / "model.pgz",
+        "--data",
+        tiny_run / "data",
+        "--out",
+        tmp_path / "t" / "score.json",
+    ]
     process = subprocess.Popen(
         command(*argv, "--set", "ttt.epochs=100000"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

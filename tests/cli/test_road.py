@@ -55,8 +55,12 @@ def val_tokens(run: Path) -> int:
 
 
 def test_a_run_leaves_every_promised_file(tiny_run: Path) -> None:
-    missing = [f"{folder}/{name}" for folder, names in FILES.items() for name in names
-               if not (tiny_run / folder / name).is_file()]
+    missing = [
+        f"{folder}/{name}"
+        for folder, names in FILES.items()
+        for name in names
+        if not (tiny_run / folder / name).is_file()
+    ]
     assert missing == []
     assert stray_files(tiny_run) == []
 
@@ -149,7 +153,9 @@ def test_a_malformed_requirement_is_a_usage_error(pgolf: Any, tmp_path: Path, te
     assert not (tmp_path / "run" / "data").exists()
 
 
-def test_an_unknown_figure_is_a_usage_error_that_names_those_there_are(pgolf: Any, copy_run: Path, corpus: Path) -> None:
+def test_an_unknown_figure_is_a_usage_error_that_names_those_there_are(
+    pgolf: Any, copy_run: Path, corpus: Path
+) -> None:
     again(pgolf, copy_run, corpus, "--require", "train.bppb<=1").refused(2, "bppb", "bpb", "val_loss")
 
 
@@ -164,7 +170,14 @@ def commands(run: Path, corpus: Path, out: Path) -> dict[str, list[object]]:
         "run": ["run", "--preset", "tiny", "--text", corpus, "--out", out / "run"],
         "tokenize": ["tokenize", corpus, "--preset", "tiny", "--out", out / "data"],
         "train": ["train", data, "--preset", "tiny", "--out", out / "train"],
-        "quantize": ["quantize", run / "train" / "checkpoint.safetensors", "--data", data, "--out", out / "q.safetensors"],
+        "quantize": [
+            "quantize",
+            run / "train" / "checkpoint.safetensors",
+            "--data",
+            data,
+            "--out",
+            out / "q.safetensors",
+        ],
         "compress": ["compress", run / "quantize" / "quantized.safetensors", "--out", out / "model.pgz"],
         "eval": ["eval", artifact, "--data", data, "--out", out / "score.json"],
         "ttt": ["ttt", artifact, "--data", data, "--out", out / "score.json"],
@@ -186,7 +199,9 @@ def test_dry_run_writes_nothing(pgolf: Any, copy_run: Path, corpus: Path, tmp_pa
 def test_dry_run_of_import_writes_nothing(pgolf: Any, tmp_path: Path) -> None:
     source = tmp_path / "foreign.pt"
     make_foreign(source)
-    document = pgolf("import", source, "--out", tmp_path / "new" / "a.safetensors", "--dry-run", "--json").good().document
+    document = (
+        pgolf("import", source, "--out", tmp_path / "new" / "a.safetensors", "--dry-run", "--json").good().document
+    )
     assert document["schema"] == "pgolf.plan/1"
     assert not (tmp_path / "new").exists()
 
@@ -236,7 +251,9 @@ def test_single_commands_make_what_run_makes(pgolf: Any, tiny_run: Path, corpus:
     assert tensor_hash(quantized) == tensor_hash(tiny_run / "quantize" / "quantized.safetensors")
     assert artifact.read_bytes() == (tiny_run / "compress" / "model.pgz").read_bytes()
     for path, stage in ((score, "eval"), (ttt, "ttt")):
-        assert json.loads(path.read_text())["score"] == json.loads((tiny_run / stage / "score.json").read_text())["score"]
+        assert (
+            json.loads(path.read_text())["score"] == json.loads((tiny_run / stage / "score.json").read_text())["score"]
+        )
     assert (folder / "train_gpt.py").read_bytes() == (tiny_run / "submission" / "train_gpt.py").read_bytes()
     for argv in road:
         again_ = pgolf(*argv, "--quiet", "--json").good().document
@@ -352,7 +369,15 @@ def test_a_usage_error_with_json_is_one_document(pgolf: Any) -> None:
 
 def test_the_final_table_says_what_the_issue_asks(pgolf: Any, copy_run: Path, corpus: Path) -> None:
     text = pgolf("run", "--preset", "tiny", "--text", corpus, "--out", copy_run).good().out
-    for words in ("BPB", "float model", "quantized model", "sliding", "test-time training", "16,000,000", "Next: pgolf"):
+    for words in (
+        "BPB",
+        "float model",
+        "quantized model",
+        "sliding",
+        "test-time training",
+        "16,000,000",
+        "Next: pgolf",
+    ):
         assert words in text, words
     assert str(copy_run / "submission") in text
     for stage, name in (("eval", "eval"), ("ttt", "ttt"), ("train", "train"), ("quantize", "quantize")):
@@ -401,7 +426,9 @@ def test_published_shards_run_all_the_way(pgolf: Any, tiny_run: Path, tmp_path: 
     document = pgolf(*argv).good().document
     assert any("no manifest" in text for text in document["warnings"])
     assert sorted(path.name for path in shards.iterdir()) == [
-        "fineweb_train_000000.bin", "fineweb_val_000000.bin", "tokenizer.model",
+        "fineweb_train_000000.bin",
+        "fineweb_val_000000.bin",
+        "tokenizer.model",
     ]
     assert all(row["fresh"] for row in stages_of(pgolf(*argv)).values())
 

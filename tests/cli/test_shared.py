@@ -36,7 +36,17 @@ def test_published_weights_score_as_published(
 def test_quantizing_the_float_weights_gives_the_int8_score(pgolf: Any, shared: Path, tmp_path: Path) -> None:
     data, out = shared / "data" / "fineweb", tmp_path / "q.safetensors"
     pgolf("import", shared / "data" / "weights" / "pg_3L_d128_fp32.pt", "--out", tmp_path / "c.safetensors").good()
-    argv = ["quantize", tmp_path / "c.safetensors", "--data", data, "--out", out, "--set", "quant=row_quantile", "--quiet"]
+    argv = [
+        "quantize",
+        tmp_path / "c.safetensors",
+        "--data",
+        data,
+        "--out",
+        out,
+        "--set",
+        "quant=row_quantile",
+        "--quiet",
+    ]
     pgolf(*argv).good()
     score = pgolf("eval", out, "--data", data, *SCORING, "--json").good().document["score"]
     assert score["bpb"] == pytest.approx(2.7128, abs=1e-4)
@@ -45,7 +55,7 @@ def test_quantizing_the_float_weights_gives_the_int8_score(pgolf: Any, shared: P
 @pytest.mark.parametrize(
     ("name", "word"),
     [
-        ("testbed_6L_d256_pr1394.safetensors", "blocks."),
+        ("testbed_6L_d256_pr1394.safetensors", "skip_gates"),
         ("pg_loop_d256_noloop.int8.ptz", ""),
         ("pg_ternary_d256.ternary.ptz", ""),
         ("pg_6blk_d512_6bit.int8.ptz", "repeat"),
@@ -54,7 +64,7 @@ def test_quantizing_the_float_weights_gives_the_int8_score(pgolf: Any, shared: P
 def test_other_architectures_are_refused(pgolf: Any, shared: Path, tmp_path: Path, name: str, word: str) -> None:
     path = shared / "data" / "weights" / name
     line = pgolf("import", path, "--out", tmp_path / "out.safetensors").refused(3, name)
-    assert word in line and "." in line
+    assert word in line
     assert not (tmp_path / "out.safetensors").exists()
 
 

@@ -122,7 +122,7 @@ def test_a_preset_finds_its_parent_beside_itself(tmp_path, monkeypatch):
         (b"[train\n", "not valid TOML"),
         (b"\xff\xfe", "not valid TOML"),
         (b"a = 1\na = 2\n", "not valid TOML"),
-        (b"[train]\niterationz = 3\n", r"unknown key train\.iterationz in preset .*did you mean iterations"),
+        (b"[train]\niterationz = 3\n", r"unknown key train\.iterationz in preset .*did you mean train.iterations"),
         (b"[train]\niterations = 3.5\n", r"3\.5 is not a value of type int \(train\.iterations from preset"),
         (b"trains = 3\n", "unknown key trains"),
         (b"[train]\nseed = nan\n", "not a value of type int"),
