@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # A bare rented GPU machine: check it, install pgolf without touching its torch, run the naive baseline.
 #
-#   examples/rented_gpu.sh --data SHARDS [--tokenizer FILE] [--out DIR] [--python PYTHON] [--venv DIR] [--require TEXT]
+#   examples/rented_gpu.sh --data SHARDS [--tokenizer FILE] [--out DIR] [--python PYTHON] [--venv DIR]
+#                          [--require TEXT] [KEY=VALUE...]
 #   examples/rented_gpu.sh --data SHARDS --rehearse      here and now: no GPU, nothing installed, preset tiny
 #
-# SHARDS is a directory of published shards (fineweb_train_*.bin, fineweb_val_*.bin) that is already on the machine, or
-# one made by pgolf tokenize; --tokenizer names their SentencePiece model if it does not lie beside them. PYTHON (default
+# SHARDS is a directory of published shards (fineweb_train_*.bin, fineweb_val_*.bin) that is on the machine already, or
+# made by pgolf tokenize; --tokenizer names their SentencePiece model if it does not lie beside them. PYTHON (default
 # python3) must have a CUDA torch: the virtual environment sees it and pip is told to keep its version.
 # One GPU trains for the baseline's ten minutes; with setup, quantizing and scoring count on half an hour. For several
 # GPUs install with this script, then train with torchrun.sh. --require (default train.bpb<=1.40, a sign of health, no
@@ -51,7 +52,12 @@ log=
 trap '[ -z "$log" ] || { echo "rented_gpu.sh: failed; the end of $log:"; tail -n 5 "$log"; } >&2' ERR
 
 torch_of() {
-  "$1" -c 'import torch; assert torch.version.cuda, f"torch {torch.__version__} is no CUDA build"; print(torch.__version__, torch.__file__)'
+  "$1" - <<'PYTHON'
+import torch
+
+assert torch.version.cuda, f"torch {torch.__version__} is not a CUDA build"
+print(torch.__version__, torch.__file__)
+PYTHON
 }
 
 if [ "$rehearse" = no ]; then

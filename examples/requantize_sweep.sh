@@ -38,7 +38,8 @@ from pathlib import Path
 results, cells = Path(sys.argv[1]), map(Path, sys.argv[2:])
 lines = []
 for cell in cells:
-    quantize, compress, score = (json.loads((cell / f"{name}.json").read_text()) for name in ("quantize", "compress", "eval"))
+    files = [cell / f"{stage}.json" for stage in ("quantize", "compress", "eval")]
+    quantize, compress, score = (json.loads(file.read_text()) for file in files)
     bits, k = cell.name.removeprefix("bits").split("_k")
     row = {"bits": int(bits), "k": float(k), "entropy_bits": quantize["entropy_bits"], "bpb": score["score"]["bpb"]}
     row |= {key: compress[key] for key in ("artifact_bytes", "total_bytes", "headroom_bytes")}

@@ -13,9 +13,9 @@
 #   examples/slurm_array.sh --index 0 DATA [OUT] [PRESET] [KEY=VALUE...]     the same job without Slurm
 #
 # DATA is a dataset directory on a disk that every node sees. Job i takes the i-th of the seeds below. Takes what the
-# preset takes for training, and scoring on top. Writes below OUT/seed_S (default runs/seeds): what `pgolf run` writes up
-# to eval, and result.json with every figure. A job that was killed goes on from its last checkpoint when it is
-# started again. Set the partition, account and time limit of your cluster in the header or on sbatch's command line.
+# preset takes for training, and scoring on top. Writes below OUT/seed_S (default runs/seeds): what `pgolf run` writes
+# up to eval, run.log, and result.json with every figure. A job that was killed goes on from its last checkpoint when
+# it is started again. Partition, account and time limit of your cluster belong in the header or on sbatch's line.
 #
 # Afterwards all seeds go into one folder; package-submission takes one artifact per seed, finds each one's score and
 # training log beside it, and refuses equal seeds or different settings:

@@ -25,7 +25,11 @@ done
 
 mkdir -p "$out"
 log=
-trap '[ -z "$log" ] || { echo "torchrun.sh: failed; from $log:"; grep -m 1 "^error:" "$log" || tail -n 20 "$log"; } >&2' ERR
+failed() {
+  echo "torchrun.sh: failed; from $log:"
+  grep -m 1 "^error:" "$log" || tail -n 20 "$log"
+}
+trap '[ -z "$log" ] || failed >&2' ERR
 
 # Tokens per forward pass of one process: the preset's, or less where the batch would not divide.
 log=$out/config.log

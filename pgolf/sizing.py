@@ -29,9 +29,9 @@ CODED_BITS = {
     "lzma": (
         (2.406, 2.666),
         (2.704, 2.986),
-        (3.328, 3.502),
+        (3.328, 3.501),
         (4.220, 4.380),
-        (4.715, 4.847),
+        (4.715, 4.846),
         (6.106, 6.231),
         (7.350, 7.463),
     ),
@@ -55,6 +55,14 @@ CODED_BITS = {
     ),
 }
 """(entropy, bits per weight as coded) of Gaussian codes at seven step sizes."""
+KEPT_BITS = {
+    "store": (16.0, 32.0),
+    "zlib": (14.8, 29.5),
+    "lzma": (14.3, 29.5),
+    "brotli": (14.2, 29.5),
+    "zstd": (14.7, 29.5),
+}
+"""Bits per value of Gaussian float16 and float32 tensors as coded."""
 CODE_BYTES_GUESS = 15_000
 """Typical size of the packed script; the exact one is known after pgolf compress."""
 TENSOR_OVERHEAD_BYTES = 8
@@ -100,16 +108,17 @@ def coded_bits(entropy: float, codec: str) -> float:
 
 def predict_tensor(spec: ParamSpec, config: RunConfig) -> Prediction:
     """Expected bits per weight and bytes of one parameter."""
-    step = config.quant.step_over_sigma(spec)
+    codec, step = name_of("Codec", type(config.compress)), config.quant.step_over_sigma(spec)
     if not step:
-        return kept(spec)
-    bits = coded_bits(gaussian_entropy(step), name_of("Codec", type(config.compress)))
+        return kept(spec, codec)
+    bits = coded_bits(gaussian_entropy(step), codec)
     return Prediction(spec, bits, spec.numel * bits / 8 + 2 * spec.shape[0] + TENSOR_OVERHEAD_BYTES)
 
 
-def kept(spec: ParamSpec) -> Prediction:
+def kept(spec: ParamSpec, codec: str) -> Prediction:
     """A tensor kept as float32 (control) or float16; little of it compresses."""
-    bits = 30.0 if spec.role == CONTROL else 15.5
+    half, single = KEPT_BITS.get(codec, KEPT_BITS["store"])
+    bits = single if spec.role == CONTROL else half
     return Prediction(spec, bits, spec.numel * bits / 8 + TENSOR_OVERHEAD_BYTES)
 
 

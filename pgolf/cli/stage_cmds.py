@@ -121,6 +121,7 @@ def train(
     from pgolf.core.dist import join_world
     from pgolf.dataset import open_dataset
     from pgolf.report.console import Console
+    from pgolf.stages.inputs import changed_keys
     from pgolf.stages.train import check_data, choose_compile
     from pgolf.stages.train import train as run_stage
 
@@ -160,6 +161,8 @@ def train(
         world.close()
         return
     figures = entry["figures"]
+    if entry["fresh"] and (changed := changed_keys(entry["resolved"], resolved.values)):
+        console.warn(f"the finished checkpoint keeps what it was made with: {', '.join(changed)}")
     if as_json:
         print_json(
             {

@@ -76,6 +76,6 @@ def resolve(
     """Merge a configuration stored in an input file, a preset and --set. ConfigError names key and source."""
     layers = [Layer(stored_name, stored)] if stored else []
     layers += read_preset(preset) if preset else []
-    layers += [Layer(f"--set {text}", parse_set(text)) for text in sets or []]
+    layers += [Layer(f"--set {text}", parse_set(text), together=True) for text in sets or []]
     config, origins = build_config(RunConfig(), layers)
     return Resolved(config, origins, preset)

@@ -1,12 +1,13 @@
 """Dataclasses as the single source of truth for configuration: layers of plain values in, a typed tree out, and back.
 
 A layer is a nested dict with a name. Later layers win. A slot's class is chosen by its selector key (`kind` or
-`method`); when a layer chooses another class, values that earlier layers set for the old one and the new one does not
-know are dropped, everything else carries over.
+`method`). When a layer chooses another class, values that earlier layers set for the old one carry over only where
+both classes have the field from a common base (eval.seq_len does, the level of zlib is not that of zstd).
 """
 
 import dataclasses
 import difflib
+import inspect
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -21,10 +22,11 @@ class Text(str):
 
 @dataclass(frozen=True)
 class Layer:
-    """A source of values: its name as the user knows it, and the values."""
+    """A source of values under the name the user knows it by. Layers with `together` count as given at once."""
 
     name: str
     values: dict[str, Any]
+    together: bool = False
 
 
 def slot_of(annotation: Any) -> str:
@@ -69,6 +71,13 @@ def scalar(value: Any, annotation: Any, path: str, source: str) -> Any:
     return value
 
 
+def carries(key: str, old: type, new: type) -> bool:
+    """Whether a value set for one class means the same for another: both have the field from a common class."""
+    if old is new or key not in {field.name for field in dataclasses.fields(old)}:
+        return True
+    return any(key in inspect.get_annotations(base) and base in new.__mro__ for base in old.__mro__)
+
+
 class Builder:
     """Builds one tree and remembers where each leaf came from (`origins`: dotted key -> layer name)."""
 
@@ -78,39 +87,43 @@ class Builder:
 
     def build(self, default: Any, values: list[dict[str, Any]], path: str, slot: str = "") -> Any:
         """`default` is an instance whose fields are the lowest layer; `values` has one dict per layer, maybe empty."""
-        cls, since = type(default), -1
-        earlier = {field.name for field in dataclasses.fields(cls)}
-        if slot:
-            key = selector(slot)
-            for index, layer in enumerate(values):
-                if key in layer:
-                    name = str(layer[key])
-                    if name not in CATALOG[slot]:
-                        raise ConfigError(
-                            f"unknown {key} {name!r}", join(path, key), nearest(name, list(CATALOG[slot]))
-                        )
-                    since = index
-                    earlier |= {field.name for field in dataclasses.fields(load(slot, name))}
-            if since >= 0:
-                chosen = load(slot, str(values[since][key]))
-                if chosen is not cls:
-                    cls, default = chosen, chosen()
-            self.origins[join(path, key)] = self.layers[since].name if since >= 0 else "default"
+        classes = self.choose(type(default), values, path, slot) if slot else [type(default)] * len(values)
+        cls = classes[-1] if classes else type(default)
+        default = default if cls is type(default) else cls()
         fields = {field.name: field for field in dataclasses.fields(cls)}
+        usable = []
         for index, layer in enumerate(values):
-            known = {*fields, *([selector(slot)] if slot else []), *(earlier if index < since else [])}
+            own = {field.name for field in dataclasses.fields(classes[index])}
             for key in layer:
-                if key not in known:
+                if key not in fields and key not in own and not (slot and key == selector(slot)):
                     raise ConfigError(
                         f"unknown key {join(path, key)} in {self.layers[index].name}",
                         "configuration",
                         nearest(key, list(fields), path),
                     )
-        taken = {name: self.field(field, getattr(default, name), values, path) for name, field in fields.items()}
+            usable.append(
+                {key: value for key, value in layer.items() if key in fields and carries(key, classes[index], cls)}
+            )
+        taken = {name: self.field(field, getattr(default, name), usable, path) for name, field in fields.items()}
         try:
             return cls(**taken)
         except ConfigError as error:
             raise ConfigError(error.what, join(path, error.where) if error.where else path, error.fix) from None
+
+    def choose(self, cls: type, values: list[dict[str, Any]], path: str, slot: str) -> list[type]:
+        """The slot's class as of each layer; those given together all see the last choice among them."""
+        key, classes = selector(slot), []
+        self.origins[join(path, key)] = "default"
+        for index, layer in enumerate(values):
+            if key in layer:
+                name = str(layer[key])
+                if name not in CATALOG[slot]:
+                    hint = nearest(name, list(CATALOG[slot]))
+                    raise ConfigError(f"unknown {key} {name!r}", join(path, key), hint)
+                cls, self.origins[join(path, key)] = load(slot, name), self.layers[index].name
+            classes.append(cls)
+        last = {layer.together: chosen for layer, chosen in zip(self.layers, classes)}
+        return [last[True] if layer.together else chosen for layer, chosen in zip(self.layers, classes)]
 
     def field(self, field: dataclasses.Field[Any], default: Any, values: list[dict[str, Any]], path: str) -> Any:
         """The value of one field."""

@@ -48,7 +48,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, character_coverage: f
         )
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
-        raise ConfigError(
-            f"SentencePiece cannot make {vocab_size} pieces of this text: {reason}", "tokenize.vocab_size", "lower it"
-        ) from None
+        fix = "raise it" if "ncrease" in reason else "lower it"
+        what = f"SentencePiece cannot make {vocab_size} pieces of this text: {reason}"
+        raise ConfigError(what, "tokenize.vocab_size", fix) from None
     return model.getvalue()

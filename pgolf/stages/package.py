@@ -145,7 +145,9 @@ def package(
     marker = out / "submission.json"
     with guarded(out):
         entry = fresh_entry(marker, key)
-        if entry is not None and all(unchanged(out / name, file) for name, file in entry["figures"]["files"].items()):
+        if entry is not None and all(
+            unchanged(out / name, file) for name, file in entry["figures"].get("files", {}).items()
+        ):
             return dict(entry["figures"]) | {"fresh": True, "out": str(out)}
 
         def seal(part: Path, document: dict[str, Any]) -> None:
@@ -154,6 +156,8 @@ def package(
             write_entry(part, marker.name, facts)
 
         name = config.package.name or preset or title
+        proving = " and proving the script alone" if config.package.prove else ""
+        console.line(f"package: building the folder{proving}")
         document = build_folder(entries, config, name, dataset, out, force, seal)
     return document | {"fresh": False, "out": str(out)}
 

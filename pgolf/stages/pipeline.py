@@ -343,7 +343,6 @@ class Pipeline:
         """The submission folder."""
         from pgolf.stages.package import package
 
-        self.console.line("package: building the folder and proving the script alone")
         document = package(
             [self.layout.artifact],
             self.layout.submission,

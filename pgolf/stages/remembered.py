@@ -1,4 +1,4 @@
-"""run.json: what a run directory was made with, so that a later run into it needs only what changes."""
+"""settings.json: what a run directory was made with, so that a later run into it needs only what changes."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +8,7 @@ from pgolf.config.load import Resolved, resolve
 from pgolf.core.errors import InputError
 from pgolf.core.files import read_json, write_json
 
-RUN_SCHEMA = "pgolf.run-config/1"
+SETTINGS_SCHEMA = "pgolf.settings/1"
 FIRST_PRESET = "demo"
 
 
@@ -22,14 +22,14 @@ class RunPlan:
     tokenizer: Path | None
 
 
-def read_run(out: Path) -> dict[str, Any]:
-    """The content of a directory's run.json; empty without one. InputError if it is not one."""
-    path = out / "run.json"
+def read_settings(out: Path) -> dict[str, Any]:
+    """The content of a directory's settings.json; empty without one. InputError if it is not one."""
+    path = out / "settings.json"
     if not path.is_file():
         return {}
     document = read_json(path)
-    if not isinstance(document, dict) or document.get("schema") != RUN_SCHEMA:
-        raise InputError(f"not a {RUN_SCHEMA} document", str(path), "remove it, or choose another --out")
+    if not isinstance(document, dict) or document.get("schema") != SETTINGS_SCHEMA:
+        raise InputError(f"not a {SETTINGS_SCHEMA} document", str(path), "remove it, or choose another --out")
     return document
 
 
@@ -39,9 +39,9 @@ def recall(
     """What to run: the command line over what the directory remembers. A named preset replaces a remembered
     configuration; named text or shards replace remembered ones.
     """
-    before = read_run(out)
+    before = read_settings(out)
     stored = None if preset else before.get("resolved")
-    resolved = resolve(preset or ("" if stored else FIRST_PRESET), sets, stored, f"{out}/run.json")
+    resolved = resolve(preset or ("" if stored else FIRST_PRESET), sets, stored, f"{out}/settings.json")
     name = preset or str(before.get("preset", FIRST_PRESET))
     if data is None and not text and before:
         data = Path(before["data"]) if before.get("data") else None
@@ -51,14 +51,14 @@ def recall(
 
 
 def remember(out: Path, plan: RunPlan) -> None:
-    """Write run.json, with absolute paths."""
+    """Write settings.json, with absolute paths."""
     document = {
-        "schema": RUN_SCHEMA,
+        "schema": SETTINGS_SCHEMA,
         "preset": plan.resolved.preset,
         "data": str(plan.data.resolve()) if plan.data else None,
         "text": [str(path.resolve()) for path in plan.text],
         "tokenizer": str(plan.tokenizer.resolve()) if plan.tokenizer else None,
         "resolved": plan.resolved.values,
     }
-    if read_run(out) != document:
-        write_json(out / "run.json", document)
+    if read_settings(out) != document:
+        write_json(out / "settings.json", document)

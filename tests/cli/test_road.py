@@ -115,7 +115,7 @@ def test_from_runs_the_stage_again_and_until_stops(pgolf: Any, copy_run: Path, c
 
 def test_until_tokenize_makes_only_the_dataset(pgolf: Any, tmp_path: Path, corpus: Path) -> None:
     again(pgolf, tmp_path / "run", corpus, "--until", "tokenize").good()
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["data"]
+    assert [path.name for path in (tmp_path / "run").iterdir() if path.is_dir()] == ["data"]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ import json, sys
 from pgolf.cli.main import main
 code = main(sys.argv[1:])
 sys.stdout.flush()
-heavy = [name for name in ("torch", "numpy", "sentencepiece", "safetensors", "scipy", "pydantic") if name in sys.modules]
+names = ("torch", "numpy", "sentencepiece", "safetensors", "scipy", "pydantic")
+heavy = [name for name in names if name in sys.modules]
 print(json.dumps({"code": code, "heavy": heavy}), file=sys.stderr)
 """
 LOOKS = {
