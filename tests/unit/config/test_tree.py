@@ -242,8 +242,10 @@ def test_keys_the_new_class_does_not_know_are_dropped():
     config, origins = built(
         {"quant": {"method": "gptq", "bits": 5, "damping": 0.1}}, {"quant": {"method": "row_quantile"}}
     )
-    assert config.quant == RowQuantile(bits=5)
-    assert origins["quant.bits"] == "a"
+    assert config.quant == RowQuantile()
+    assert origins["quant.bits"] == "default"
+    config, origins = built({"quant": {"method": "gptq", "bits": 5, "damping": 0.1}}, {"quant": {"method": "sdclip"}})
+    assert (config.quant.bits, origins["quant.bits"]) == (5, "a")
     config, _ = built({"compress": {"method": "brotli", "quality": 3}}, {"compress": "lzma"})
     assert config.compress == Lzma()
 
