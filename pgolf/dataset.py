@@ -77,10 +77,10 @@ class Dataset:
         return digest.hexdigest()
 
 
-def manifest_dataset(folder: Path, manifest: dict[str, Any]) -> Dataset:
+def manifest_dataset(folder: Path, manifest: Any) -> Dataset:
     """A dataset described by its manifest; every name in it is checked before it becomes a path."""
     where = str(folder / "manifest.json")
-    schema = manifest.get("schema")
+    schema = manifest.get("schema") if isinstance(manifest, dict) else None
     if schema != DATASET_SCHEMA:
         raise InputError(
             f"schema {schema!r}, expected {DATASET_SCHEMA!r}",

@@ -97,12 +97,15 @@ def infer_model(shapes: dict[str, tuple[int, ...]], where: str) -> dict[str, Any
         heads = shapes["blocks.0.attn.q_gain"][0]
         kv_rows = shapes["blocks.0.attn.c_k.weight"][0]
         hidden = shapes["blocks.0.mlp.fc.weight"][0]
-    except (KeyError, ValueError):
+        smallest = min(vocab, dim, heads, kv_rows, hidden, len(layers))
+    except (KeyError, ValueError, IndexError):
+        smallest = 0
+    if smallest < 1:
         raise InputError(
             "the tensors are not those of a model pgolf knows",
             where,
             f"found for example {', '.join(sorted(shapes)[:3])}",
-        ) from None
+        )
     values: dict[str, Any] = {
         "vocab_size": vocab,
         "num_layers": len(layers),
@@ -129,7 +132,7 @@ def import_weights(
     found: dict[str, Any], path: Path, preset: str, sets: list[str]
 ) -> tuple[dict[str, Tensor], Resolved]:
     """A float state dict and its configuration."""
-    weights = {canonical(name): tensor.float() for name, tensor in found.items() if isinstance(tensor, Tensor)}
+    weights = {canonical(str(name)): tensor.float() for name, tensor in found.items() if isinstance(tensor, Tensor)}
     resolved = infer({name: tuple(tensor.shape) for name, tensor in weights.items()}, path, preset, sets)
     check_weights(resolved.config.model, weights, str(path))
     return weights, resolved
@@ -149,14 +152,15 @@ def import_int8(found: dict[str, Any], path: Path, preset: str, sets: list[str])
     if not all(isinstance(table, dict) for table in tables.values()):
         raise InputError("the int8 archive lacks quantized, scales or passthrough", str(path))
     codes, scales, kept = (dict(table) for table in tables.values() if table is not None)
-    everything = {canonical(name): tensor for name, tensor in (codes | kept).items()}
+    found = {canonical(str(name)): tensor for name, tensor in (codes | kept).items()}
+    everything = {name: tensor for name, tensor in found.items() if isinstance(tensor, Tensor)}
     resolved = infer({name: tuple(tensor.shape) for name, tensor in everything.items()}, path, preset, sets)
     model = QuantizedModel(resolved.config.model)
     for spec in param_specs(resolved.config.model):
         tensor = everything.get(spec.name)
         if tensor is None:
             raise InputError(f"{spec.name} is missing", str(path))
-        name = next(key for key in (*codes, *kept) if canonical(key) == spec.name)
+        name = next(key for key in (*codes, *kept) if canonical(str(key)) == spec.name)
         if name in codes:
             if name not in scales or tensor.dtype != torch.int8:
                 raise InputError(f"{spec.name} has no int8 codes with scales", str(path))
@@ -167,16 +171,23 @@ def import_int8(found: dict[str, Any], path: Path, preset: str, sets: list[str])
     return model, resolved
 
 
-def import_file(path: Path, out: Path, preset: str, sets: list[str]) -> dict[str, Any]:
-    """Bring a foreign model in as a checkpoint (floats) or a quantized model (int8); returns what was found."""
+def import_file(path: Path, out: Path, preset: str, sets: list[str], dry_run: bool = False) -> dict[str, Any]:
+    """Bring a foreign model in as a checkpoint (floats) or a quantized model (int8); returns what was found.
+
+    With `dry_run` everything is checked and nothing written.
+    """
     found = read_foreign(path)
     if "quantized" in found:
         model, resolved = import_int8(found, path, preset, sets)
-        digest = save_quantized(out, model, {"config": resolved.values, "imported_from": path.name})
+        digest = "" if dry_run else save_quantized(out, model, {"config": resolved.values, "imported_from": path.name})
         kind, parameters = "quantized", sum(spec.numel for spec in param_specs(model.config))
     else:
         weights, resolved = import_weights(found, path, preset, sets)
-        digest = save_checkpoint(out, weights, {"config": resolved.values, "step": 0, "imported_from": path.name})
+        digest = (
+            ""
+            if dry_run
+            else save_checkpoint(out, weights, {"config": resolved.values, "step": 0, "imported_from": path.name})
+        )
         kind, parameters = "checkpoint", sum(tensor.numel() for tensor in weights.values())
     return {
         "schema": "pgolf.import/1",

@@ -123,7 +123,7 @@ def parse_core() -> Core:
     for path in sorted(CORE.rglob("*.py")):
         if path.name != "__init__.py":
             dotted = "pgolf.core." + ".".join(path.relative_to(CORE).with_suffix("").parts)
-            trees[dotted] = ast.parse(path.read_text(), str(path))
+            trees[dotted] = ast.parse(path.read_text(encoding="utf-8"), str(path))
     definitions: dict[str, Definition] = {}
     order: list[Definition] = []
     externals: dict[str, ast.stmt] = {}

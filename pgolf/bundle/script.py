@@ -1,7 +1,6 @@
 """train_gpt.py: the recipe as a value, plus the code it reaches, in one file (spec: submission 7)."""
 
 import ast
-import copy
 import lzma
 from dataclasses import dataclass
 from functools import cache
@@ -53,7 +52,7 @@ def with_constants(definition: Definition, configured: frozenset[str]) -> Defini
     node = definition.node
     if not isinstance(node, ast.ClassDef) or node.name not in configured:
         return definition
-    slim = ast.fix_missing_locations(constant_class(copy.deepcopy(node)))
+    slim = ast.fix_missing_locations(constant_class(node))
     return Definition(definition.module, definition.names, slim, used_names(slim) - set(definition.names))
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from pgolf.cli import options
-from pgolf.cli.output import note, print_json, table
+from pgolf.cli.output import fail_after_result, note, print_json, table
 
 
 def register(app: typer.Typer) -> None:
@@ -128,4 +128,4 @@ def doctor(as_json: options.Json = False, quiet: options.Quiet = False) -> None:
     if missing:
         from pgolf.core.errors import SetupError
 
-        raise SetupError(f"{missing[0]['name']} is missing", "doctor", missing[0]["fix"])
+        fail_after_result(SetupError(f"{missing[0]['name']} is missing", "doctor", missing[0]["fix"]))

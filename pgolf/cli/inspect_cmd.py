@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from pgolf.cli import options
-from pgolf.cli.output import note, print_json, table
+from pgolf.cli.output import fail_after_result, note, print_json, table
 
 
 def register(app: typer.Typer) -> None:
@@ -50,11 +50,8 @@ def size(
     if document["headroom_bytes"] < 0:
         from pgolf.core.errors import RuleError
 
-        raise RuleError(
-            f"{-document['headroom_bytes']:,} bytes over the cap of {document['cap_bytes']:,}",
-            target,
-            "fewer bits, a coarser step or a smaller model",
-        )
+        over = f"{-document['headroom_bytes']:,} bytes over the cap of {document['cap_bytes']:,}"
+        fail_after_result(RuleError(over, target, "fewer bits, a coarser step or a smaller model"))
 
 
 def exact_size(path: Path) -> dict[str, Any]:
@@ -150,22 +147,11 @@ def import_model(
 
     Example: pgolf import final_model.pt --out imported/checkpoint.safetensors
     """
-    from pgolf.foreign import import_file, read_foreign
+    from pgolf.foreign import import_file
 
+    document = import_file(file, out, preset, options.merged(sets, seed), dry_run)
     if dry_run:
-        found = read_foreign(file)
-        document: dict[str, Any] = {
-            "schema": "pgolf.plan/1",
-            "command": "import",
-            "out": str(out),
-            "entries": len(found),
-        }
-        if as_json:
-            print_json(document)
-        else:
-            note(f"would import {len(found)} entries of {file} into {out}")
-        return
-    document = import_file(file, out, preset, options.merged(sets, seed))
+        document = {**document, "schema": "pgolf.plan/1", "command": "import"}
     if as_json:
         print_json(document)
     else:

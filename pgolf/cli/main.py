@@ -1,8 +1,12 @@
 """The pgolf command. Nothing heavy is imported here: `pgolf --help` must answer in well under 150 ms."""
 
 import contextlib
+import errno
+import io
 import os
+import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -10,7 +14,7 @@ import typer
 from pgolf import __version__
 from pgolf.cli import config_cmd, inspect_cmd, package_cmd, run_cmd, score_cmd, stage_cmds
 from pgolf.cli.output import print_json
-from pgolf.core.errors import PgolfError
+from pgolf.core.errors import PgolfError, SetupError, StorageError
 
 EPILOG = (
     "Exit codes: 0 ok · 1 a bug in pgolf · 2 usage · 3 bad input · 4 a limit or rule · 5 something missing · "
@@ -83,7 +87,8 @@ def main(argv: list[str] | None = None) -> int:
         result: Any = app(arguments, standalone_mode=True)
         return int(result or 0)
     except SystemExit as stop:
-        return int(stop.code or 0) if isinstance(stop.code, int | type(None)) else 1
+        closed = isinstance(stop.__context__, OSError) and stop.__context__.errno == errno.EPIPE
+        return quiet_pipe() if closed else stop.code if isinstance(stop.code, int) else int(bool(stop.code))
     except PgolfError as error:
         return report_error(error, "--json" in arguments)
     except Interrupted as interruption:
@@ -94,20 +99,37 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return quiet_pipe()
+    except ModuleNotFoundError as error:
+        fix = f"pip install {error.name}"
+        return report_error(SetupError(f"the package {error.name} is missing", "import", fix), "--json" in arguments)
+    except OSError as error:
+        return report_error(StorageError(f"the system refuses: {(error.strerror or str(error)).lower()}"), False)
     except Exception as error:
         return report_bug(error)
 
 
 def quiet_pipe() -> int:
     """The reader of our output is gone: leave without a word, as other tools do."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
+def prepare_streams() -> None:
+    """Make output streams that exist and never fail on a character the terminal cannot show."""
+    sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115, it stays open to the end
+    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
 def entry() -> None:
     """The console script."""
+    prepare_streams()
     code = main()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -115,5 +137,5 @@ def entry() -> None:
     except OSError as error:
         print(f"error: writing the result failed: {error.strerror}", file=sys.stderr)
         quiet_pipe()
-        code = 6
+        code = StorageError.exit_code
     sys.exit(code)

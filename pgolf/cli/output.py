@@ -2,7 +2,17 @@
 
 import json
 import sys
-from typing import Any
+from typing import Any, NoReturn
+
+from pgolf.core.errors import PgolfError
+
+
+def fail_after_result(error: PgolfError) -> NoReturn:
+    """End with an error's exit code after the result has been printed: its line goes to standard error alone."""
+    import typer
+
+    print(f"error: {error}", file=sys.stderr)
+    raise typer.Exit(error.exit_code)
 
 
 def print_json(document: dict[str, Any]) -> None:

@@ -63,6 +63,7 @@ def run(
     from pgolf.core.dist import torchrun_size
     from pgolf.core.errors import ConfigError
     from pgolf.report.console import Console
+    from pgolf.stages.manifest import guarded
     from pgolf.stages.pipeline import Layout, Pipeline, check_sources, chosen_stages, parse_requirement, preflight
     from pgolf.stages.pipeline import run as run_stages
     from pgolf.stages.remembered import recall, remember
@@ -77,6 +78,9 @@ def run(
         )
     requirements = [parse_requirement(item) for item in require or []]
     stages = chosen_stages(first, last)
+    if outside := [item.text for item in requirements if item.stage not in stages]:
+        what = f"--require {outside[0]} is about a stage that does not run"
+        raise ConfigError(what, "run", f"stages are {', '.join(stages)}")
     plan = recall(out, preset, options.merged(sets, seed), data, text or [], tokenizer)
     console = Console(quiet)
     checked = preflight(out, plan.resolved, device, stages)
@@ -86,9 +90,10 @@ def run(
     if dry_run:
         show_plan(out, plan.resolved, stages, checked, as_json)
         return
-    remember(out, plan)
-    pipeline = Pipeline(Layout(out), plan.resolved, device, console, plan.data, plan.text, plan.tokenizer, False)
-    reports = run_stages(pipeline, stages, requirements, bool(first))
+    with guarded(out / "run"):
+        remember(out, plan)
+        pipeline = Pipeline(Layout(out), plan.resolved, device, console, plan.data, plan.text, plan.tokenizer, False)
+        reports = run_stages(pipeline, stages, requirements, bool(first))
     if as_json:
         rows = [report.document() for report in reports]
         name = plan.resolved.preset

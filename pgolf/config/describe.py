@@ -16,7 +16,7 @@ from pgolf.config.tree import join, slot_of
 @cache
 def class_docs(module: str) -> dict[str, dict[str, str]]:
     """Class -> field -> docstring for one module; the class's own docstring is under an empty name."""
-    tree = ast.parse(Path(str(import_module(module).__file__)).read_text())
+    tree = ast.parse(Path(str(import_module(module).__file__)).read_text(encoding="utf-8"))
     docs: dict[str, dict[str, str]] = {}
     for node in tree.body:
         if isinstance(node, ast.ClassDef):

@@ -64,7 +64,7 @@ def read_preset(name: str, seen: tuple[str, ...] = ()) -> list[Layer]:
 
 def preset_description(name: str) -> str:
     """The one-line description a preset gives of itself."""
-    return str(tomllib.loads(preset_path(name).read_text()).get("description", ""))
+    return str(tomllib.loads(preset_path(name).read_text(encoding="utf-8")).get("description", ""))
 
 
 def resolve(

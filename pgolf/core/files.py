@@ -53,6 +53,26 @@ def make_dir(path: Path) -> None:
         raise storage_error(error, path, "creating") from None
 
 
+def clean_parts(folder: Path) -> None:
+    """Remove temporary files whose writers are no longer alive."""
+    for part in folder.glob(".*.part") if folder.is_dir() else ():
+        owner = part.name.split(".")[-2]
+        with contextlib.suppress(OSError):
+            if owner.isdigit() and not alive(int(owner)):
+                part.unlink()
+
+
+def alive(process: int) -> bool:
+    """Whether a process with this number runs on this machine."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Any]:
     """A binary file object whose content appears at `path` in one step when the block ends without an exception."""

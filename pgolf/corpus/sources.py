@@ -2,19 +2,19 @@
 
 import ast
 import gzip
-import io
 import json
 import sysconfig
+import zlib
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from pgolf.core.errors import ConfigError, InputError
 from pgolf.core.files import storage_error
 
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst")
-MAX_LINE_BYTES = 256 << 20
+MAX_LINE_BYTES, CHUNK_BYTES, ZSTD_STEP_BYTES = 256 << 20, 1 << 20, 1024
 SKIPPED_PARTS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 
 
@@ -40,28 +40,53 @@ def expand(sources: Iterable[Path]) -> list[Path]:
     return files
 
 
-def open_plain(path: Path) -> IO[bytes]:
-    """The uncompressed bytes of a file."""
-    if path.name.endswith(".gz"):
-        return io.BufferedReader(gzip.open(path))
+def chunks(path: Path) -> Iterator[bytes]:
+    """The uncompressed bytes of a file in pieces. InputError for an archive that is cut off."""
     if path.name.endswith(".zst"):
-        import zstandard
+        yield from zstd_chunks(path)
+        return
+    with gzip.open(path) if path.name.endswith(".gz") else open(path, "rb") as file:
+        while piece := file.read(CHUNK_BYTES):
+            yield piece
 
-        return io.BufferedReader(zstandard.open(path, "rb"))
-    return open(path, "rb")
+
+def zstd_chunks(path: Path) -> Iterator[bytes]:
+    """The frames of a zstd file one after the other; the last one must be complete. Input goes in small steps, because
+    four bytes may stand for a block of 128 KiB.
+    """
+    import zstandard
+
+    stream: Any = None
+    with open(path, "rb") as file:
+        while piece := file.read(ZSTD_STEP_BYTES):
+            while piece:
+                stream = stream or zstandard.ZstdDecompressor(max_window_size=1 << 27).decompressobj()
+                yield stream.decompress(piece)
+                piece = stream.unused_data if stream.eof else b""
+                stream = None if stream.eof else stream
+    if stream is not None:
+        raise InputError("the archive is cut off", str(path), "fetch or compress it again")
 
 
 def lines(path: Path) -> Iterator[bytes]:
-    """Lines split at \\n only. InputError for a damaged archive or a line beyond 256 MiB."""
+    """Lines split at \\n only, without it. InputError for a damaged archive or a line beyond 256 MiB."""
     import zstandard
 
+    rest = b""
     try:
-        with open_plain(path) as file:
-            while line := file.readline(MAX_LINE_BYTES):
-                if len(line) == MAX_LINE_BYTES:
-                    raise InputError("a line is longer than 256 MiB", str(path))
-                yield line
-    except (EOFError, gzip.BadGzipFile, zstandard.ZstdError) as error:
+        for piece in chunks(path):
+            *whole, tail = piece.split(b"\n")
+            if whole:
+                yield rest + whole[0]
+                yield from whole[1:]
+                rest = tail
+            else:
+                rest += tail
+            if len(rest) > MAX_LINE_BYTES:
+                raise InputError("a line is longer than 256 MiB", str(path))
+        if rest:
+            yield rest
+    except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
         raise InputError(f"damaged archive: {error}", str(path), "fetch or compress it again") from None
     except OSError as error:
         raise storage_error(error, path, "reading") from None
@@ -97,7 +122,7 @@ def documents(sources: Iterable[Path], separator: str) -> Iterator[str]:
         if ".jsonl" in path.name:
             yield from jsonl_documents(path)
         else:
-            text = utf8(b"".join(lines(path)), str(path))
+            text = utf8(b"\n".join(lines(path)), str(path))
             yield from text.split(cut) if cut else [text]
 
 

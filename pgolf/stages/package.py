@@ -37,9 +37,28 @@ def nearby_scores(artifact: Path) -> list[dict[str, Any]]:
             document = read_json(path)
         except PgolfError:
             continue
-        if isinstance(document, dict) and document.get("schema") == SCORE_SCHEMA:
+        if is_score(document):
             found.append(document)
     return found
+
+
+def is_score(document: Any) -> bool:
+    """Whether a JSON value has the parts of a score document that packaging uses."""
+    try:
+        numbers = [document["score"][key] for key in ("nats", "tokens", "bytes", "val_loss", "bpb")]
+        strings = [
+            document["model"]["sha256"],
+            document["data"]["path"],
+            document["data"]["sha256"],
+            document["device"],
+        ]
+        settled = isinstance(document["partial"], bool) and isinstance(document["method"]["name"], str)
+        seconds = document["seconds"]["score"]
+    except (KeyError, TypeError):
+        return False
+    good = all(type(number) in (int, float) for number in (*numbers, seconds, document.get("share")))
+    good &= all(isinstance(text, str) for text in (*strings, document.get("stage")))
+    return bool(good and settled and document.get("schema") == SCORE_SCHEMA)
 
 
 def find_score(model: ModelFile, claim: str) -> dict[str, Any] | None:
@@ -52,7 +71,8 @@ def find_score(model: ModelFile, claim: str) -> dict[str, Any] | None:
 
 def artifact_config(artifact: Path, preset: str, sets: list[str]) -> Resolved:
     """The complete configuration an artifact was made with, from the manifest beside it, under a preset and --set."""
-    stored = read_entries(artifact.parent).get(artifact.name, {}).get("resolved")
+    entry = read_entries(artifact.parent).get(artifact.name)
+    stored = entry.get("resolved") if isinstance(entry, dict) else None
     if not stored and not preset:
         raise InputError(
             "there is no manifest beside the artifact that says how it was trained",
@@ -73,7 +93,7 @@ def training_of(artifact: Path) -> tuple[dict[str, Any], Path | None]:
     """Figures and log of the training run this artifact's directory belongs to."""
     for folder in (artifact.resolve().parent, artifact.resolve().parent.parent / "train"):
         entry = read_entries(folder).get("checkpoint.safetensors")
-        if entry:
+        if isinstance(entry, dict) and isinstance(entry.get("figures"), dict):
             log = folder / "train.log"
             return entry["figures"], log if log.is_file() else None
     return {}, None

@@ -16,7 +16,7 @@ from pgolf.core.bpb import ByteTable
 from pgolf.core.dist import World, wants_compile
 from pgolf.core.errors import ConfigError, InputError, SetupError
 from pgolf.core.evals.ledger import evaluate
-from pgolf.core.files import free_bytes, make_dir
+from pgolf.core.files import clean_parts, free_bytes, make_dir
 from pgolf.core.model.config import param_specs
 from pgolf.core.optim.optimizers import Optimizers
 from pgolf.core.tensorfile import load_tensors, save_tensors
@@ -118,6 +118,7 @@ class Checkpoints:
         checkpoints and none verifies.
         """
         problems = []
+        clean_parts(self.folder)
         for step in self.steps():
             weights_path, resume_path = self.paths(step)
             try:

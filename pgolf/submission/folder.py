@@ -252,7 +252,7 @@ def list_files(folder: Path) -> dict[str, Any]:
 
 def seed_log(entry: Entry, size: Size) -> bytes:
     """The training log with the lines that reviewers grep for after it."""
-    text = entry.log.read_text() if entry.log else "no training log was found beside the artifact\n"
+    text = entry.log.read_text(encoding="utf-8") if entry.log else "no training log was found beside the artifact\n"
     score, artifact = entry.score["score"], entry.artifact.stat().st_size
     total = artifact + size.code_bytes
     name = entry.score["method"]["name"]
