@@ -6,6 +6,7 @@ The architecture is inferred from tensor names and shapes; --preset and --set ov
 import io
 import re
 import zlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -177,23 +178,19 @@ def import_file(path: Path, out: Path, preset: str, sets: list[str], dry_run: bo
     With `dry_run` everything is checked and nothing written.
     """
     found = read_foreign(path)
-    if "quantized" in found:
+    kind = "quantized" if "quantized" in found else "checkpoint"
+    if kind == "quantized":
         model, resolved = import_int8(found, path, preset, sets)
-        digest = "" if dry_run else save_quantized(out, model, {"config": resolved.values, "imported_from": path.name})
-        kind, parameters = "quantized", sum(spec.numel for spec in param_specs(model.config))
+        save = partial(save_quantized, out, model)
     else:
         weights, resolved = import_weights(found, path, preset, sets)
-        digest = (
-            ""
-            if dry_run
-            else save_checkpoint(out, weights, {"config": resolved.values, "step": 0, "imported_from": path.name})
-        )
-        kind, parameters = "checkpoint", sum(tensor.numel() for tensor in weights.values())
+        save = partial(save_checkpoint, out, weights)
+    digest = "" if dry_run else save({"config": resolved.values, "step": 0, "imported_from": path.name})
     return {
         "schema": "pgolf.import/1",
         "out": str(out),
         "kind": kind,
         "sha256": digest,
-        "parameters": parameters,
+        "parameters": sum(spec.numel for spec in param_specs(resolved.config.model)),
         "model": resolved.values["model"],
     }

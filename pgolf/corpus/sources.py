@@ -112,6 +112,10 @@ def jsonl_documents(path: Path) -> Iterator[str]:
             raise InputError(f"not valid JSON: {error}", where) from None
         if not isinstance(record, dict) or not isinstance(record.get("text"), str):
             raise InputError('the line is not an object with a string "text"', where)
+        try:
+            record["text"].encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"the text has half a surrogate pair at character {error.start}", where) from None
         yield record["text"]
 
 

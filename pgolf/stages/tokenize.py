@@ -108,7 +108,7 @@ def encode_all(
         for batch in batches(texts, BATCH_DOCUMENTS):
             encoded = tokenizer.encode(batch, num_threads=config.threads or -1)
             for text, pieces in zip(batch, encoded):
-                raw = text.encode("utf-8", "surrogatepass")
+                raw = text.encode()
                 digest = hashlib.sha256(raw).digest()
                 ids = np.array([BOS, *pieces], dtype=np.uint16)
                 charged, normalised = (
@@ -185,7 +185,7 @@ def tokenize(
             train = (
                 text
                 for index, text in enumerate(texts())
-                if not to_validation(index, hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest(), options)
+                if not to_validation(index, hashlib.sha256(text.encode()).digest(), options)
             )
             content = train_tokenizer(train, vocab_size, options.character_coverage)
         processor = load_tokenizer(content, str(tokenizer or out))

@@ -23,7 +23,8 @@ def test_no_cuda_packages_came_along() -> None:
         pytest.skip("this environment was built around a CUDA torch")
     names = {str(dist.metadata["Name"]).lower() for dist in distributions()}
     assert not [name for name in names if name.startswith(("nvidia-", "cuda-"))]
-    pinned = [line for line in (ROOT / "constraints" / "cpu.txt").read_text().splitlines() if line.startswith("torch==")]
+    constraints = (ROOT / "constraints" / "cpu.txt").read_text().splitlines()
+    pinned = [line for line in constraints if line.startswith("torch==")]
     assert pinned == [f"torch=={torch.__version__.partition('+')[0]}"]
 
 

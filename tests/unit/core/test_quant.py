@@ -433,7 +433,7 @@ def test_the_digest_sees_codes_scales_bits_and_floats():
     ],
 )
 def test_impossible_settings_are_refused(make):
-    with pytest.raises(ConfigError, match="must|give"):
+    with pytest.raises(ConfigError, match=r"must|give"):
         make()
 
 
