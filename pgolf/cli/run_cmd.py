@@ -54,9 +54,11 @@ def run(
 ) -> None:
     """Text in, scored submission out: tokenize, train, quantize, compress, eval, ttt, package.
 
-    A stage whose inputs and settings are unchanged is skipped, so a changed quant.* never trains again. A directory
-    remembers its configuration and its text or shards: later runs into it need only what changes. The first run into
-    a directory takes the preset demo if none is named.
+    A stage whose inputs and settings are unchanged is skipped, so a changed quant.* never trains again.
+
+    A directory remembers its settings and its text or shards: later runs into it need only what changes.
+
+    The first run into a directory takes the preset demo if none is named.
 
     Example: pgolf run --preset demo --out runs/demo
     """
@@ -152,7 +154,16 @@ def show_table(out: Path, reports: list[Any]) -> None:
         figures = by_stage["package"]
         note(f"Size: {Size(figures['artifact_bytes'], figures['code_bytes'], figures['cap_bytes']).line()}")
         note(f"Submission folder: {out / 'submission'}")
-        note(f"Next: pgolf run --out {out} --from quantize --set quant.bits=5   (requantizes, never retrains)")
+        note(f"Next: {program()} run --out {out} --from quantize --set quant.bits=5   (requantizes, never retrains)")
+
+
+def program() -> str:
+    """How to call pgolf again: by its path where it is not on the search path, as in a fresh .venv."""
+    import shutil
+    import sys
+
+    called = sys.argv[0]
+    return called if Path(called).name == "pgolf" and not shutil.which("pgolf") else "pgolf"
 
 
 def remark(report: Any) -> str:

@@ -122,7 +122,7 @@ def train(
     from pgolf.dataset import open_dataset
     from pgolf.report.console import Console
     from pgolf.stages.inputs import changed_keys
-    from pgolf.stages.train import check_data, choose_compile
+    from pgolf.stages.train import check_data, check_gpu, choose_compile
     from pgolf.stages.train import train as run_stage
 
     resolved = resolve(preset, options.merged(sets, seed))
@@ -156,6 +156,7 @@ def train(
             f"on {world.device} into {out}; predicted {size.line()}",
         )
         return
+    check_gpu(resolved.config, device)
     entry = run_stage(dataset, out, resolved, world, console, fresh)
     if not world.leads:
         world.close()

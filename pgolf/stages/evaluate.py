@@ -64,7 +64,7 @@ def run_method(
         "method": {"name": name, **to_values(method)},
         "model": model.describe(),
         "data": {
-            "path": str(dataset.folder),
+            "path": str(dataset.folder.resolve()),
             "split": "val",
             "sha256": dataset.fingerprint("val"),
             "vocab_size": dataset.vocab_size,

@@ -140,7 +140,7 @@ def preflight(out: Path, resolved: Resolved, device_name: str, stages: tuple[str
     SetupError for a missing package, compiler or device, StorageError for an output that cannot hold the run.
     """
     from pgolf.core.dist import pick_device
-    from pgolf.stages.train import choose_compile
+    from pgolf.stages.train import check_gpu, choose_compile
 
     config, checked = resolved.config, []
     check_writable(out)
@@ -170,6 +170,8 @@ def preflight(out: Path, resolved: Resolved, device_name: str, stages: tuple[str
             )
     checked.append("packages present")
     device = pick_device(device_name, 0)
+    if "train" in stages:
+        check_gpu(config, device_name)
     checked.append(f"device {device}; compile {choose_compile(config.train.compile, device)[1]}")
     return checked
 

@@ -13,8 +13,8 @@ import torch
 from pgolf.config.load import Resolved
 from pgolf.config.run import RunConfig
 from pgolf.core.bpb import ByteTable
-from pgolf.core.dist import World, wants_compile
-from pgolf.core.errors import ConfigError, InputError, SetupError
+from pgolf.core.dist import World, pick_device
+from pgolf.core.errors import ConfigError, InputError, SetupError, StorageError
 from pgolf.core.evals.ledger import evaluate
 from pgolf.core.files import clean_parts, free_bytes, make_dir
 from pgolf.core.model.config import param_specs
@@ -25,11 +25,12 @@ from pgolf.dataset import Dataset
 from pgolf.report.console import Console, ProgressLine, bar, clock
 from pgolf.report.train_log import TrainLog
 from pgolf.stages.inputs import changed_keys
-from pgolf.stages.manifest import fresh_entry, guarded, provenance, record, stage_key
+from pgolf.stages.manifest import fresh_entry, guarded, provenance, read_entries, record, stage_key
 from pgolf.stages.model_files import load_checkpoint, save_checkpoint
 from pgolf.stages.signals import Interrupted, StopFlag
 
 RESUME_SCHEMA = "pgolf.resume/1"
+START_OVER = "choose another --out, or give up what is there with --fresh (pgolf run: --from train)"
 STEP_FILE = re.compile(r"^step_(\d{8})\.safetensors$")
 
 
@@ -38,11 +39,8 @@ def choose_compile(mode: str, device: torch.device) -> tuple[bool, str]:
     import importlib.util
     import shutil
 
-    able = (
-        importlib.util.find_spec("triton") is not None
-        if device.type == "cuda"
-        else any(map(shutil.which, ("g++", "clang++")))
-    )
+    compiler = any(map(shutil.which, ("g++", "clang++")))
+    able = importlib.util.find_spec("triton") is not None if device.type == "cuda" else compiler
     if mode == "on" and not able:
         missing = "triton" if device.type == "cuda" else "a C++ compiler (g++ or clang++)"
         raise SetupError(
@@ -50,23 +48,27 @@ def choose_compile(mode: str, device: torch.device) -> tuple[bool, str]:
             "train.compile=on",
             "install it, or set train.compile=off",
         )
-    chosen = wants_compile(mode, device) and able
-    reason = (
-        "as configured"
-        if mode != "auto"
-        else "a GPU with triton"
-        if chosen
-        else f"off on a {device.type} without triton"
-        if device.type == "cuda"
-        else "off on a CPU"
-    )
-    return chosen, f"{mode}: {reason}"
+    if mode != "auto":
+        return mode == "on", f"{mode}: as configured"
+    if device.type != "cuda":
+        return False, "auto: off on a CPU"
+    return able, "auto: a GPU with triton" if able else "auto: off, triton is missing"
+
+
+def check_gpu(config: RunConfig, device_name: str) -> None:
+    """SetupError when a configuration made for GPUs would land on a CPU without anybody having asked for that."""
+    if config.train.needs_gpu and device_name == "auto" and pick_device(device_name, 0).type == "cpu":
+        raise SetupError(
+            "this configuration is meant for a GPU and there is none",
+            "train.needs_gpu",
+            "add --device cpu to train slowly",
+        )
 
 
 def train_key(config: dict[str, Any], data: str) -> str:
     """What a training run depends on: its sections and the data."""
     sections = {name: config[name] for name in ("model", "optim", "train")}
-    volatile = ("checkpoint_every", "keep_checkpoints", "log_every")
+    volatile = ("checkpoint_every", "keep_checkpoints", "log_every", "needs_gpu")
     sections["train"] = {key: value for key, value in sections["train"].items() if key not in volatile}
     return stage_key("train", sections, {"data": data})
 
@@ -133,7 +135,7 @@ class Checkpoints:
                 raise ConfigError(
                     "the run in this directory was trained with another configuration or other data",
                     f"{self.folder.parent}; changed: {changed}",
-                    "choose another --out, or start over with --fresh",
+                    START_OVER,
                 )
             state.model.load_state_dict(model.weights)
             state.optimizers = optimizers()
@@ -143,7 +145,7 @@ class Checkpoints:
             state.clock.spent_s = float(facts["elapsed_s"])
             return state.step
         if problems:
-            raise InputError("no checkpoint of this run can be read", str(self.folder), "start over with --fresh")
+            raise InputError("no checkpoint of this run can be read", str(self.folder), START_OVER)
         return 0
 
     def clear(self) -> None:
@@ -174,11 +176,8 @@ def check_data(dataset: Dataset, config: RunConfig) -> list[np.ndarray]:
 
 def check_disk(out: Path, config: RunConfig) -> None:
     """StorageError when the checkpoints of this run would not fit on the disk."""
-    from pgolf.core.errors import StorageError
-
-    needed = sum(spec.numel for spec in param_specs(config.model)) * 4 * 3 * (config.train.keep_checkpoints + 1) + (
-        1 << 20
-    )
+    one = sum(spec.numel for spec in param_specs(config.model)) * 4 * 3
+    needed = one * (config.train.keep_checkpoints + 1) + (1 << 20)
     if (free := free_bytes(out)) < needed:
         raise StorageError(
             f"checkpoints need {needed:,} bytes, {free:,} are free", str(out), "free some space or choose another --out"
@@ -224,8 +223,24 @@ def train(
         entry = None if fresh else fresh_entry(output, key)
         if world.any(entry is not None) and entry is not None:
             return entry | {"fresh": True}
+        if not fresh:
+            refuse_to_overwrite(output, key, values)
         check_disk(out, config)
         return run_training(dataset, out, config, values, key, data, world, console, fresh) | {"fresh": False}
+
+
+def refuse_to_overwrite(output: Path, key: str, values: dict[str, Any]) -> None:
+    """ConfigError when the directory holds the finished result of another training run."""
+    entry = read_entries(output.parent).get(output.name)
+    if (
+        isinstance(entry, dict)
+        and output.is_file()
+        and entry.get("key") != key
+        and isinstance(entry.get("resolved"), dict)
+    ):
+        changed = ", ".join(training_changes(entry["resolved"], values)) or "the data"
+        what = "the run in this directory was trained with another configuration or other data"
+        raise ConfigError(what, f"{output.parent}; changed: {changed}", START_OVER)
 
 
 def run_training(
@@ -277,7 +292,8 @@ def run_training(
         event = fit(state, config.train, config.optim, world, watch, compiled)
         if event["reason"] == "signal":
             save(state)
-            raise Interrupted(flag.raised, f"stopped at step {state.step}; the same command goes on from there")
+            number = flag.raised or signal.SIGTERM
+            raise Interrupted(number, f"stopped at step {state.step}; the same command goes on from there")
     figures = {
         "val_loss": event["val_loss"],
         "bpb": event["val_bpb"],

@@ -47,6 +47,8 @@ class TrainConfig:
     """torch.compile: auto (on a GPU only), on, off."""
     precision: str = "auto"
     """Activations, and the embedding table, in float32 or bfloat16; auto is bfloat16 on a GPU, float32 on a CPU."""
+    needs_gpu: bool = False
+    """Refuse to train on a CPU unless --device cpu is given."""
     loader: Loader = SequentialLoader()
     """Order of the training tokens."""
 
