@@ -6,14 +6,14 @@
 #
 # For builds that must repeat, name bases by digest: --build-arg PYTHON_BASE=python:3.11-slim@sha256:...
 #
-# Run. /work holds runs and data; the demo needs no network:
+# Run. /srv/pgolf holds runs and data; the demo needs no network:
 #
-#   docker run --rm --network none pgolf:cpu run --preset demo --out /work/runs/demo
-#   docker run --rm -v "$PWD/runs:/work/runs" -v "$PWD/data:/work/data:ro" pgolf:cpu doctor
-#   docker run --rm --gpus all --shm-size=8g --ulimit memlock=-1 -v "$PWD/runs:/work/runs" pgolf:cuda doctor
-#   docker run --rm --gpus all --shm-size=8g --ulimit memlock=-1 -v "$PWD/runs:/work/runs" -v "$PWD/data:/work/data:ro" \
-#     --entrypoint torchrun pgolf:cuda --standalone --nproc_per_node=8 -m pgolf train /work/data/fineweb10B_sp1024 \
-#     --preset baseline_sp1024 --out /work/runs/baseline
+#   docker run --rm --network none pgolf:cpu run --preset demo --out /srv/pgolf/runs/demo
+#   docker run --rm -v "$PWD/runs:/srv/pgolf/runs" -v "$PWD/data:/srv/pgolf/data:ro" pgolf:cpu doctor
+#   docker run --rm --gpus all --shm-size=8g --ulimit memlock=-1 -v "$PWD/runs:/srv/pgolf/runs" pgolf:cuda doctor
+#   docker run --rm --gpus all --shm-size=8g --ulimit memlock=-1 -v "$PWD/runs:/srv/pgolf/runs" -v "$PWD/data:/srv/pgolf/data:ro" \
+#     --entrypoint torchrun pgolf:cuda --standalone --nproc_per_node=8 -m pgolf train /srv/pgolf/data/fineweb10B_sp1024 \
+#     --preset baseline_sp1024 --out /srv/pgolf/runs/baseline
 #
 # The user is 1000:1000; a mounted directory must be writable for it, or add --user "$(id -u):$(id -g)".
 
@@ -35,10 +35,10 @@ COPY pgolf pgolf
 RUN pip install --no-deps . \
  && ! pip list --format=freeze | grep -i '^nvidia-' \
  && useradd --create-home --uid 1000 pgolf \
- && mkdir -p /work/runs /work/data && chown -R pgolf:pgolf /work
+ && mkdir -p /srv/pgolf/runs /srv/pgolf/data && chown -R pgolf:pgolf /srv/pgolf
 USER pgolf
-WORKDIR /work
-VOLUME ["/work/runs", "/work/data"]
+WORKDIR /srv/pgolf
+VOLUME ["/srv/pgolf/runs", "/srv/pgolf/data"]
 ENTRYPOINT ["pgolf"]
 CMD ["--help"]
 
@@ -60,10 +60,10 @@ COPY pgolf pgolf
 # A base may already have a user with this number (Ubuntu 24.04 does); pgolf then runs as that one.
 RUN pip install --no-deps . \
  && (id 1000 > /dev/null 2>&1 || useradd --create-home --uid 1000 pgolf) \
- && mkdir -p /work/runs /work/data && chown -R 1000:1000 /work
+ && mkdir -p /srv/pgolf/runs /srv/pgolf/data && chown -R 1000:1000 /srv/pgolf
 USER 1000:1000
 ENV HOME=/tmp
-WORKDIR /work
-VOLUME ["/work/runs", "/work/data"]
+WORKDIR /srv/pgolf
+VOLUME ["/srv/pgolf/runs", "/srv/pgolf/data"]
 ENTRYPOINT ["pgolf"]
 CMD ["--help"]

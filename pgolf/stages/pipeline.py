@@ -139,6 +139,7 @@ def preflight(out: Path, resolved: Resolved, device_name: str, stages: tuple[str
 
     SetupError for a missing package, compiler or device, StorageError for an output that cannot hold the run.
     """
+    from pgolf.bundle.script import build_script
     from pgolf.core.dist import pick_device
     from pgolf.stages.train import check_gpu, choose_compile
 
@@ -173,6 +174,9 @@ def preflight(out: Path, resolved: Resolved, device_name: str, stages: tuple[str
     if "train" in stages:
         check_gpu(config, device_name)
     checked.append(f"device {device}; compile {choose_compile(config.train.compile, device)[1]}")
+    if {"compress", "package"} & set(stages):
+        code_bytes = len(build_script(config).packed)
+        checked.append(f"train_gpt.py packs to about {code_bytes:,} bytes")
     return checked
 
 
