@@ -431,10 +431,13 @@ def run(
 
 
 def size_of(file: Path, stage: str) -> int:
-    """Bytes of a stage's output: the shards' for tokenize, the file's otherwise."""
-    if stage == "tokenize":
-        return sum(path.stat().st_size for path in file.parent.glob("*.bin"))
+    """Bytes of a stage's output: of the shards for tokenize, wherever they lie, of the file otherwise."""
+    from pgolf.dataset import open_dataset
+
     try:
+        if stage == "tokenize":
+            shards = open_dataset(file.parent).shards
+            return sum(path.stat().st_size for paths in shards.values() for path in paths)
         return file.stat().st_size
     except OSError as error:
         raise PgolfError(f"a stage did not write its file: {error.strerror}", str(file)) from None
