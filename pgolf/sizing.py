@@ -65,6 +65,8 @@ KEPT_BITS = {
 """Bits per value of Gaussian float16 and float32 tensors as coded."""
 CODE_BYTES_GUESS = 15_000
 """Typical size of the packed script; the exact one is known after pgolf compress."""
+SMALL_MODEL_BYTES = 15_000
+"""What trained weights may differ by, however small the model: it widens the interval of small artifacts."""
 TENSOR_OVERHEAD_BYTES = 8
 FIXED_OVERHEAD_BYTES = 900
 
@@ -126,7 +128,7 @@ def predict(config: RunConfig) -> tuple[list[Prediction], Size, float]:
     """Every tensor, the predicted size, and the relative half-width of the interval around the artifact's bytes."""
     rows = [predict_tensor(spec, config) for spec in param_specs(config.model)]
     artifact = round(sum(row.bytes for row in rows)) + FIXED_OVERHEAD_BYTES
-    width = 0.02 if isinstance(config.quant, SdClip) else 0.06
+    width = (0.019 if isinstance(config.quant, SdClip) else 0.059) + SMALL_MODEL_BYTES / artifact
     return rows, Size(artifact, CODE_BYTES_GUESS, config.package.cap_bytes), width
 
 
