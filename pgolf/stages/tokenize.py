@@ -24,6 +24,7 @@ from pgolf.report.console import Console
 from pgolf.stages.manifest import guarded, provenance, stage_key
 
 BATCH_DOCUMENTS = 512
+BYTE_TOTALS = ("raw_bytes", "normalised_bytes", "charged_bytes")
 SPACE = "\u2581"
 
 
@@ -222,7 +223,15 @@ def tokenize(
             **provenance(),
         }
         write_json(out / "manifest.json", manifest)
+        show_totals(manifest["splits"], console)
     return manifest | {"fresh": False}
+
+
+def show_totals(splits: dict[str, Any], console: Console) -> None:
+    """Every byte total of both splits."""
+    for name, split in splits.items():
+        totals = ", ".join(f"{key.removesuffix('_bytes')} {split[key]:,}" for key in BYTE_TOTALS if key in split)
+        console.line(f"tokenize: {name}: {split['documents']:,} documents, {split['tokens']:,} tokens; bytes: {totals}")
 
 
 def check_splits(writers: dict[str, SplitWriter], options: Any) -> None:
@@ -264,6 +273,7 @@ def adopt_dataset(folder: Path, out: Path, tokenizer: Path | None, vocab_size: i
             **provenance(),
         }
         write_json(out / "manifest.json", manifest)
+        show_totals(manifest["splits"], console)
     return manifest | {"fresh": False}
 
 
