@@ -38,11 +38,7 @@ class SplitWriter:
     pending: list[np.ndarray] = field(default_factory=list)
     pending_tokens: int = 0
     shards: list[dict[str, Any]] = field(default_factory=list)
-    totals: dict[str, int] = field(
-        default_factory=lambda: dict.fromkeys(
-            ("documents", "tokens", "raw_bytes", "normalised_bytes", "charged_bytes"), 0
-        )
-    )
+    totals: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("documents", "tokens", *BYTE_TOTALS), 0))
     document_hash: Any = field(default_factory=hashlib.sha256)
 
     def add(self, ids: np.ndarray, raw: bytes, normalised_bytes: int, charged_bytes: int) -> None:
