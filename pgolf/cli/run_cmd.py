@@ -85,7 +85,7 @@ def run(
         raise ConfigError(what, "run", f"stages are {', '.join(stages)}")
     plan = recall(out, preset, options.merged(sets, seed), data, text or [], tokenizer)
     console = Console(quiet)
-    checked = preflight(out, plan.resolved, device, stages)
+    checked = preflight(out, plan.resolved, device, stages, dry_run)
     if "tokenize" in stages:
         check_sources(plan.data, plan.text, plan.tokenizer, plan.resolved)
         checked.append("text, shards and tokenizer")

@@ -21,7 +21,16 @@ from typing import Any
 
 import pgolf
 from pgolf.core.errors import LockedError, PgolfError
-from pgolf.core.files import clean_parts, make_dir, read_bytes, read_json, sha256_file, storage_error, write_json
+from pgolf.core.files import (
+    clean_parts,
+    make_dir,
+    read_bytes,
+    read_json,
+    sha256_file,
+    storage_error,
+    write_bytes,
+    write_json,
+)
 
 MANIFEST_SCHEMA = "pgolf.manifest/1"
 STAGE_FORMAT = {"tokenize": 1, "train": 1, "quantize": 1, "compress": 1, "eval": 1, "ttt": 1, "package": 1, "import": 1}
@@ -183,7 +192,7 @@ def guarded(output: Path, wait_s: float = 0) -> Iterator[None]:
         if not wait_s:
             clean_parts(output.parent)
             started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-            write_json(owner, f"process {os.getpid()} on {socket.gethostname()} since {started}")
+            write_bytes(owner, f"process {os.getpid()} on {socket.gethostname()} since {started}\n".encode())
         yield
     finally:
         if not wait_s:

@@ -134,8 +134,11 @@ def check_writable(out: Path) -> None:
         raise storage_error(error, place, "writing") from None
 
 
-def preflight(out: Path, resolved: Resolved, device_name: str, stages: tuple[str, ...]) -> list[str]:
-    """Check in the first second everything later stages need; returns what was checked.
+def preflight(
+    out: Path, resolved: Resolved, device_name: str, stages: tuple[str, ...], rehearsal: bool = False
+) -> list[str]:
+    """Check in the first second everything later stages need; returns what was checked. A rehearsal (--dry-run) may
+    plan a run for a GPU on a machine without one.
 
     SetupError for a missing package, compiler or device, StorageError for an output that cannot hold the run.
     """
@@ -171,7 +174,7 @@ def preflight(out: Path, resolved: Resolved, device_name: str, stages: tuple[str
             )
     checked.append("packages present")
     device = pick_device(device_name, 0)
-    if "train" in stages:
+    if "train" in stages and not rehearsal:
         check_gpu(config, device_name)
     checked.append(f"device {device}; compile {choose_compile(config.train.compile, device)[1]}")
     if {"compress", "package"} & set(stages):
