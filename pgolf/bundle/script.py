@@ -2,6 +2,7 @@
 
 import ast
 import lzma
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 
@@ -52,15 +53,56 @@ def with_constants(definition: Definition, configured: frozenset[str]) -> Defini
     node = definition.node
     if not isinstance(node, ast.ClassDef) or node.name not in configured:
         return definition
-    slim = ast.fix_missing_locations(constant_class(node))
-    return Definition(definition.module, definition.names, slim, used_names(slim) - set(definition.names))
+    return replaced(definition, constant_class(node))
 
 
-def needed(core: Core, roots: frozenset[str], configured: frozenset[str]) -> list[Definition]:
-    """Reachable definitions; configuration classes are simplified first, so that unused defaults pull nothing in."""
+def replaced(definition: Definition, node: ast.ClassDef) -> Definition:
+    """The definition with another body, its needs found anew."""
+    ast.fix_missing_locations(node)
+    return Definition(definition.module, definition.names, node, used_names(node) - set(definition.names))
+
+
+def without_methods(definition: Definition, mentioned: frozenset[str]) -> Definition:
+    """The definition without methods that nothing mentions; torch itself calls `forward`, Python the dunder methods."""
+    node = definition.node
+    if not isinstance(node, ast.ClassDef):
+        return definition
+    body = [
+        item
+        for item in node.body
+        if not isinstance(item, ast.FunctionDef) or item.name.startswith("__") or item.name in mentioned
+    ]
+    if len(body) == len(node.body):
+        return definition
+    kept = ast.ClassDef(node.name, node.bases, node.keywords, body or [ast.Pass()], node.decorator_list)
+    return replaced(definition, kept)
+
+
+def mentions(nodes: Iterable[ast.AST]) -> frozenset[str]:
+    """Every name and attribute that the nodes use, and `forward`."""
+    found = {"forward"}
+    for node in (inner for outer in nodes for inner in ast.walk(outer)):
+        if isinstance(node, ast.Attribute):
+            found.add(node.attr)
+        elif isinstance(node, ast.Name):
+            found.add(node.id)
+    return frozenset(found)
+
+
+def needed(core: Core, tree: ast.AST, configured: frozenset[str]) -> list[Definition]:
+    """Definitions that `tree` reaches. Configuration classes are simplified and methods that nothing mentions dropped,
+    until nothing more falls away.
+    """
     slim = {id(d): with_constants(d, configured) for d in core.order}
-    definitions = {name: slim[id(d)] for name, d in core.definitions.items()}
-    return reach(Core(definitions, tuple(slim[id(d)] for d in core.order), core.externals), roots)
+    while True:
+        definitions = {name: slim[id(d)] for name, d in core.definitions.items()}
+        order = tuple(slim[id(d)] for d in core.order)
+        chosen = reach(Core(definitions, order, core.externals), used_names(tree))
+        mentioned = mentions([tree, *(definition.node for definition in chosen)])
+        smaller = {key: without_methods(definition, mentioned) for key, definition in slim.items()}
+        if all(smaller[key] is slim[key] for key in slim if slim[key] in chosen):
+            return chosen
+        slim = smaller
 
 
 def emit(config: RunConfig, info: str) -> tuple[str, tuple[Definition, ...]]:
@@ -70,7 +112,7 @@ def emit(config: RunConfig, info: str) -> tuple[str, tuple[Definition, ...]]:
     named = used_names(tree)
     core = parse_core()
     configured = with_bases(core, frozenset(name for name in used_names(ast.parse(recipe)) if name in core.definitions))
-    chosen = needed(core, named, configured)
+    chosen = needed(core, tree, configured)
     used = frozenset().union(named, *(definition.needs for definition in chosen))
     imports = [node for name, node in core.externals.items() if name in used and name not in core.definitions]
     body = [*imports, *(definition.node for definition in chosen), *tree.body]

@@ -94,7 +94,7 @@ def run(
         return
     with guarded(out / "run"):
         remember(out, plan)
-        pipeline = Pipeline(Layout(out), plan.resolved, device, console, plan.data, plan.text, plan.tokenizer, False)
+        pipeline = Pipeline(Layout(out), plan.resolved, device, console, plan.data, plan.text, plan.tokenizer)
         reports = run_stages(pipeline, stages, requirements, bool(first))
     if as_json:
         rows = [report.document() for report in reports]

@@ -32,6 +32,11 @@ class Score:
         """Bits per byte."""
         return self.nats / (math.log(2) * self.bytes)
 
+    def document(self) -> dict[str, float | int]:
+        """Sums and ratios at full precision, as every JSON document has them."""
+        sums = {"nats": self.nats, "tokens": self.tokens, "bytes": self.bytes}
+        return {**sums, "val_loss": self.val_loss, "bpb": self.bpb}
+
     def __add__(self, other: "Score") -> "Score":
         return Score(self.nats + other.nats, self.tokens + other.tokens, self.bytes + other.bytes)
 

@@ -25,7 +25,7 @@ from pgolf.core.optim.config import OptimConfig
 from pgolf.core.quant.base import Quantizer, quantize_model
 from pgolf.core.shards import TokenStream, list_shards, load_split
 from pgolf.core.train.config import TrainConfig
-from pgolf.core.train.loop import Watch, fit, start_state
+from pgolf.core.train.loop import Watch, fit, start_state, validator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,10 +66,7 @@ def train_recipe(recipe: Submission, seed: int, data: Path, tokens: np.ndarray, 
         world, f"train_shards: {len(shards)}\nmodel_params:{sum(weight.numel() for weight in state.model.parameters())}"
     )
 
-    def validate() -> dict[str, Any]:
-        score, _ = evaluate(state.model, tokens, table, recipe.train.validation())
-        return {"val_loss": score.val_loss, "val_bpb": score.bpb, "val_tokens": score.tokens}
-
+    validate = validator(state.model, recipe.train, tokens, table)
     watch = Watch(
         lambda event: log_event(world, event, recipe.train.iterations), validate, lambda state: None, lambda: False
     )
@@ -80,6 +77,7 @@ def train_recipe(recipe: Submission, seed: int, data: Path, tokens: np.ndarray, 
 def make_artifact(recipe: Submission, model: GPT, data: Path) -> bytes:
     """Quantize and compress the trained weights."""
     stream = TokenStream(load_split(list_shards(data, "train"), recipe.model.vocab_size))
+    model.compute_dtype = activation_dtype("auto", next(model.parameters()).device)
     hessians = recipe.quant.hessians(model, stream, lambda done: None)
     weights = {name: weight.detach().cpu() for name, weight in model.state_dict().items()}
     return encode_artifact(
@@ -145,18 +143,11 @@ def score_submission(recipe: Submission, code: Path, options: argparse.Namespace
             world,
             f"final val_loss:{score.val_loss:.8f} val_bpb:{score.bpb:.8f} eval_time:{1000 * seconds:.0f}ms",
         )
-        totals = {
-            "nats": score.nats,
-            "tokens": score.tokens,
-            "bytes": score.bytes,
-            "val_loss": score.val_loss,
-            "bpb": score.bpb,
-        }
         say(
             world,
             json.dumps(
                 {
-                    "score": totals,
+                    "score": score.document(),
                     "artifact_sha256": sha256_file(artifact),
                     "artifact_bytes": len(blob),
                     "code_bytes": code_bytes,

@@ -9,7 +9,6 @@ import torch
 from pgolf.catalog import name_of
 from pgolf.config.load import Resolved
 from pgolf.config.tree import to_values
-from pgolf.core.bpb import Score
 from pgolf.core.dist import pick_device
 from pgolf.core.evals.ledger import evaluate
 from pgolf.core.files import write_json
@@ -20,17 +19,6 @@ from pgolf.stages.model_files import ModelFile, check_tokenizer, load_model
 from pgolf.stages.quantize import rounded
 
 SCORE_SCHEMA = "pgolf.score/1"
-
-
-def score_document(score: Score) -> dict[str, Any]:
-    """Sums and ratios at full precision."""
-    return {
-        "nats": score.nats,
-        "tokens": score.tokens,
-        "bytes": score.bytes,
-        "val_loss": score.val_loss,
-        "bpb": score.bpb,
-    }
 
 
 def run_method(
@@ -58,7 +46,7 @@ def run_method(
     return {
         "schema": SCORE_SCHEMA,
         "stage": stage,
-        "score": score_document(score),
+        "score": score.document(),
         "partial": ledger.partial,
         "share": score.tokens / (len(tokens) - 1),
         "method": {"name": name, **to_values(method)},

@@ -224,10 +224,10 @@ class Pipeline:
         data: Path | None,
         text: list[Path],
         tokenizer: Path | None,
-        force: bool,
     ) -> None:
         self.layout, self.resolved, self.device, self.console = layout, resolved, device, console
-        self.data, self.text, self.tokenizer, self.force = data, text, tokenizer, force
+        self.data, self.text, self.tokenizer = data, text, tokenizer
+        self.force = False
 
     def tokenize(self) -> dict[str, Any]:
         """Text, or shards from elsewhere, to the run's dataset."""

@@ -15,7 +15,7 @@ from pgolf.core.dist import pick_device
 from pgolf.core.errors import InputError
 from pgolf.core.model.config import param_specs
 from pgolf.core.quant.base import Quantizer, check_finite, quantize_model
-from pgolf.core.quant.gptq import Gptq, inverse_factor
+from pgolf.core.quant.gptq import Gptq
 from pgolf.core.quant.qtensor import QTensor, QuantizedModel
 from pgolf.core.shards import TokenStream
 from pgolf.core.tensorfile import load_tensors, save_tensors
@@ -92,18 +92,9 @@ def tensor_report(
                 "relative_error": relative,
             }
         )
-        if isinstance(quantizer, Gptq) and not usable(hessian.get(spec.name), quantizer.damping):
-            warnings.append(f"{spec.name}: no usable Hessian, rounded to nearest instead of GPTQ")
+        if tensor.warning:
+            warnings.append(f"{spec.name}: {tensor.warning}")
     return rows, warnings
-
-
-def usable(hessian: Tensor | None, damping: float) -> bool:
-    """Whether GPTQ could factorise this Hessian."""
-    if hessian is None:
-        return False
-    work = hessian.clone()
-    work.diagonal()[work.diagonal() == 0] = 1.0
-    return inverse_factor(work, damping) is not None
 
 
 def code_entropy(codes: Tensor) -> float:

@@ -12,15 +12,13 @@ import torch
 
 from pgolf.config.load import Resolved
 from pgolf.config.run import RunConfig
-from pgolf.core.bpb import ByteTable
-from pgolf.core.dist import World, pick_device
+from pgolf.core.dist import World, pick_device, wants_compile
 from pgolf.core.errors import ConfigError, InputError, SetupError, StorageError
-from pgolf.core.evals.ledger import evaluate
 from pgolf.core.files import clean_parts, free_bytes, make_dir
 from pgolf.core.model.config import param_specs
 from pgolf.core.optim.optimizers import Optimizers
 from pgolf.core.tensorfile import load_tensors, save_tensors
-from pgolf.core.train.loop import TrainState, Watch, fit, start_state
+from pgolf.core.train.loop import TrainState, Watch, fit, start_state, validator
 from pgolf.dataset import Dataset
 from pgolf.report.console import Console, ProgressLine, bar, clock
 from pgolf.report.train_log import TrainLog
@@ -48,11 +46,12 @@ def choose_compile(mode: str, device: torch.device) -> tuple[bool, str]:
             "train.compile=on",
             "install it, or set train.compile=off",
         )
+    chosen = wants_compile(mode, device) and able
     if mode != "auto":
-        return mode == "on", f"{mode}: as configured"
+        return chosen, f"{mode}: as configured"
     if device.type != "cuda":
-        return False, "auto: off on a CPU"
-    return able, "auto: a GPU with triton" if able else "auto: off, triton is missing"
+        return chosen, "auto: off on a CPU"
+    return chosen, "auto: a GPU with triton" if able else "auto: off, triton is missing"
 
 
 def check_gpu(config: RunConfig, device_name: str) -> None:
@@ -184,17 +183,6 @@ def check_disk(out: Path, config: RunConfig) -> None:
         )
 
 
-def validator(state: TrainState, config: RunConfig, dataset: Dataset, table: ByteTable) -> Callable[[], dict[str, Any]]:
-    """Plain evaluation of the validation split at the training length."""
-    tokens = dataset.val_tokens()
-
-    def validate() -> dict[str, Any]:
-        score, _ = evaluate(state.model, tokens, table, config.train.validation())
-        return {"val_loss": score.val_loss, "val_bpb": score.bpb, "val_tokens": score.tokens}
-
-    return validate
-
-
 def progress_text(event: dict[str, Any], config: RunConfig, last_bpb: float) -> str:
     """The live line: step, share of the budget, ETA, speed, loss, last BPB."""
     options, elapsed = config.train, event["elapsed_s"]
@@ -288,7 +276,8 @@ def run_training(
                 checkpoints.save(current)
             world.barrier()
 
-        watch = Watch(on_event, validator(state, config, dataset, table), save, lambda: flag.raised > 0)
+        validate = validator(model, config.train, dataset.val_tokens(), table)
+        watch = Watch(on_event, validate, save, lambda: flag.raised > 0)
         event = fit(state, config.train, config.optim, world, watch, compiled)
         if event["reason"] == "signal":
             save(state)

@@ -115,7 +115,8 @@ class Gptq(SdClip):
         if spec.role == CONTROL:
             return keep_float(spec, weight)
         limit, scale = self.scales(spec, weight)
+        bits, warning = self.grid(spec.role)[0], ""
         codes = None if hessian is None else gptq_codes(weight, hessian, scale, limit, self.damping, self.block)
         if codes is None:
-            codes = round_codes(weight, scale, limit)
-        return QTensor(codes, scale, self.grid(spec.role)[0])
+            codes, warning = round_codes(weight, scale, limit), "no usable Hessian, rounded to nearest instead of GPTQ"
+        return QTensor(codes, scale, bits, warning)

@@ -17,6 +17,8 @@ class QTensor:
     codes: Tensor
     scale: Tensor
     bits: int
+    warning: str = ""
+    """What a reader of the quantizer's report should know; not stored."""
 
     def dequantize(self) -> Tensor:
         """float32 (R,C): codes times scales."""

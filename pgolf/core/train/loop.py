@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pgolf.core.bpb import ByteTable
 from pgolf.core.dist import World, activation_dtype
 from pgolf.core.errors import RuleError
+from pgolf.core.evals.ledger import evaluate
 from pgolf.core.model.config import ModelConfig, param_specs
 from pgolf.core.model.gpt import GPT
 from pgolf.core.model.params import TOKEN
@@ -84,6 +86,16 @@ def train_step(
     world.mean_([weight.grad for weight in state.model.parameters() if weight.grad is not None])
     state.optimizers.step(state.step, lr_scale)
     return total
+
+
+def validator(model: GPT, config: TrainConfig, tokens: np.ndarray, table: ByteTable) -> Callable[[], dict[str, Any]]:
+    """Validation during training: plain evaluation of `tokens` at the training length, as fields of an event."""
+
+    def validate() -> dict[str, Any]:
+        score, _ = evaluate(model, tokens, table, config.validation())
+        return {"val_loss": score.val_loss, "val_bpb": score.bpb, "val_tokens": score.tokens}
+
+    return validate
 
 
 def warm_up(
