@@ -7,24 +7,30 @@ from typing import Any
 
 import numpy as np
 
-from pgolf.core.bpb import ByteTable, byte_table, load_tokenizer
+from pgolf.core.bpb import ByteTable, byte_table, is_transformed, load_tokenizer
 from pgolf.core.errors import InputError
 from pgolf.core.files import read_bytes, read_json, sha256_file
-from pgolf.core.shards import SHARD_NAME, list_shards, load_split
+from pgolf.core.shards import SHARD_NAME, SIDECAR_NAME, list_shards, list_sidecars, load_sidecars, load_split
 
 DATASET_SCHEMA = "pgolf.dataset/1"
 MAX_TOKENIZER = 64 << 20
+PARTIAL = ".partial"
+"""Where pgolf tokenize works inside a dataset directory until all of it is done."""
 BOS = 1
 
 
 @dataclass
 class Dataset:
-    """An opened dataset. `shards` are the files of each split in stream order, `hashes` their expected SHA-256."""
+    """An opened dataset. `shards` are the files of each split in stream order, `sidecars` the byte sidecars of the
+    validation shards (for transformed text), `hashes` the expected SHA-256 of all of them.
+    """
 
     folder: Path
     tokenizer_bytes: bytes
     vocab_size: int
     shards: dict[str, list[Path]]
+    sidecars: list[Path] = field(default_factory=list)
+    transformed: bool = False
     hashes: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
@@ -39,7 +45,7 @@ class Dataset:
         return load_tokenizer(self.tokenizer_bytes, str(self.folder))
 
     def byte_table(self) -> ByteTable:
-        """What each token is charged."""
+        """What each token is charged where the text was not transformed."""
         return byte_table(self.tokenizer, self.vocab_size)
 
     def shard_hash(self, path: Path) -> str:
@@ -64,15 +70,24 @@ class Dataset:
                 self.shard_hash(path)
         return load_split(self.shards[name], self.vocab_size)
 
-    def val_tokens(self) -> np.ndarray:
-        """The validation stream as one uint16 array."""
-        return np.concatenate(self.split("val"))
+    def validation(self) -> tuple[np.ndarray, np.ndarray]:
+        """The validation stream, ids (N,) uint16, and the bytes charged to its targets, (N-1,).
+
+        InputError when the text was transformed and its byte sidecars are missing or do not fit.
+        """
+        shards = self.split("val")
+        ids = np.concatenate(shards)
+        if not self.transformed:
+            return ids, self.byte_table().charges(ids)
+        for path in self.sidecars:
+            self.shard_hash(path)
+        return ids, load_sidecars(self.sidecars, shards, self.folder)
 
     def fingerprint(self, *splits: str) -> str:
-        """SHA-256 over the tokenizer and the shards of the named splits."""
+        """SHA-256 over the tokenizer and the shards of the named splits, with the sidecars of val."""
         digest = hashlib.sha256(self.tokenizer_sha256.encode())
         for name in splits:
-            for path in self.shards.get(name, []):
+            for path in (*self.shards.get(name, []), *(self.sidecars if name == "val" else [])):
                 digest.update(f"{name} {path.name} {self.hashes.get(path.name) or self.shard_hash(path)}\n".encode())
         return digest.hexdigest()
 
@@ -92,23 +107,30 @@ def manifest_dataset(folder: Path, manifest: Any) -> Dataset:
         tokenizer_sha = str(manifest["tokenizer"]["sha256"])
         entries = {split: list(manifest["splits"][split]["shards"]) for split in ("train", "val")}
         names = {split: [str(entry["file"]) for entry in shards] for split, shards in entries.items()}
+        sidecars = list(manifest["splits"]["val"].get("sidecars", []))
+        entries["sidecars"] = sidecars
         hashes = {str(entry["file"]): str(entry["sha256"]) for shards in entries.values() for entry in shards}
+        transformed = str(manifest.get("transform", "none")) != "none"
+        sidecar_names = [str(entry["file"]) for entry in sidecars]
         vocab_size = int(manifest["vocab_size"])
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"the manifest lacks or garbles {error}", where, "make the dataset anew") from None
     for split, files in names.items():
         if any(not (match := SHARD_NAME.match(name)) or match[1] != split for name in files):
             raise InputError(f"a {split} shard has a name that no shard may have", where, "make the dataset anew")
+    if not all(map(SIDECAR_NAME.match, sidecar_names)):
+        raise InputError("a byte sidecar has a name that none may have", where, "make the dataset anew")
     tokenizer = read_bytes(folder / "tokenizer.model", MAX_TOKENIZER)
     if hashlib.sha256(tokenizer).hexdigest() != tokenizer_sha:
         raise InputError(
             "tokenizer.model is not the tokenizer that made the shards", str(folder), "restore it or tokenize anew"
         )
     paths = {split: [source / name for name in files] for split, files in names.items()}
-    for path in (path for files in paths.values() for path in files):
+    sidecar_paths = [source / name for name in sidecar_names]
+    for path in (*(path for files in paths.values() for path in files), *sidecar_paths):
         if not path.is_file():
             raise InputError("a shard of the manifest is missing", str(path), "restore it or make the dataset anew")
-    return Dataset(folder, tokenizer, vocab_size, paths, hashes)
+    return Dataset(folder, tokenizer, vocab_size, paths, sidecar_paths, transformed, hashes)
 
 
 def find_tokenizer(folder: Path, vocab_size: int) -> Path:
@@ -134,6 +156,10 @@ def round_trips(tokenizer: Any, ids: np.ndarray) -> bool:
 
 def adopt(folder: Path, tokenizer: Path | None, vocab_size: int) -> Dataset:
     """Published shards without a manifest: checked for structure, ids and a sample round trip; leaves a warning."""
+    if (folder / PARTIAL).is_dir():
+        raise InputError(
+            "this dataset was not finished", str(folder), "run the same pgolf tokenize again; it goes on where it was"
+        )
     shards = {split: list_shards(folder, split) for split in ("train", "val")}
     if not folder.is_dir() or not any(shards.values()):
         raise InputError(
@@ -141,7 +167,9 @@ def adopt(folder: Path, tokenizer: Path | None, vocab_size: int) -> Dataset:
         )
     content = read_bytes(tokenizer or find_tokenizer(folder, vocab_size), MAX_TOKENIZER)
     processor = load_tokenizer(content, str(tokenizer or folder))
-    dataset = Dataset(folder, content, processor.vocab_size(), shards)
+    transformed = is_transformed(processor)
+    sidecars = list_sidecars(folder) if transformed else []
+    dataset = Dataset(folder, content, processor.vocab_size(), shards, sidecars, transformed)
     for split in shards:
         if shards[split]:
             sample = load_split(shards[split], dataset.vocab_size)[0]
@@ -151,12 +179,13 @@ def adopt(folder: Path, tokenizer: Path | None, vocab_size: int) -> Dataset:
                     str(folder),
                     "name the right one with --tokenizer",
                 )
-    strange = sorted(path.name for path in folder.glob("*.bin") if not SHARD_NAME.match(path.name))
+    known = {path.name for path in (*shards["train"], *shards["val"], *sidecars)}
+    strange = sorted(path.name for path in folder.glob("*.bin") if path.name not in known)
     dataset.warnings.append(
         f"{folder} has no manifest: shards were checked for structure, id range and a sample round trip only"
     )
     if strange:
-        dataset.warnings.append(f"{folder}: files that are no token shards were left out: {', '.join(strange)}")
+        dataset.warnings.append(f"{folder}: files that do not belong to these shards were left out: {', '.join(strange)}")
     return dataset
 
 

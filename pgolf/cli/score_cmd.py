@@ -94,7 +94,7 @@ def score(
     model, resolved, dataset = model_and_data(path, data, tokenizer, preset, sets, console)
     if dry_run:
         method = getattr(resolved.config, stage)
-        targets = len(dataset.val_tokens()) - 1
+        targets = sum(map(len, dataset.split("val"))) - 1
         targets = min(targets, method.max_tokens or targets)
         document = {
             "schema": "pgolf.plan/1",

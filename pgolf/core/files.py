@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,76 @@ def atomic_file(path: Path) -> Iterator[Any]:
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+class GrowingFile:
+    """A file that takes shape in pieces: appended to, made durable at times, put in its place when it is complete."""
+
+    def __init__(self, path: Path, keep_bytes: int = 0) -> None:
+        """Open `path` with its first `keep_bytes`; what lies beyond is cut off. InputError if it has fewer."""
+        self.path = path
+        make_dir(path.parent)
+        try:
+            self.file = open(path, "r+b" if keep_bytes else "wb")
+            size = self.file.seek(0, os.SEEK_END)
+            if size >= keep_bytes:
+                self.file.truncate(keep_bytes)
+                self.file.seek(keep_bytes)
+        except OSError as error:
+            raise storage_error(error, path, "writing") from None
+        if size < keep_bytes:
+            raise InputError(f"the file has {size:,} bytes, fewer than the {keep_bytes:,} noted", str(path))
+
+    def append(self, content: Any) -> None:
+        """Add bytes, or a contiguous array."""
+        try:
+            self.file.write(content)
+        except OSError as error:
+            raise storage_error(error, self.path, "writing") from None
+
+    def sync(self) -> None:
+        """Make everything appended so far durable."""
+        try:
+            self.file.flush()
+            os.fsync(self.file.fileno())
+        except OSError as error:
+            raise storage_error(error, self.path, "writing") from None
+
+    def publish(self, path: Path, head: bytes) -> None:
+        """Write `head` over the first bytes, close, and put the complete file at `path` in one step."""
+        try:
+            self.file.seek(0)
+            self.file.write(head)
+            self.sync()
+            self.file.close()
+            os.replace(self.path, path)
+            sync_dir(path.parent)
+        except OSError as error:
+            raise storage_error(error, self.path, "writing") from None
+
+    def close(self) -> None:
+        """Close without publishing; what is on disk stays."""
+        with contextlib.suppress(OSError):
+            self.file.close()
+
+
+def move_file(source: Path, target: Path) -> None:
+    """Put a complete file at `target` on the same file system, in one step."""
+    try:
+        os.replace(source, target)
+        sync_dir(target.parent)
+    except OSError as error:
+        raise storage_error(error, target, "writing") from None
+
+
+def remove_dir(path: Path) -> None:
+    """Remove a directory with all it holds; StorageError if that is impossible."""
+    try:
+        shutil.rmtree(path)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise storage_error(error, path, "removing") from None
 
 
 def sync_dir(path: Path) -> None:

@@ -14,6 +14,7 @@ from pgolf.core.files import storage_error, write_bytes
 
 SHARD_MAGIC, SHARD_VERSION, HEADER_BYTES = 20240520, 1, 1024
 SHARD_NAME = re.compile(r"^[A-Za-z0-9]+_(train|val)_\d{6}\.bin$")
+SIDECAR_NAME = re.compile(r"^[A-Za-z0-9]+_val_bytes_\d{6}\.bin$")
 
 
 def write_shard(path: Path, ids: np.ndarray) -> None:
@@ -56,6 +57,33 @@ def list_shards(folder: Path, split: str) -> list[Path]:
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     found = [match for match in map(SHARD_NAME.match, names) if match and match[1] == split]
     return [folder / match[0] for match in found]
+
+
+def list_sidecars(folder: Path) -> list[Path]:
+    """Byte sidecars of the validation shards, in stream order."""
+    return sorted(path for path in folder.iterdir() if SIDECAR_NAME.match(path.name)) if folder.is_dir() else []
+
+
+def load_sidecars(paths: list[Path], shards: list[np.ndarray], folder: Path) -> np.ndarray:
+    """Bytes charged to targets 1 .. N-1 of a validation stream, (N-1,) uint16, from the sidecars of its shards.
+
+    InputError if they are missing or are not as long as the shards.
+    """
+    if len(paths) != len(shards):
+        raise InputError(
+            f"the text was transformed, so {len(shards)} byte sidecars are needed; there are {len(paths)}",
+            str(folder),
+            "expected files like fineweb_val_bytes_000000.bin; without them the bytes would be wrong",
+        )
+    sidecars = [open_shard(path) for path in paths]
+    for path, charges, ids in zip(paths, sidecars, shards):
+        if len(charges) != len(ids):
+            raise InputError(
+                f"the sidecar has {len(charges):,} entries, its shard {len(ids):,} ids",
+                str(path),
+                "fetch or make both again",
+            )
+    return np.concatenate(sidecars)[1:]
 
 
 def load_split(paths: list[Path], vocab_size: int) -> list[np.ndarray]:

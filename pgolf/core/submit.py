@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pgolf.core.artifact import decode_artifact, encode_artifact
-from pgolf.core.bpb import ByteTable, byte_table, load_tokenizer
+from pgolf.core.bpb import load_tokenizer, validation_stream
 from pgolf.core.codecs.base import Codec
 from pgolf.core.dist import World, activation_dtype, join_world, wants_compile
 from pgolf.core.errors import PgolfError
@@ -58,7 +58,9 @@ def log_event(world: World, event: dict[str, Any], iterations: int) -> None:
         say(world, f"{head} train_loss:{event['loss']:.4f} train_time:{ms:.0f}ms tok/s:{event['tokens_per_s']:.0f}")
 
 
-def train_recipe(recipe: Submission, seed: int, data: Path, tokens: np.ndarray, table: ByteTable, world: World) -> GPT:
+def train_recipe(
+    recipe: Submission, seed: int, data: Path, tokens: np.ndarray, charges: np.ndarray, world: World
+) -> GPT:
     """Train as pgolf does, step for step; the first rank logs."""
     shards = load_split(list_shards(data, "train"), recipe.model.vocab_size)
     state = start_state(recipe.model, recipe.train, recipe.optim, shards, seed, world)
@@ -66,7 +68,7 @@ def train_recipe(recipe: Submission, seed: int, data: Path, tokens: np.ndarray, 
         world, f"train_shards: {len(shards)}\nmodel_params:{sum(weight.numel() for weight in state.model.parameters())}"
     )
 
-    validate = validator(state.model, recipe.train, tokens, table)
+    validate = validator(state.model, recipe.train, tokens, charges)
     watch = Watch(
         lambda event: log_event(world, event, recipe.train.iterations), validate, lambda state: None, lambda: False
     )
@@ -118,12 +120,11 @@ def score_submission(recipe: Submission, code: Path, options: argparse.Namespace
     world = join_world(options.device)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
     tokenizer = load_tokenizer(read_bytes(options.tokenizer, 1 << 26), str(options.tokenizer))
-    table = byte_table(tokenizer, recipe.model.vocab_size)
-    tokens = np.concatenate(load_split(list_shards(options.data, "val"), recipe.model.vocab_size))
+    tokens, charges = validation_stream(options.data, tokenizer, recipe.model.vocab_size)
     say(world, f"val_tokens: {len(tokens) - 1}\nseed:{options.seed}")
     artifact = options.artifact or options.out
     if options.artifact is None:
-        model = train_recipe(recipe, options.seed, options.data, tokens, table, world)
+        model = train_recipe(recipe, options.seed, options.data, tokens, charges, world)
         if world.leads:
             make_dir(artifact.parent)
             write_bytes(artifact, make_artifact(recipe, model, options.data))
@@ -137,7 +138,7 @@ def score_submission(recipe: Submission, code: Path, options: argparse.Namespace
         model.compute_dtype = activation_dtype("auto", world.device)
         code_bytes = code.stat().st_size
         say(world, f"Code size: {code_bytes} bytes\nTotal submission size: {len(blob) + code_bytes} bytes")
-        score, _ = evaluate(model, tokens, table, recipe.score)
+        score, _ = evaluate(model, tokens, charges, recipe.score)
         seconds = time.monotonic() - start
         say(
             world,

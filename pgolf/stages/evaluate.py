@@ -28,7 +28,7 @@ def run_method(
     device = pick_device(device_name, 0)
     check_tokenizer(model, dataset.tokenizer_sha256, dataset.vocab_size, str(dataset.folder))
     slot = "EvalMethod" if stage == "eval" else "TttMethod"
-    tokens, table = dataset.val_tokens(), dataset.byte_table()
+    tokens, charges = dataset.validation()
     network = model.build(device)
     loaded = time.monotonic()
     name = name_of(slot, type(method))
@@ -41,7 +41,7 @@ def run_method(
                 f"· {done / max(spent, 1e-9):,.0f} tok/s"
             )
 
-        score, ledger = evaluate(network, tokens, table, method, progress)
+        score, ledger = evaluate(network, tokens, charges, method, progress)
     scored = time.monotonic()
     return {
         "schema": SCORE_SCHEMA,

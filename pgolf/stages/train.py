@@ -245,7 +245,7 @@ def run_training(
     """The body of `train`, on every rank; only the first writes."""
     started = time.monotonic()
     compiled, why = choose_compile(config.train.compile, world.device)
-    shards, table = check_data(dataset, config), dataset.byte_table()
+    shards, (tokens, charges) = check_data(dataset, config), dataset.validation()
     state = start_state(config.model, config.train, config.optim, shards, config.train.seed, world)
     model = state.model
     made_by = provenance(str(world.device)) if world.leads else {}
@@ -276,7 +276,7 @@ def run_training(
                 checkpoints.save(current)
             world.barrier()
 
-        validate = validator(model, config.train, dataset.val_tokens(), table)
+        validate = validator(model, config.train, tokens, charges)
         watch = Watch(on_event, validate, save, lambda: flag.raised > 0)
         event = fit(state, config.train, config.optim, world, watch, compiled)
         if event["reason"] == "signal":

@@ -19,7 +19,7 @@ from pgolf.config.run import RunConfig
 from pgolf.config.tree import flatten, to_values
 from pgolf.core.errors import InputError, RuleError
 from pgolf.core.files import make_dir, parse_json, sha256_file, storage_error, write_bytes, write_json
-from pgolf.core.shards import list_shards
+from pgolf.core.shards import list_shards, list_sidecars
 from pgolf.dataset import Dataset
 from pgolf.stages.manifest import package_versions
 from pgolf.stages.model_files import artifact_info
@@ -72,7 +72,8 @@ def prove(folder: Path, entry: Entry, name: str, dataset: Dataset) -> dict[str, 
         for file in ("train_gpt.py", "tokenizer.model", name):
             shutil.copy(folder / file, room / file)
         make_dir(room / "data")
-        for path in list_shards(dataset.shards["val"][0].parent, "val"):
+        source = dataset.shards["val"][0].parent
+        for path in (*list_shards(source, "val"), *list_sidecars(source)):
             os.symlink(path.resolve(), room / "data" / path.name)
         argv = [sys.executable, "-I", *command("train_gpt.py", name, "data"), "--device", device.split(":")[0]]
         run = subprocess.run(argv, cwd=room, capture_output=True, text=True)

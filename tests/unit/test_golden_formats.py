@@ -51,7 +51,7 @@ def test_dataset() -> None:
     """The dataset opens with its own tokenizer, verified hashes and the recorded sizes."""
     dataset = open_dataset(GOLDEN / "data")
     assert dataset.tokenizer_sha256 == EXPECTED["tokenizer_sha256"]
-    assert len(dataset.val_tokens()) == EXPECTED["val_tokens"]
+    assert len(dataset.validation()[0]) == EXPECTED["val_tokens"]
     assert dataset.fingerprint("train", "val") == EXPECTED["fingerprint"]
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from pgolf.core.bpb import ByteTable, Score
+from pgolf.core.bpb import Score
 from pgolf.core.errors import InputError, RuleError
 from pgolf.core.evals.base import EvalMethod
 from pgolf.core.model.gpt import GPT
@@ -19,14 +19,23 @@ class Ledger:
     """Tokens (N,), their byte charges, and the loss of each of the N - 1 targets, committed once."""
 
     def __init__(
-        self, model: GPT, tokens: np.ndarray, table: ByteTable, method: EvalMethod, progress: Callable[[int, int], None]
+        self,
+        model: GPT,
+        tokens: np.ndarray,
+        charges: np.ndarray,
+        method: EvalMethod,
+        progress: Callable[[int, int], None],
     ) -> None:
         if len(tokens) < 2:
             raise InputError("the validation stream has no target: it needs two tokens or more", "validation split")
+        if len(charges) != len(tokens) - 1:
+            raise InputError(
+                f"{len(charges):,} byte charges for {len(tokens) - 1:,} targets", "validation split", "make both anew"
+            )
         limit = method.max_tokens + 1 if method.max_tokens else len(tokens)
         self.partial = limit < len(tokens)
         self.tokens = np.asarray(tokens[:limit], dtype=np.int64)
-        self.charges = table.charges(self.tokens)
+        self.charges = charges[: len(self.tokens) - 1]
         self.losses = np.full(len(self.charges), np.nan, dtype=np.float32)
         self.model, self.method, self.progress = model, method, progress
         self.device = next(model.parameters()).device
@@ -88,17 +97,17 @@ class Ledger:
             )
         if not self.charges.any():
             raise InputError("no target is charged a byte, so there are no bits per byte", "validation split")
-        return Score(float(self.losses.sum(dtype=np.float64)), self.targets, int(self.charges.sum()))
+        return Score(float(self.losses.sum(dtype=np.float64)), self.targets, int(self.charges.sum(dtype=np.int64)))
 
 
 def evaluate(
     model: GPT,
     tokens: np.ndarray,
-    table: ByteTable,
+    charges: np.ndarray,
     method: EvalMethod,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> tuple[Score, Ledger]:
-    """Run a method over a stream and return the checked score with its ledger."""
-    ledger = Ledger(model, tokens, table, method, progress)
+    """Run a method over a stream (N,), its targets charged (N-1,) bytes; returns the checked score and its ledger."""
+    ledger = Ledger(model, tokens, charges, method, progress)
     method.run(ledger)
     return ledger.total(), ledger

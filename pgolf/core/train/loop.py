@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pgolf.core.bpb import ByteTable
 from pgolf.core.dist import World, activation_dtype
 from pgolf.core.errors import RuleError
 from pgolf.core.evals.ledger import evaluate
@@ -88,11 +87,11 @@ def train_step(
     return total
 
 
-def validator(model: GPT, config: TrainConfig, tokens: np.ndarray, table: ByteTable) -> Callable[[], dict[str, Any]]:
+def validator(model: GPT, config: TrainConfig, tokens: np.ndarray, charges: np.ndarray) -> Callable[[], dict[str, Any]]:
     """Validation during training: plain evaluation of `tokens` at the training length, as fields of an event."""
 
     def validate() -> dict[str, Any]:
-        score, _ = evaluate(model, tokens, table, config.validation())
+        score, _ = evaluate(model, tokens, charges, config.validation())
         return {"val_loss": score.val_loss, "val_bpb": score.bpb, "val_tokens": score.tokens}
 
     return validate

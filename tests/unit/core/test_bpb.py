@@ -127,7 +127,7 @@ def test_shard_bytes_golden(shared, oracle):
     charges = byte_table(read_tokenizer(shared, "fineweb_1024_bpe"), 1024).charges(ids)
     assert len(ids) == data["total_tokens"]
     assert len(charges) == data["scored_tokens"]
-    assert charges.dtype == np.int64
+    assert charges.dtype == np.int32
     assert int(charges.sum()) == data["total_bytes"]
     np.testing.assert_array_equal(charges[:400], data["first_charges"])
     starts = np.flatnonzero(ids == 1)

@@ -19,7 +19,11 @@ from pgolf.core.evals.sliding import SlidingEval, sliding_windows
 from pgolf.core.ttt.chunk_sgd import ChunkSgd
 
 STREAMS = range(6)
-FLAT = ByteTable(np.full(60, 2), np.zeros(60, bool), np.zeros(60, bool))
+
+
+def scored(model, tokens, method, *progress):
+    """The score and the ledger of a stream whose every target is charged two bytes."""
+    return evaluate(model, tokens, np.full(max(len(tokens) - 1, 0), 2, np.uint16), method, *progress)
 
 
 def table_of(data):
@@ -34,7 +38,7 @@ def stream_of(length, seed=0):
 
 def losses_of(model, tokens, method):
     """Every target's loss under a method, on a copy of the model."""
-    return evaluate(copy.deepcopy(model), tokens, FLAT, method)[1].losses
+    return scored(copy.deepcopy(model), tokens, method)[1].losses
 
 
 class Replay(torch.nn.Module):
@@ -70,7 +74,7 @@ def test_the_right_losses_of_each_window_are_taken_golden(oracle, stream, batch_
     tokens, windows = data[f"tokens_{stream}"], data[f"window_start_from_to_{stream}"]
     replay = Replay(data[f"window_nll_{stream}"])
     method = SlidingEval(seq_len=64, stride=16, batch_seqs=batch_seqs)
-    score, ledger = evaluate(replay, tokens, table_of(data), method)
+    score, ledger = evaluate(replay, tokens, table_of(data).charges(tokens), method)
     np.testing.assert_array_equal(ledger.losses[data[f"scored_positions_{stream}"]], data[f"scored_nll_{stream}"])
     assert score.val_loss == pytest.approx(float(data[f"val_loss_{stream}"]), abs=1e-9)
     assert score.bpb == pytest.approx(float(data[f"val_bpb_{stream}"]), abs=1e-9)
@@ -84,7 +88,7 @@ def test_the_right_losses_of_each_window_are_taken_golden(oracle, stream, batch_
 def test_plain_evaluation_charges_golden_bytes(oracle):
     data = oracle("eval_sliding.npz")
     tokens = data["plain_tokens"]
-    score, _ = evaluate(Replay(np.ones((6, 64), np.float32)), tokens, table_of(data), PlainEval(seq_len=64))
+    score, _ = evaluate(Replay(np.ones((6, 64), np.float32)), tokens, table_of(data).charges(tokens), PlainEval(seq_len=64))
     assert (score.tokens, score.nats) == (384, 384.0)
     per_byte = float(data["plain_val_bpb"]) / float(data["plain_val_loss"])
     assert score.bpb / score.val_loss == pytest.approx(per_byte, rel=1e-12)
@@ -133,7 +137,7 @@ def test_sliding_losses_equal_a_direct_computation(tiny_model):
 
 def test_the_score_sums_the_ledger(tiny_model):
     tokens = stream_of(90)
-    score, ledger = evaluate(tiny_model, tokens, FLAT, PlainEval(seq_len=16))
+    score, ledger = scored(tiny_model, tokens, PlainEval(seq_len=16))
     assert (score.tokens, score.bytes) == (89, 178)
     assert score.nats == float(ledger.losses.astype(np.float64).sum())
     assert 3.5 < score.val_loss < 6
@@ -144,7 +148,7 @@ def test_the_score_sums_the_ledger(tiny_model):
 )
 def test_the_batch_size_does_not_change_the_score(tiny_model, make):
     tokens = stream_of(203)
-    scores = [evaluate(tiny_model, tokens, FLAT, make(size))[0] for size in (1, 2, 7, 100)]
+    scores = [scored(tiny_model, tokens, make(size))[0] for size in (1, 2, 7, 100)]
     for score in scores[1:]:
         assert score.bpb == pytest.approx(scores[0].bpb, abs=1e-6)
 
@@ -159,29 +163,29 @@ def test_longer_context_is_seen(tiny_model):
 
 def test_max_tokens_scores_a_prefix(tiny_model):
     tokens = stream_of(100)
-    score, ledger = evaluate(tiny_model, tokens, FLAT, SlidingEval(seq_len=16, stride=4, max_tokens=37))
+    score, ledger = scored(tiny_model, tokens, SlidingEval(seq_len=16, stride=4, max_tokens=37))
     whole = losses_of(tiny_model, tokens, SlidingEval(seq_len=16, stride=4))
     assert (score.tokens, score.bytes, ledger.partial) == (37, 74, True)
     np.testing.assert_allclose(ledger.losses, whole[:37], rtol=0, atol=1e-5)
     for limit in (0, 99, 500):
-        score, ledger = evaluate(tiny_model, tokens, FLAT, PlainEval(seq_len=16, max_tokens=limit))
+        score, ledger = scored(tiny_model, tokens, PlainEval(seq_len=16, max_tokens=limit))
         assert (score.tokens, ledger.partial) == (99, False)
 
 
 def test_progress_counts_up_to_all(tiny_model):
     seen = []
-    evaluate(
-        tiny_model, stream_of(70), FLAT, PlainEval(seq_len=8, batch_seqs=2), lambda done, of: seen.append((done, of))
+    scored(
+        tiny_model, stream_of(70), PlainEval(seq_len=8, batch_seqs=2), lambda done, of: seen.append((done, of))
     )
     assert seen == [(16, 69), (32, 69), (48, 69), (64, 69), (69, 69)]
 
 
 def test_two_tokens_are_the_shortest_stream(tiny_model):
-    score, _ = evaluate(tiny_model, stream_of(2), FLAT, SlidingEval(seq_len=16, stride=4))
+    score, _ = scored(tiny_model, stream_of(2), SlidingEval(seq_len=16, stride=4))
     assert score.tokens == 1
     for tokens in (stream_of(1), stream_of(0)):
         with pytest.raises(InputError, match="has no target"):
-            evaluate(tiny_model, tokens, FLAT, PlainEval(seq_len=16))
+            scored(tiny_model, tokens, PlainEval(seq_len=16))
 
 
 # The ledger's rules
@@ -189,9 +193,8 @@ def test_two_tokens_are_the_shortest_stream(tiny_model):
 
 def open_ledger(model, tokens=None):
     """A ledger over 40 tokens."""
-    return Ledger(
-        model, stream_of(40) if tokens is None else tokens, FLAT, Evaluator(seq_len=10), lambda done, of: None
-    )
+    tokens = stream_of(40) if tokens is None else tokens
+    return Ledger(model, tokens, np.full(max(len(tokens) - 1, 0), 2), Evaluator(seq_len=10), lambda done, of: None)
 
 
 def windows_of(*rows):
@@ -250,7 +253,7 @@ def test_tokens_are_revealed_after_their_score_only(tiny_model):
 
 def test_scoring_leaves_weights_and_gradients_alone(tiny_model):
     before = copy.deepcopy(tiny_model.state_dict())
-    evaluate(tiny_model, stream_of(60), FLAT, SlidingEval(seq_len=16, stride=4))
+    scored(tiny_model, stream_of(60), SlidingEval(seq_len=16, stride=4))
     assert all(torch.equal(weight, before[name]) for name, weight in tiny_model.state_dict().items())
     assert all(weight.grad is None for weight in tiny_model.parameters())
 
@@ -265,7 +268,7 @@ def test_chunks_golden(oracle, make_model, tiny_config):
     method = ChunkSgd(
         seq_len=int(data["window"]), stride=int(data["stride"]), chunk_tokens=int(data["chunk_tokens"]), epochs=1
     )
-    ledger = Ledger(make_model(tiny_config), data["tokens"], table_of(data), method, lambda done, of: None)
+    ledger = Ledger(make_model(tiny_config), data["tokens"], table_of(data).charges(data["tokens"]), method, lambda done, of: None)
     order, chunks, commit, reveal = [], [], ledger.commit, ledger.reveal
     ledger.commit = lambda position, losses: (order.append(position + np.arange(len(losses))), commit(position, losses))
     ledger.reveal = lambda start, stop: (chunks.append((start, stop, sum(map(len, order)))), reveal(start, stop))[1]
@@ -370,7 +373,7 @@ def test_an_independent_implementation_agrees(tiny_model, change):
 
 def test_frozen_blocks_stay_frozen(tiny_model):
     before = copy.deepcopy(tiny_model.state_dict())
-    evaluate(tiny_model, stream_of(150), FLAT, ChunkSgd(**TTT, freeze_blocks=2))
+    scored(tiny_model, stream_of(150), ChunkSgd(**TTT, freeze_blocks=2))
     changed = {name for name, weight in tiny_model.state_dict().items() if not torch.equal(weight, before[name])}
     frozen = {name for name in before if name.startswith(("blocks.0.", "blocks.1."))}
     assert changed == set(before) - frozen
@@ -382,7 +385,7 @@ def test_every_target_is_scored_once_whatever_the_chunks(targets, setting, extra
     seq_len, stride = setting
     method = ChunkSgd(seq_len=seq_len, stride=stride, chunk_tokens=seq_len + extra, epochs=0, batch_seqs=1)
     model = Replay(np.ones((len(sliding_windows(targets, seq_len, stride)), seq_len), np.float32))
-    score, ledger = evaluate(model, stream_of(targets + 1), FLAT, method)
+    score, ledger = scored(model, stream_of(targets + 1), method)
     assert (score.tokens, score.nats, ledger.done) == (targets, float(targets), targets)
 
 
