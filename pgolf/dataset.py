@@ -11,18 +11,22 @@ from pgolf.core.bpb import ByteTable, byte_table, is_transformed, load_tokenizer
 from pgolf.core.errors import InputError
 from pgolf.core.files import read_bytes, read_json, sha256_file
 from pgolf.core.shards import SHARD_NAME, SIDECAR_NAME, list_shards, list_sidecars, load_sidecars, load_split
+from pgolf.corpus.tokenizer import MAX_TOKENIZER, read_tokenizer
 
 DATASET_SCHEMA = "pgolf.dataset/1"
-MAX_TOKENIZER = 64 << 20
 PARTIAL = ".partial"
 """Where pgolf tokenize works inside a dataset directory until all of it is done."""
 BOS = 1
+DOCUMENTS_NAME = "documents_{split}.npy"
+DOCUMENT = np.dtype([("hash", "<u8"), ("bytes", "<u4"), ("tokens", "<u4")])
+"""An entry of a document list: the first 64 bits (big-endian) of the SHA-256 of the text, its UTF-8 bytes, and its
+tokens with BOS."""
 
 
 @dataclass
 class Dataset:
     """An opened dataset. `shards` are the files of each split in stream order, `sidecars` the byte sidecars of the
-    validation shards (for transformed text), `hashes` the expected SHA-256 of all of them.
+    validation shards (for transformed text), `documents` the document lists, `hashes` the SHA-256 of all of them.
     """
 
     folder: Path
@@ -30,6 +34,7 @@ class Dataset:
     vocab_size: int
     shards: dict[str, list[Path]]
     sidecars: list[Path] = field(default_factory=list)
+    documents: dict[str, Path] = field(default_factory=dict)
     transformed: bool = False
     hashes: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
@@ -83,6 +88,15 @@ class Dataset:
             self.shard_hash(path)
         return ids, load_sidecars(self.sidecars, shards, self.folder)
 
+    def verify(self) -> None:
+        """InputError unless every file has the SHA-256 of the manifest."""
+        for path in (
+            *(path for files in self.shards.values() for path in files),
+            *self.sidecars,
+            *self.documents.values(),
+        ):
+            self.shard_hash(path)
+
     def fingerprint(self, *splits: str) -> str:
         """SHA-256 over the tokenizer and the shards of the named splits, with the sidecars of val."""
         digest = hashlib.sha256(self.tokenizer_sha256.encode())
@@ -109,7 +123,9 @@ def manifest_dataset(folder: Path, manifest: Any) -> Dataset:
         names = {split: [str(entry["file"]) for entry in shards] for split, shards in entries.items()}
         sidecars = list(manifest["splits"]["val"].get("sidecars", []))
         entries["sidecars"] = sidecars
-        hashes = {str(entry["file"]): str(entry["sha256"]) for shards in entries.values() for entry in shards}
+        lists = {split: part["document_list"] for split, part in manifest["splits"].items() if "document_list" in part}
+        entries["lists"] = list(lists.values())
+        hashes = {str(entry["file"]): str(entry["sha256"]) for files in entries.values() for entry in files}
         transformed = str(manifest.get("transform", "none")) != "none"
         sidecar_names = [str(entry["file"]) for entry in sidecars]
         vocab_size = int(manifest["vocab_size"])
@@ -126,11 +142,12 @@ def manifest_dataset(folder: Path, manifest: Any) -> Dataset:
             "tokenizer.model is not the tokenizer that made the shards", str(folder), "restore it or tokenize anew"
         )
     paths = {split: [source / name for name in files] for split, files in names.items()}
+    documents = {split: folder / DOCUMENTS_NAME.format(split=split) for split in lists}
     sidecar_paths = [source / name for name in sidecar_names]
-    for path in (*(path for files in paths.values() for path in files), *sidecar_paths):
+    for path in (*(path for files in paths.values() for path in files), *sidecar_paths, *documents.values()):
         if not path.is_file():
-            raise InputError("a shard of the manifest is missing", str(path), "restore it or make the dataset anew")
-    return Dataset(folder, tokenizer, vocab_size, paths, sidecar_paths, transformed, hashes)
+            raise InputError("a file of the manifest is missing", str(path), "restore it or make the dataset anew")
+    return Dataset(folder, tokenizer, vocab_size, paths, sidecar_paths, documents, transformed, hashes)
 
 
 def find_tokenizer(folder: Path, vocab_size: int) -> Path:
@@ -165,11 +182,11 @@ def adopt(folder: Path, tokenizer: Path | None, vocab_size: int) -> Dataset:
         raise InputError(
             "no dataset: neither manifest.json nor token shards", str(folder), "make one with pgolf tokenize"
         )
-    content = read_bytes(tokenizer or find_tokenizer(folder, vocab_size), MAX_TOKENIZER)
+    content = read_tokenizer(tokenizer or find_tokenizer(folder, vocab_size))
     processor = load_tokenizer(content, str(tokenizer or folder))
     transformed = is_transformed(processor)
     sidecars = list_sidecars(folder) if transformed else []
-    dataset = Dataset(folder, content, processor.vocab_size(), shards, sidecars, transformed)
+    dataset = Dataset(folder, content, processor.vocab_size(), shards, sidecars, transformed=transformed)
     for split in shards:
         if shards[split]:
             sample = load_split(shards[split], dataset.vocab_size)[0]
@@ -185,7 +202,9 @@ def adopt(folder: Path, tokenizer: Path | None, vocab_size: int) -> Dataset:
         f"{folder} has no manifest: shards were checked for structure, id range and a sample round trip only"
     )
     if strange:
-        dataset.warnings.append(f"{folder}: files that do not belong to these shards were left out: {', '.join(strange)}")
+        dataset.warnings.append(
+            f"{folder}: files that do not belong to these shards were left out: {', '.join(strange)}"
+        )
     return dataset
 
 

@@ -7,6 +7,7 @@ import typer
 
 from pgolf.cli import options
 from pgolf.cli.output import note, print_json, table
+from pgolf.core.errors import ConfigError
 
 
 def register(app: typer.Typer) -> None:
@@ -17,13 +18,23 @@ def register(app: typer.Typer) -> None:
 
 def tokenize(
     sources: Annotated[
-        list[Path], typer.Argument(metavar="SOURCE...", help="Text: .txt, .jsonl (also .gz, .zst), directories.")
+        list[Path],
+        typer.Argument(
+            metavar="SOURCE...", help="Text: .txt, .jsonl (also .gz, .zst), .parquet, directories; - reads standard input."
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Dataset directory to make.")],
     tokenizer: Annotated[
         Path | None,
         typer.Option("--tokenizer", metavar="FILE", help="Use this SentencePiece model instead of training one."),
     ] = None,
+    shard: Annotated[
+        str,
+        typer.Option("--shard", metavar="I/N", help="Only the I-th of N equal parts; pgolf data merge joins them."),
+    ] = "",
+    stdin_format: Annotated[
+        str, typer.Option("--stdin-format", metavar="FORMAT", help="What standard input holds: jsonl or txt.")
+    ] = "jsonl",
     preset: options.Preset = "",
     sets: options.Sets = None,
     seed: options.Seed = None,
@@ -33,7 +44,7 @@ def tokenize(
     dry_run: options.DryRun = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Documents to token shards, every byte accounted for.
+    """Documents to token shards, every byte accounted for. The same command again goes on after an interruption.
 
     Example: pgolf tokenize docs.jsonl.zst --out data/mine --set model.vocab_size=1024
     """
@@ -41,33 +52,51 @@ def tokenize(
     from pgolf.report.console import Console
 
     resolved = resolve(preset, options.merged(sets, seed))
+    if stdin_format not in ("jsonl", "txt"):
+        raise ConfigError(f"{stdin_format!r} is neither jsonl nor txt", "--stdin-format")
     if dry_run:
-        from pgolf.corpus.sources import expand
+        from pgolf.corpus.sources import STDIN, expand
 
-        files = [{"file": str(path), "bytes": path.stat().st_size} for path in expand(sources)]
+        files = [
+            {"file": str(path), "bytes": 0 if path == STDIN else path.stat().st_size} for path in expand(sources)
+        ]
         plan(
             as_json,
             {"command": "tokenize", "out": str(out), "files": files},
             f"would tokenize {len(files)} files into {out}",
         )
         return
-    from pgolf.core.dist import pick_device
     from pgolf.stages.tokenize import tokenize as run_stage
 
-    pick_device(device, 0)
-    manifest = run_stage(sources, out, resolved, tokenizer, Console(quiet), force=force)
+    if device != "auto":
+        from pgolf.core.dist import pick_device
+
+        pick_device(device, 0)
+    console = Console(quiet)
+    manifest = run_stage(
+        sources, out, resolved, tokenizer, console, force=force, shard=shard, stdin_format=stdin_format
+    )
+    show_dataset(manifest, out, "pgolf.tokenize/1", as_json, console.warnings)
+
+
+def show_dataset(manifest: dict[str, Any], out: Path, schema: str, as_json: bool, warnings: list[str]) -> None:
+    """The answer of commands that make a dataset."""
     splits = {
-        name: {key: value for key, value in split.items() if key != "shards"} | {"shards": len(split["shards"])}
+        name: {key: value for key, value in split.items() if key not in ("shards", "sidecars", "document_list")}
+        | {"shards": len(split["shards"])}
         for name, split in manifest["splits"].items()
     }
     document = {
-        "schema": "pgolf.tokenize/1",
+        "schema": schema,
         "out": str(out),
         "fresh": manifest["fresh"],
         "vocab_size": manifest["vocab_size"],
         "tokenizer_sha256": manifest["tokenizer"]["sha256"],
+        "transform": manifest["transform"],
+        "rule": manifest["rule"],
         "splits": splits,
         "empty_documents": manifest["empty_documents"],
+        "warnings": warnings,
     }
     if as_json:
         print_json(document)
@@ -76,13 +105,9 @@ def tokenize(
         up_to_date(manifest)
         + f"{out}: vocabulary of {manifest['vocab_size']}, {manifest['empty_documents']} empty documents left out"
     )
-    keys = ("documents", "tokens", "raw_bytes", "normalised_bytes", "charged_bytes", "shards")
-    table(
-        "",
-        ["split", *keys],
-        [[name, *(f"{split[key]:,}" for key in keys)] for name, split in splits.items()],
-        right=(1, 2, 3, 4, 5, 6),
-    )
+    keys = ("documents", "tokens", "raw_bytes", "normalised_bytes", "table_bytes", "charged_bytes", "shards")
+    rows = [[name, *(f"{split[key]:,}" for key in keys)] for name, split in splits.items()]
+    table("", ["split", *keys], rows, right=tuple(range(1, 8)))
 
 
 def up_to_date(entry: dict[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """Presets and files to a resolved configuration: defaults < stored config < preset < --set."""
 
+import copy
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,10 @@ from pgolf.core.errors import ConfigError
 from pgolf.core.files import read_bytes
 
 PRESETS = Path(__file__).parent.parent / "presets"
+
+
+RENAMED = {"tokenize.threads": "tokenize.workers"}
+"""Keys that stored configurations may still have under an older name."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,17 @@ def preset_description(name: str) -> str:
     return str(tomllib.loads(preset_path(name).read_text(encoding="utf-8")).get("description", ""))
 
 
+def upgraded(stored: dict[str, Any]) -> dict[str, Any]:
+    """A stored configuration with the names keys have now."""
+    stored = copy.deepcopy(stored)
+    for old, new in RENAMED.items():
+        section, key = old.split(".")
+        values = stored.get(section)
+        if isinstance(values, dict) and key in values:
+            values[new.split(".")[1]] = values.pop(key)
+    return stored
+
+
 def resolve(
     preset: str = "",
     sets: list[str] | None = None,
@@ -74,7 +90,7 @@ def resolve(
     stored_name: str = "input file",
 ) -> Resolved:
     """Merge a configuration stored in an input file, a preset and --set. ConfigError names key and source."""
-    layers = [Layer(stored_name, stored)] if stored else []
+    layers = [Layer(stored_name, upgraded(stored))] if stored else []
     layers += read_preset(preset) if preset else []
     layers += [Layer(f"--set {text}", parse_set(text), together=True) for text in sets or []]
     config, origins = build_config(RunConfig(), layers)

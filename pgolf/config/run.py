@@ -14,8 +14,14 @@ class TokenizeConfig:
     """Size of a tokenizer to train; 0 takes model.vocab_size."""
     character_coverage: float = 0.999
     """Share of characters SentencePiece learns; the rest become bytes."""
+    model_type: str = "bpe"
+    """Kind of tokenizer to train: bpe or unigram."""
+    reserved_symbols: str = ""
+    """Pieces that a trained tokenizer keeps whole, separated by spaces."""
+    tokenizer_docs: int = 5_000_000
+    """Train the tokenizer on at most this many documents."""
     transform: str = "none"
-    """Text transform before tokenization; only none so far."""
+    """Text transform before tokenization: none, or caseops_v1, the lossless case operators of PR #1729 and #1855."""
     split: str = "hash"
     """How validation documents are chosen: hash (a share, by document hash) or first (the first val_docs)."""
     val_share: float = 0.05
@@ -24,14 +30,18 @@ class TokenizeConfig:
     """Number of validation documents under split = first."""
     document_separator: str = ""
     """Cut .txt files into documents at this text (\\n is understood); empty takes a file as one document."""
+    text_field: str = "text"
+    """Name of the text in JSON lines and parquet columns."""
     shard_tokens: int = 100_000_000
     """Token ids per shard."""
-    threads: int = 0
-    """Encoding threads; 0 takes all cores. The result does not depend on it."""
+    workers: int = 0
+    """Tokenizing processes; 0 takes all cores. The result does not depend on it."""
 
     def __post_init__(self) -> None:
-        if self.transform != "none":
-            raise ConfigError(f"{self.transform!r} is not a known transform; there is only 'none' so far", "transform")
+        if self.transform not in ("none", "caseops_v1"):
+            raise ConfigError(f"{self.transform!r} is neither none nor caseops_v1", "transform")
+        if self.model_type not in ("bpe", "unigram"):
+            raise ConfigError(f"{self.model_type!r} is neither bpe nor unigram", "model_type")
         if self.split not in ("hash", "first"):
             raise ConfigError(f"{self.split!r} is neither hash nor first", "split")
         if not 0 < self.val_share < 1:
@@ -40,8 +50,14 @@ class TokenizeConfig:
             raise ConfigError(
                 f"vocab_size {self.vocab_size:,} does not fit uint16 shards; 65,535 at most", "vocab_size"
             )
-        if self.val_docs < 1 or self.shard_tokens < 1 or self.threads < 0 or self.vocab_size < 0:
-            raise ConfigError("val_docs and shard_tokens must be at least 1, threads and vocab_size not negative", "")
+        for key in ("val_docs", "shard_tokens", "tokenizer_docs"):
+            if getattr(self, key) < 1:
+                raise ConfigError(f"{key} must be at least 1", key)
+        if self.shard_tokens >= 2**31:
+            raise ConfigError("a shard holds fewer than 2,147,483,648 ids", "shard_tokens")
+        for key in ("workers", "vocab_size"):
+            if getattr(self, key) < 0:
+                raise ConfigError(f"{key} must not be negative", key)
         if not 0 < self.character_coverage <= 1:
             raise ConfigError("character_coverage must lie in (0, 1]", "character_coverage")
 

@@ -78,7 +78,9 @@ def byte_table(tokenizer: Any, vocab_size: int) -> ByteTable:
         boundary[index] = False
         piece = tokenizer.id_to_piece(index)
         lead[index] = piece.startswith("\u2581")
-        base[index] = 1 if tokenizer.is_byte(index) else len(piece.removeprefix("\u2581").replace("\u2581", " ").encode())
+        base[index] = (
+            1 if tokenizer.is_byte(index) else len(piece.removeprefix("\u2581").replace("\u2581", " ").encode())
+        )
     if not (lead & (base == 0)).any():
         raise InputError(
             "the tokenizer has no bare space piece, so spaces would be charged three bytes",

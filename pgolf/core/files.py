@@ -102,16 +102,14 @@ class GrowingFile:
         """Open `path` with its first `keep_bytes`; what lies beyond is cut off. InputError if it has fewer."""
         self.path = path
         make_dir(path.parent)
+        if keep_bytes and (size := path.stat().st_size if path.is_file() else 0) < keep_bytes:
+            raise InputError(f"the file has {size:,} bytes, fewer than the {keep_bytes:,} noted", str(path))
         try:
-            self.file = open(path, "r+b" if keep_bytes else "wb")
-            size = self.file.seek(0, os.SEEK_END)
-            if size >= keep_bytes:
-                self.file.truncate(keep_bytes)
-                self.file.seek(keep_bytes)
+            self.file = open(path, "r+b" if keep_bytes else "wb")  # noqa: SIM115, it stays open between appends
+            self.file.truncate(keep_bytes)
+            self.file.seek(keep_bytes)
         except OSError as error:
             raise storage_error(error, path, "writing") from None
-        if size < keep_bytes:
-            raise InputError(f"the file has {size:,} bytes, fewer than the {keep_bytes:,} noted", str(path))
 
     def append(self, content: Any) -> None:
         """Add bytes, or a contiguous array."""

@@ -21,9 +21,14 @@ def write_shard(path: Path, ids: np.ndarray) -> None:
     """Write ids (N,) below 65,536 atomically. InputError for larger ones."""
     if len(ids) and int(ids.max()) > 65535:
         raise InputError(f"token id {int(ids.max())} does not fit uint16 shards", str(path), "use a smaller vocabulary")
-    header = np.zeros(256, dtype="<i4")
-    header[:3] = SHARD_MAGIC, SHARD_VERSION, len(ids)
-    write_bytes(path, (header.tobytes(), np.ascontiguousarray(ids, dtype="<u2").tobytes()))
+    write_bytes(path, (shard_header(len(ids)), np.ascontiguousarray(ids, dtype="<u2").tobytes()))
+
+
+def shard_header(count: int) -> bytes:
+    """The header of a shard with `count` entries."""
+    header = np.zeros(HEADER_BYTES // 4, dtype="<i4")
+    header[:3] = SHARD_MAGIC, SHARD_VERSION, count
+    return header.tobytes()
 
 
 def open_shard(path: Path) -> np.ndarray:
@@ -69,20 +74,14 @@ def load_sidecars(paths: list[Path], shards: list[np.ndarray], folder: Path) -> 
 
     InputError if they are missing or are not as long as the shards.
     """
-    if len(paths) != len(shards):
-        raise InputError(
-            f"the text was transformed, so {len(shards)} byte sidecars are needed; there are {len(paths)}",
-            str(folder),
-            "expected files like fineweb_val_bytes_000000.bin; without them the bytes would be wrong",
-        )
     sidecars = [open_shard(path) for path in paths]
-    for path, charges, ids in zip(paths, sidecars, shards):
-        if len(charges) != len(ids):
-            raise InputError(
-                f"the sidecar has {len(charges):,} entries, its shard {len(ids):,} ids",
-                str(path),
-                "fetch or make both again",
-            )
+    entries, ids = [len(part) for part in sidecars], [len(part) for part in shards]
+    if entries != ids:
+        raise InputError(
+            f"the text was transformed, so its shards of {ids} ids need byte sidecars as long, not {entries}",
+            str(folder),
+            "expected files like fineweb_val_bytes_000000.bin",
+        )
     return np.concatenate(sidecars)[1:]
 
 

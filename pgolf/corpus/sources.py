@@ -1,31 +1,64 @@
-"""Documents from files: .txt, .jsonl (also .gz and .zst), directories of both, and Python's own documentation."""
+"""Documents from files: .txt, .jsonl (also .gz and .zst), .parquet, directories of them, standard input, and Python's
+own documentation. Reading yields records, still undecoded; whoever needs the text decodes it, in whatever process.
+"""
 
 import ast
 import gzip
 import json
+import sys
 import sysconfig
 import zlib
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from pgolf.core.errors import ConfigError, InputError
+from pgolf.core.errors import ConfigError, InputError, SetupError
 from pgolf.core.files import storage_error
 
-SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst")
-MAX_LINE_BYTES, CHUNK_BYTES, ZSTD_STEP_BYTES = 256 << 20, 1 << 20, 1024
+SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+STDIN = Path("-")
+MAX_RECORD_BYTES, CHUNK_BYTES, ZSTD_STEP_BYTES = 256 << 20, 1 << 20, 1024
+PARQUET_ROWS = 256
+ESCAPES = {r"\n": "\n", r"\t": "\t", r"\r": "\r", r"\0": "\0"}
 SKIPPED_PARTS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
+
+
+class Record(NamedTuple):
+    """One document as read: a line of JSON, UTF-8, or text; and where it stands, for error messages."""
+
+    content: bytes | str
+    is_json: bool
+    path: str
+    number: int
+
+    @property
+    def where(self) -> str:
+        """The place in words."""
+        return f"{self.path}, {'line' if self.is_json else 'document'} {self.number}"
+
+
+class Reading(NamedTuple):
+    """How sources are cut into documents."""
+
+    separator: str = ""
+    """Cuts .txt files; empty keeps a file whole."""
+    text_field: str = "text"
+    """Name of the text in JSON lines and parquet columns."""
+    stdin_format: str = "jsonl"
+    """What standard input holds: jsonl or txt."""
 
 
 def expand(sources: Iterable[Path]) -> list[Path]:
     """Files to read, directories expanded in name order. InputError for anything that is not text."""
     files: list[Path] = []
     for source in sources:
-        if source.is_dir():
+        if source == STDIN:
+            files.append(source)
+        elif source.is_dir():
             found = sorted(path for path in source.rglob("*") if path.is_file() and path.name.endswith(SUFFIXES))
             if not found:
-                raise InputError("the directory has no .txt or .jsonl files", str(source))
+                raise InputError(f"the directory has no {', '.join(SUFFIXES)} files", str(source))
             files += found
         elif not source.exists():
             raise InputError("no such file or directory", str(source), "check the path")
@@ -41,13 +74,37 @@ def expand(sources: Iterable[Path]) -> list[Path]:
 
 
 def chunks(path: Path) -> Iterator[bytes]:
-    """The uncompressed bytes of a file in pieces. InputError for an archive that is cut off."""
-    if path.name.endswith(".zst"):
-        yield from zstd_chunks(path)
-        return
-    with gzip.open(path) if path.name.endswith(".gz") else open(path, "rb") as file:
-        while piece := file.read(CHUNK_BYTES):
-            yield piece
+    """The uncompressed bytes of a file, or of standard input, in pieces of about 1 MiB. InputError for an archive that
+    is damaged or cut off.
+    """
+    import zstandard
+
+    try:
+        if path == STDIN:
+            yield from iter(lambda: sys.stdin.buffer.read(CHUNK_BYTES), b"")
+        elif path.name.endswith(".zst"):
+            yield from gathered(zstd_chunks(path))
+        else:
+            with gzip.open(path) if path.name.endswith(".gz") else open(path, "rb") as file:
+                while piece := file.read(CHUNK_BYTES):
+                    yield piece
+    except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
+        raise InputError(f"damaged archive: {error}", str(path), "fetch or compress it again") from None
+    except OSError as error:
+        raise storage_error(error, path, "reading") from None
+
+
+def gathered(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Small pieces put together to about 1 MiB."""
+    held: list[bytes] = []
+    size = 0
+    for piece in pieces:
+        held.append(piece)
+        size += len(piece)
+        if size >= CHUNK_BYTES:
+            yield b"".join(held)
+            held, size = [], 0
+    yield b"".join(held)
 
 
 def zstd_chunks(path: Path) -> Iterator[bytes]:
@@ -68,28 +125,25 @@ def zstd_chunks(path: Path) -> Iterator[bytes]:
         raise InputError("the archive is cut off", str(path), "fetch or compress it again")
 
 
-def lines(path: Path) -> Iterator[bytes]:
-    """Lines split at \\n only, without it. InputError for a damaged archive or a line beyond 256 MiB."""
-    import zstandard
+def cut(pieces: Iterable[bytes], separator: bytes, where: str) -> Iterator[bytes]:
+    """What lies between separators, which may straddle pieces; all at once if the separator is empty.
 
-    rest = b""
-    try:
-        for piece in chunks(path):
-            *whole, tail = piece.split(b"\n")
-            if whole:
-                yield rest + whole[0]
-                yield from whole[1:]
-                rest = tail
-            else:
-                rest += tail
-            if len(rest) > MAX_LINE_BYTES:
-                raise InputError("a line is longer than 256 MiB", str(path))
-        if rest:
-            yield rest
-    except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
-        raise InputError(f"damaged archive: {error}", str(path), "fetch or compress it again") from None
-    except OSError as error:
-        raise storage_error(error, path, "reading") from None
+    InputError for a document beyond 256 MiB.
+    """
+    held: list[bytes] = []
+    size, overlap = 0, max(len(separator) - 1, 0)
+    for piece in pieces:
+        seam = held[-1][-overlap:] if held and overlap else b""
+        size += len(piece)
+        if separator and separator in seam + piece:
+            *whole, last = (b"".join(held) + piece).split(separator)
+            yield from whole
+            held, size = [last], len(last)
+        else:
+            held.append(piece)
+        if size > MAX_RECORD_BYTES:
+            raise InputError(f"a document is longer than {MAX_RECORD_BYTES >> 20} MiB", where, "cut it into documents")
+    yield b"".join(held)
 
 
 def utf8(content: bytes, where: str) -> str:
@@ -100,34 +154,74 @@ def utf8(content: bytes, where: str) -> str:
         raise InputError(f"invalid UTF-8 at byte {error.start}", where, "convert the file to UTF-8") from None
 
 
-def jsonl_documents(path: Path) -> Iterator[str]:
-    """The `text` of every line."""
-    for number, line in enumerate(lines(path), 1):
-        where = f"{path}, line {number}"
-        if not line.strip():
-            continue
-        try:
-            record: Any = json.loads(utf8(line, where))
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"not valid JSON: {error}", where) from None
-        if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-            raise InputError('the line is not an object with a string "text"', where)
-        try:
-            record["text"].encode()
-        except UnicodeEncodeError as error:
-            raise InputError(f"the text has half a surrogate pair at character {error.start}", where) from None
-        yield record["text"]
+def text_of(record: Record, text_field: str) -> str:
+    """The text of a record. InputError for bytes that are not UTF-8, a bad line, or half a surrogate pair."""
+    if isinstance(record.content, str):
+        return record.content
+    text = utf8(record.content, record.where)
+    if not record.is_json:
+        return text
+    try:
+        found: Any = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"not valid JSON: {error}", record.where) from None
+    value = found.get(text_field) if isinstance(found, dict) else None
+    if not isinstance(value, str):
+        fix = "name the field with tokenize.text_field"
+        raise InputError(f"the line is not an object with a string {text_field!r}", record.where, fix)
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"the text has half a surrogate pair at character {error.start}", record.where) from None
+    return value
 
 
-def documents(sources: Iterable[Path], separator: str) -> Iterator[str]:
-    """Every document of the sources in order; `separator` cuts .txt files, empty keeps them whole."""
-    cut = separator.encode().decode("unicode_escape") if separator else ""
+def parquet_records(path: Path, text_field: str) -> Iterator[Record]:
+    """Rows of a parquet file, a few hundred at a time. SetupError without pyarrow."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise SetupError("parquet files need pyarrow", str(path), "pip install 'pgolf[parquet]'") from None
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            if text_field not in file.schema_arrow.names:
+                columns = ", ".join(file.schema_arrow.names)
+                fix = f"name the column with tokenize.text_field; there are {columns}"
+                raise InputError(f"there is no column {text_field!r}", str(path), fix)
+            number = 0
+            for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=[text_field]):
+                for text in batch.column(0).to_pylist():
+                    number += 1
+                    if not isinstance(text, str):
+                        raise InputError(f"row {number} of column {text_field!r} is not a string", str(path))
+                    yield Record(text, False, str(path), number)
+    except pyarrow.ArrowException as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"damaged parquet file: {reason}", str(path), "fetch or write it again") from None
+    except OSError as error:
+        raise storage_error(error, path, "reading") from None
+
+
+def records(sources: Iterable[Path], reading: Reading) -> Iterator[Record]:
+    """Every document of the sources in order. Blank lines of JSON files are no documents."""
+    separator = reading.separator
+    for written, meant in ESCAPES.items():
+        separator = separator.replace(written, meant)
     for path in expand(sources):
-        if ".jsonl" in path.name:
-            yield from jsonl_documents(path)
-        else:
-            text = utf8(b"\n".join(lines(path)), str(path))
-            yield from text.split(cut) if cut else [text]
+        name = "standard input" if path == STDIN else str(path)
+        if path.name.endswith(".parquet"):
+            yield from parquet_records(path, reading.text_field)
+            continue
+        is_json = reading.stdin_format == "jsonl" if path == STDIN else ".jsonl" in path.name
+        for number, content in enumerate(cut(chunks(path), b"\n" if is_json else separator.encode(), name), 1):
+            if not is_json or content.strip():
+                yield Record(content, is_json, name, number)
+
+
+def documents(sources: Iterable[Path], reading: Reading) -> Iterator[str]:
+    """The text of every document of the sources in order."""
+    return (text_of(record, reading.text_field) for record in records(sources, reading))
 
 
 def docstrings(path: Path) -> str:
@@ -155,3 +249,8 @@ def python_documents() -> tuple[str, ...]:
         if not SKIPPED_PARTS.intersection(path.relative_to(library).parts)
     )
     return (*(topics[name] for name in sorted(topics)), *(text for path in modules if (text := docstrings(path))))
+
+
+def python_records() -> Iterator[Record]:
+    """Python's documentation as records."""
+    return (Record(text, False, "Python's documentation", number) for number, text in enumerate(python_documents(), 1))

@@ -186,9 +186,9 @@ def preflight(
 def check_sources(data: Path | None, text: list[Path], tokenizer: Path | None, resolved: Resolved) -> None:
     """SetupError when shards or the tokenizer are missing, InputError when they do not fit each other or the model."""
     from pgolf.core.bpb import byte_table, load_tokenizer
-    from pgolf.core.files import read_bytes
     from pgolf.corpus.sources import expand
-    from pgolf.dataset import MAX_TOKENIZER, open_dataset
+    from pgolf.corpus.tokenizer import read_tokenizer
+    from pgolf.dataset import open_dataset
 
     vocab_size = resolved.config.model.vocab_size
     if tokenizer is not None and not tokenizer.is_file():
@@ -203,7 +203,7 @@ def check_sources(data: Path | None, text: list[Path], tokenizer: Path | None, r
         found = dataset.vocab_size
         dataset.byte_table()
     elif tokenizer is not None:
-        processor = load_tokenizer(read_bytes(tokenizer, MAX_TOKENIZER), str(tokenizer))
+        processor = load_tokenizer(read_tokenizer(tokenizer), str(tokenizer))
         found = processor.vocab_size()
         byte_table(processor, found)
     expand(text)

@@ -1,9 +1,12 @@
 """tokenize: documents in, a dataset directory out, every byte accounted for."""
 
 import hashlib
+import math
+import re
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,129 +16,149 @@ import numpy as np
 from pgolf.config.load import Resolved
 from pgolf.config.run import TokenizeConfig
 from pgolf.config.tree import to_values
-from pgolf.core.bpb import ByteTable, byte_table, load_tokenizer
+from pgolf.core.bpb import byte_table, is_transformed, load_tokenizer
 from pgolf.core.errors import ConfigError, InputError
 from pgolf.core.files import make_dir, read_bytes, read_json, sha256_file, write_bytes, write_json
-from pgolf.core.shards import list_shards, write_shard
-from pgolf.corpus.sources import documents, expand, python_documents
-from pgolf.corpus.tokenizer import train_tokenizer
-from pgolf.dataset import BOS, DATASET_SCHEMA, MAX_TOKENIZER, Dataset, open_dataset
+from pgolf.corpus.sources import STDIN, Reading, Record, expand, python_documents, python_records, records, text_of
+from pgolf.corpus.tokenizer import MAX_IDS, MAX_TOKENIZER, read_tokenizer, train_tokenizer
+from pgolf.corpus.transforms import get_transform
+from pgolf.corpus.workers import BOS, Job, Tokens, available_cores, batches, tokenized
+from pgolf.corpus.writer import TOTALS, DatasetWriter, commit, unfinished_commit
+from pgolf.dataset import DATASET_SCHEMA, DOCUMENT, Dataset, open_dataset
 from pgolf.report.console import Console
 from pgolf.stages.manifest import guarded, provenance, stage_key
 
-BATCH_DOCUMENTS = 512
-BYTE_TOTALS = ("raw_bytes", "normalised_bytes", "charged_bytes")
-SPACE = "\u2581"
+BYTE_TOTALS = ("raw_bytes", "normalised_bytes", "table_bytes", "charged_bytes")
+NOTE_EVERY_S = 30
+PARALLEL_BYTES = 8 << 20
+"""Below this, starting processes costs more than it saves."""
+PART = re.compile(r"^(\d{1,6})/(\d{1,6})$")
 
 
-@dataclass
-class SplitWriter:
-    """Collects the ids of one split, writes full shards, and keeps the totals."""
+@dataclass(frozen=True)
+class Corpus:
+    """Where documents come from, and how they are cut."""
 
-    folder: Path
-    name: str
-    shard_tokens: int
-    pending: list[np.ndarray] = field(default_factory=list)
-    pending_tokens: int = 0
-    shards: list[dict[str, Any]] = field(default_factory=list)
-    totals: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("documents", "tokens", *BYTE_TOTALS), 0))
-    document_hash: Any = field(default_factory=hashlib.sha256)
+    sources: list[Path]
+    reading: Reading
+    python_docs: bool = False
 
-    def add(self, ids: np.ndarray, raw: bytes, normalised_bytes: int, charged_bytes: int) -> None:
-        """One document, BOS included."""
-        self.pending.append(ids)
-        self.pending_tokens += len(ids)
-        for key, value in zip(self.totals, (1, len(ids), len(raw), normalised_bytes, charged_bytes)):
-            self.totals[key] += value
-        self.document_hash.update(hashlib.sha256(raw).digest())
-        while self.pending_tokens >= self.shard_tokens:
-            self.flush(self.shard_tokens)
+    def records(self) -> Iterator[Record]:
+        """Every document, undecoded, in order."""
+        return python_records() if self.python_docs else records(self.sources, self.reading)
 
-    def flush(self, count: int) -> None:
-        """Write the first `count` pending ids as a shard."""
-        if count == 0:
-            return
-        ids = np.concatenate(self.pending)
-        path = self.folder / f"fineweb_{self.name}_{len(self.shards):06d}.bin"
-        write_shard(path, ids[:count])
-        self.shards.append({"file": path.name, "tokens": count, "sha256": sha256_file(path)})
-        self.pending, self.pending_tokens = [ids[count:]], len(ids) - count
+    def texts(self) -> Iterator[str]:
+        """Every document in order."""
+        return (text_of(record, self.reading.text_field) for record in self.records())
 
-    def close(self) -> dict[str, Any]:
-        """Write the rest and return the manifest's entry of this split."""
-        self.flush(self.pending_tokens)
-        return {"shards": self.shards, **self.totals, "documents_sha256": self.document_hash.hexdigest()}
+    @property
+    def once(self) -> bool:
+        """Whether it can be read only once."""
+        return STDIN in self.sources
+
+    def sha256(self) -> str:
+        """SHA-256 over the source files, or over the text of Python's documentation; empty for standard input."""
+        digest = hashlib.sha256()
+        if self.once:
+            return ""
+        if self.python_docs:
+            for text in python_documents():
+                digest.update(hashlib.sha256(text.encode()).digest())
+        for path in expand(self.sources):
+            digest.update(f"{path.name} {sha256_file(path)}\n".encode())
+        return digest.hexdigest()
+
+    def bytes_on_disk(self) -> int:
+        """Size of the sources as they are stored; standard input counts as large."""
+        if self.python_docs:
+            return 0
+        return PARALLEL_BYTES if self.once else sum(path.stat().st_size for path in expand(self.sources))
 
 
-def to_validation(index: int, digest: bytes, config: TokenizeConfig) -> bool:
-    """Whether the document with this index and SHA-256 belongs to validation."""
+@dataclass(frozen=True)
+class Part:
+    """One of several jobs that share a corpus: the documents from `start` up to `stop`."""
+
+    index: int = 1
+    of: int = 1
+    start: int = 0
+    stop: int | None = None
+
+
+def read_part(text: str, corpus: Corpus) -> Part:
+    """`i/n` to the i-th of n equal ranges of documents; counts the documents for it. ConfigError for anything else."""
+    if not text:
+        return Part()
+    match = PART.match(text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise ConfigError(f"{text!r} is no part of a whole", "--shard", "parts are numbered 1/4, 2/4, 3/4, 4/4")
+    if corpus.once:
+        raise ConfigError("standard input cannot be shared between jobs", "--shard", "put the text in a file")
+    index, of = int(match[1]), int(match[2])
+    total = sum(1 for _ in corpus.records())
+    return Part(index, of, total * (index - 1) // of, total * index // of)
+
+
+def validation_mask(first: int, hashes: np.ndarray, config: TokenizeConfig) -> np.ndarray:
+    """Which of consecutive documents belong to validation, (D,) bool; `first` is the index of the first one."""
     if config.split == "first":
-        return index < config.val_docs
-    return int.from_bytes(digest[:8], "big") < config.val_share * 2**64
+        return np.arange(first, first + len(hashes)) < config.val_docs
+    return hashes <= np.uint64(math.ceil(config.val_share * 2**64) - 1)
 
 
-def batches(texts: Iterable[str], size: int) -> Iterator[list[str]]:
-    """Lists of up to `size` texts."""
-    iterator = iter(texts)
-    while batch := list(islice(iterator, size)):
-        yield batch
+def in_validation(index: int, text: str, config: TokenizeConfig) -> bool:
+    """The same for one document."""
+    digest = hashlib.sha256(text.encode()).digest()
+    return bool(validation_mask(index, np.array([int.from_bytes(digest[:8], "big")], np.uint64), config)[0])
 
 
-def normalised_length(tokenizer: Any, text: str, dummy_prefix: bool) -> int:
-    """UTF-8 bytes of the text as the tokenizer's normaliser sees it, spaces as spaces."""
-    normal = tokenizer.normalize(text)
-    return len((normal.removeprefix(SPACE) if dummy_prefix else normal).replace(SPACE, " ").encode())
+def add_tokens(tokens: Tokens, writer: DatasetWriter, config: TokenizeConfig) -> bool:
+    """Put a batch where its documents belong; returns whether a shard became full."""
+    validation, kept, full = validation_mask(tokens.first, tokens.hashes, config), tokens.tokens > 0, False
+    for name, mask in (("train", ~validation & kept), ("val", validation & kept)):
+        if not mask.any():
+            continue
+        entries = np.zeros(int(mask.sum()), DOCUMENT)
+        entries["hash"], entries["bytes"], entries["tokens"] = (
+            tokens.hashes[mask],
+            tokens.raw_bytes[mask],
+            tokens.tokens[mask],
+        )
+        here = np.repeat(mask, tokens.tokens)
+        counts = (1, *(getattr(tokens, key) for key in TOTALS[1:]))
+        totals = {key: int(np.sum(mask * values)) for key, values in zip(TOTALS, counts)}
+        charges = tokens.charges[here] if tokens.charges is not None else None
+        full |= writer.splits[name].add(entries, tokens.ids[here], charges, totals)
+    writer.empty += int((~kept).sum())
+    writer.next_document = tokens.first + len(kept)
+    return full
 
 
-def encode_all(
-    texts: Iterable[str],
-    tokenizer: Any,
-    table: ByteTable,
-    writers: dict[str, SplitWriter],
-    config: Any,
-    console: Console,
-) -> int:
-    """Tokenize every document into its split; returns the number of documents that were empty and left out.
-
-    InputError when a document's byte charges do not add up to the bytes of its normalised text.
-    """
-    index = empty = 0
-    dummy_prefix = tokenizer.normalize("a").startswith(SPACE)
+def encode_corpus(
+    corpus: Corpus, part: Part, job: Job, writer: DatasetWriter, config: TokenizeConfig, console: Console
+) -> None:
+    """Tokenize what the writer does not have yet. Interrupted, it leaves a note to go on from."""
+    workers = config.workers or (available_cores() if corpus.bytes_on_disk() >= PARALLEL_BYTES else 1)
+    todo = islice(corpus.records(), writer.next_document, part.stop)
+    started = noted = time.monotonic()
     with console.progress() as line:
-        for batch in batches(texts, BATCH_DOCUMENTS):
-            encoded = tokenizer.encode(batch, num_threads=config.threads or -1)
-            for text, pieces in zip(batch, encoded):
-                raw = text.encode()
-                digest = hashlib.sha256(raw).digest()
-                ids = np.array([BOS, *pieces], dtype=np.uint16)
-                charged, normalised = (
-                    int(table.charges(ids.astype(np.int64)).sum()),
-                    normalised_length(tokenizer, text, dummy_prefix),
+        try:
+            for tokens in tokenized(batches(todo, writer.next_document), job, workers):
+                full = add_tokens(tokens, writer, config)
+                now = time.monotonic()
+                if not corpus.once and (full or now - noted > NOTE_EVERY_S):
+                    writer.note()
+                    noted = now
+                size = sum(split.totals["raw_bytes"] for split in writer.splits.values())
+                count = sum(split.totals["tokens"] for split in writer.splits.values())
+                line.show(
+                    f"tokenize {writer.next_document:,} documents, {count:,} tokens, {size / 1e6:,.0f} MB, "
+                    f"{now - started:.0f} s, {workers} processes"
                 )
-                if charged != normalised:
-                    raise InputError(
-                        f"document {index} has {normalised:,} normalised bytes, but its tokens are charged {charged:,}",
-                        "tokenize",
-                        "the tokenizer loses text: use one with byte fallback",
-                    )
-                if pieces:
-                    split = "val" if to_validation(index, digest, config) else "train"
-                    writers[split].add(ids, raw, normalised, charged)
-                empty += not pieces
-                index += 1
-            line.show(f"tokenize {index:,} documents, {sum(w.totals['tokens'] for w in writers.values()):,} tokens")
-    return empty
-
-
-def source_hash(sources: list[Path], python_docs: bool) -> str:
-    """SHA-256 over the source files, or over the text of Python's documentation."""
-    digest = hashlib.sha256()
-    if python_docs:
-        for text in python_documents():
-            digest.update(hashlib.sha256(text.encode()).digest())
-    for path in expand(sources):
-        digest.update(f"{path.name} {sha256_file(path)}\n".encode())
-    return digest.hexdigest()
+        except BaseException:
+            if not corpus.once:
+                writer.note()
+            raise
 
 
 def fresh_manifest(folder: Path, key: str) -> dict[str, Any] | None:
@@ -144,11 +167,55 @@ def fresh_manifest(folder: Path, key: str) -> dict[str, Any] | None:
         manifest = read_json(folder / "manifest.json")
         if manifest.get("key") != key:
             return None
-        dataset = open_dataset(folder)
-        dataset.fingerprint("train", "val")
+        open_dataset(folder).verify()
     except (InputError, AttributeError):
         return None
     return dict(manifest)
+
+
+def published_rule(corpus: Corpus, options: TokenizeConfig, given: bool, console: Console) -> TokenizeConfig:
+    """The number of validation documents that stands beside a published document file (`x.jsonl` has
+    `x.source_manifest.json`), unless the user gave one. InputError if the file is not the one described there.
+    """
+    for path in [] if corpus.once or corpus.python_docs else expand(corpus.sources):
+        beside = path.with_name(
+            f"{path.name.removesuffix('.zst').removesuffix('.gz').removesuffix('.jsonl')}.source_manifest.json"
+        )
+        if not beside.is_file():
+            continue
+        facts = read_json(beside)
+        docs_val, docs_sha256 = facts.get("docs_val"), facts.get("docs_sha256")
+        if isinstance(docs_sha256, str) and path.name.endswith(".jsonl") and sha256_file(path) != docs_sha256:
+            raise InputError(f"the documents are not those of {beside.name}", str(path), "fetch both again")
+        if options.split == "first" and isinstance(docs_val, int) and docs_val > 0 and docs_val != options.val_docs:
+            if given:
+                console.warn(f"{beside.name} names {docs_val:,} validation documents, not {options.val_docs:,}")
+            else:
+                console.line(f"tokenize: {docs_val:,} validation documents, as {beside.name} says")
+                options = replace(options, val_docs=docs_val)
+    return options
+
+
+def check_tokenizer(content: bytes, options: TokenizeConfig, where: str) -> Any:
+    """The processor of a tokenizer that can make a dataset. InputError or ConfigError for one that cannot."""
+    processor = load_tokenizer(content, where)
+    if processor.vocab_size() > MAX_IDS:
+        raise InputError(
+            f"the tokenizer has {processor.vocab_size():,} ids; shards hold {MAX_IDS:,}", where, "use a smaller one"
+        )
+    if processor.bos_id() != BOS:
+        raise InputError(
+            f"BOS has id {processor.bos_id()}, shards have {BOS}", where, "use a tokenizer whose bos_id is 1"
+        )
+    byte_table(processor, processor.vocab_size())
+    operators = get_transform(options.transform).operators
+    if is_transformed(processor) and not operators:
+        fix = "set tokenize.transform=caseops_v1"
+        raise ConfigError("the tokenizer reserves case operators, so text must be transformed for it", where, fix)
+    if any(processor.piece_to_id(operator) == processor.unk_id() for operator in operators):
+        fix = "use one made for the transform, or let pgolf train it"
+        raise ConfigError(f"the tokenizer does not have the operators of {options.transform}", where, fix)
+    return processor
 
 
 def tokenize(
@@ -159,50 +226,70 @@ def tokenize(
     console: Console,
     python_docs: bool = False,
     force: bool = False,
+    shard: str = "",
+    stdin_format: str = "jsonl",
 ) -> dict[str, Any]:
-    """Make a dataset directory and return its manifest, with "fresh" set when nothing had to be done."""
+    """Make a dataset directory and return its manifest, with "fresh" set when nothing had to be done.
+
+    `shard` is i/n for one of n jobs on the same corpus; `pgolf data merge` puts their results together.
+    """
     options = resolved.config.tokenize
+    corpus = Corpus(sources, Reading(options.document_separator, options.text_field, stdin_format), python_docs)
+    given = resolved.origins.get("tokenize.val_docs", "default") != "default"
+    options = published_rule(corpus, options, given, console)
+    if tokenizer is None and (shard or corpus.once):
+        what = "standard input is read only once" if corpus.once else "the parts of a corpus need one tokenizer"
+        raise ConfigError(f"{what}, so none can be trained on it", "tokenize", "give one with --tokenizer")
     vocab_size = options.vocab_size or resolved.config.model.vocab_size
     section: dict[str, Any] = {"tokenize": to_values(options), "vocab_size": 0 if tokenizer else vocab_size}
-    section["tokenize"].pop("threads")
-    inputs = {"text": source_hash(sources, python_docs), "tokenizer": sha256_file(tokenizer) if tokenizer else ""}
-    key = stage_key("tokenize", section, inputs)
+    section["tokenize"].pop("workers")
     with guarded(out / "manifest.json"):
-        if not force and (manifest := fresh_manifest(out, key)):
+        inputs = {"text": corpus.sha256(), "tokenizer": sha256_file(tokenizer) if tokenizer else ""}
+        whole_key = stage_key("tokenize", section, inputs)
+        key = stage_key("tokenize", section | {"shard": shard}, inputs) if shard else whole_key
+        if not force and not corpus.once and (manifest := fresh_manifest(out, key)):
             return manifest | {"fresh": True}
-        start = time.monotonic()
+        if not corpus.once and unfinished_commit(out, key):
+            return commit(out) | {"fresh": False}
+        identity = {"key": key, "whole_key": whole_key, "inputs": inputs, "resolved": resolved.values}
+        fresh_start = force or corpus.once
+        manifest = make_dataset(corpus, out, options, vocab_size, tokenizer, shard, identity, fresh_start, console)
+        show_totals(manifest["splits"], console)
+    return manifest | {"fresh": False}
 
-        def texts() -> Iterable[str]:
-            return python_documents() if python_docs else documents(sources, options.document_separator)
 
-        if tokenizer:
-            content = read_bytes(tokenizer, MAX_TOKENIZER)
-        else:
-            console.line(f"tokenize: training a SentencePiece BPE of {vocab_size} pieces")
-            train = (
-                text
-                for index, text in enumerate(texts())
-                if not to_validation(index, hashlib.sha256(text.encode()).digest(), options)
-            )
-            content = train_tokenizer(train, vocab_size, options.character_coverage)
-        processor = load_tokenizer(content, str(tokenizer or out))
-        if processor.vocab_size() > 65535:
-            raise InputError(
-                f"the tokenizer has {processor.vocab_size():,} ids; uint16 shards hold 65,535",
-                str(tokenizer),
-                "use a smaller one",
-            )
-        make_dir(out)
-        for path in (out / "manifest.json", *(path for split in ("train", "val") for path in list_shards(out, split))):
-            path.unlink(missing_ok=True)
-        table = byte_table(processor, processor.vocab_size())
-        writers = {name: SplitWriter(out, name, options.shard_tokens) for name in ("train", "val")}
-        empty = encode_all(texts(), processor, table, writers, options, console)
-        check_splits(writers, options)
-        write_bytes(out / "tokenizer.model", content)
+def make_dataset(
+    corpus: Corpus,
+    out: Path,
+    options: TokenizeConfig,
+    vocab_size: int,
+    tokenizer: Path | None,
+    shard: str,
+    identity: dict[str, Any],
+    fresh_start: bool,
+    console: Console,
+) -> dict[str, Any]:
+    """The body of `tokenize`: every file of the dataset, in the working folder and then in its place."""
+    start, part = time.monotonic(), read_part(shard, corpus)
+    sidecars = bool(get_transform(options.transform).operators)
+    make_dir(out)
+    content = read_tokenizer(tokenizer) if tokenizer else b""
+    writer = DatasetWriter(out, identity["key"], options.shard_tokens, sidecars, part.start, resume=not fresh_start)
+    with closing(writer):
+        if writer.resumed:
+            console.line(f"tokenize: going on at document {writer.next_document:,}")
+        content = content or trained_tokenizer(corpus, vocab_size, options, writer, console)
+        processor = check_tokenizer(content, options, str(tokenizer or out))
+        write_bytes(writer.folder / "tokenizer.model", content)
+        if not corpus.once:
+            writer.note()
+        job = Job(content, options.transform, options.text_field)
+        encode_corpus(corpus, part, job, writer, options, console)
+        if not shard:
+            check_splits({name: split.totals["documents"] for name, split in writer.splits.items()}, options)
         manifest = {
             "schema": DATASET_SCHEMA,
-            "key": key,
+            **identity,
             "vocab_size": processor.vocab_size(),
             "tokenizer": {
                 "file": "tokenizer.model",
@@ -210,17 +297,45 @@ def tokenize(
                 "trained_here": tokenizer is None,
             },
             "transform": options.transform,
-            "splits": {name: writer.close() for name, writer in writers.items()},
-            "empty_documents": empty,
-            "source": "python_documentation" if python_docs else [str(path) for path in sources],
-            "inputs": inputs,
-            "resolved": resolved.values,
+            "rule": split_rule(options, part.start, writer.next_document),
+            "shard_tokens": options.shard_tokens,
+            **({"part": {"index": part.index, "of": part.of}} if shard else {}),
+            "splits": writer.finish(),
+            "empty_documents": writer.empty,
+            "source": "python_documentation" if corpus.python_docs else [str(path) for path in corpus.sources],
             "seconds": {"total": round(time.monotonic() - start, 3)},
             **provenance(),
         }
-        write_json(out / "manifest.json", manifest)
-        show_totals(manifest["splits"], console)
-    return manifest | {"fresh": False}
+        write_json(writer.folder / "manifest.json", manifest)
+    return commit(out)
+
+
+def trained_tokenizer(
+    corpus: Corpus, vocab_size: int, options: TokenizeConfig, writer: DatasetWriter, console: Console
+) -> bytes:
+    """The tokenizer that an interrupted run has trained already, or a new one, from training documents alone."""
+    path = writer.folder / "tokenizer.model"
+    if writer.resumed and path.is_file():
+        return read_bytes(path, MAX_TOKENIZER)
+    kind = "BPE" if options.model_type == "bpe" else options.model_type
+    console.line(f"tokenize: training a SentencePiece {kind} of {vocab_size} pieces")
+    train = (text for index, text in enumerate(corpus.texts()) if not in_validation(index, text, options))
+    return train_tokenizer(islice(train, options.tokenizer_docs), vocab_size, options)
+
+
+def split_rule(options: TokenizeConfig, start: int, stop: int) -> dict[str, Any]:
+    """How documents `start` to `stop` of the corpus were divided, in terms that anybody can check."""
+    if options.split == "first":
+        border = min(max(options.val_docs, start), stop)
+        ranges = {"val": [start, border], "train": [border, stop]}
+        return {"split": "first", "val_docs": options.val_docs, "documents": [start, stop], "ranges": ranges}
+    threshold = math.ceil(options.val_share * 2**64)
+    return {
+        "split": "hash",
+        "val_share": options.val_share,
+        "documents": [start, stop],
+        "val": f"first 64 bits of the SHA-256 of the text, big-endian, below {threshold}",
+    }
 
 
 def show_totals(splits: dict[str, Any], console: Console) -> None:
@@ -230,9 +345,8 @@ def show_totals(splits: dict[str, Any], console: Console) -> None:
         console.line(f"tokenize: {name}: {split['documents']:,} documents, {split['tokens']:,} tokens; bytes: {totals}")
 
 
-def check_splits(writers: dict[str, SplitWriter], options: Any) -> None:
+def check_splits(counts: dict[str, int], options: TokenizeConfig) -> None:
     """ConfigError when a split got no document."""
-    counts = {name: writer.totals["documents"] for name, writer in writers.items()}
     for name, count in counts.items():
         if not count:
             total = sum(counts.values())
@@ -265,6 +379,7 @@ def adopt_dataset(folder: Path, out: Path, tokenizer: Path | None, vocab_size: i
             "adopted_from": str(dataset.folder.resolve()),
             "vocab_size": dataset.vocab_size,
             "tokenizer": {"file": "tokenizer.model", "sha256": dataset.tokenizer_sha256, "trained_here": False},
+            "transform": "caseops_v1" if dataset.transformed else "none",
             "splits": {name: split_entry(dataset, name) for name in ("train", "val")},
             **provenance(),
         }
@@ -274,20 +389,33 @@ def adopt_dataset(folder: Path, out: Path, tokenizer: Path | None, vocab_size: i
 
 
 def split_entry(dataset: Dataset, name: str) -> dict[str, Any]:
-    """What the manifest says of an adopted split: shards with hashes, tokens, documents, charged bytes."""
+    """What the manifest says of an adopted split: files with hashes, tokens, documents, charged bytes.
+
+    Training tokens of transformed text have no sidecars, so their bytes are not known.
+    """
     if not dataset.shards[name]:
         return {"shards": [], "tokens": 0, "documents": 0, "charged_bytes": 0}
     ids = dataset.split(name)
-    shards = [
-        {"file": path.name, "tokens": len(part), "sha256": dataset.shard_hash(path)}
-        for path, part in zip(dataset.shards[name], ids)
-    ]
-    table = dataset.byte_table()
-    charged = sum(int(table.charges(np.asarray(part, dtype=np.int64)).sum()) for part in ids)
-    documents_found = sum(int((np.asarray(part) == BOS).sum()) for part in ids)
-    return {
-        "shards": shards,
+
+    def files(paths: list[Path]) -> list[dict[str, Any]]:
+        return [
+            {"file": path.name, "tokens": len(part), "sha256": dataset.shard_hash(path)}
+            for path, part in zip(paths, ids)
+        ]
+
+    entry: dict[str, Any] = {
+        "shards": files(dataset.shards[name]),
         "tokens": sum(len(part) for part in ids),
-        "documents": documents_found,
-        "charged_bytes": charged,
+        "documents": sum(int((np.asarray(part) == BOS).sum()) for part in ids),
     }
+    if not dataset.transformed:
+        table = dataset.byte_table()
+        previous = np.array([BOS], np.uint16)
+        entry["charged_bytes"] = 0
+        for part in ids:
+            entry["charged_bytes"] += int(table.charges(np.concatenate([previous, part])).sum(dtype=np.int64))
+            previous = part[-1:]
+    elif name == "val":
+        entry["sidecars"] = files(dataset.sidecars)
+        entry["charged_bytes"] = int(dataset.validation()[1].sum(dtype=np.int64))
+    return entry

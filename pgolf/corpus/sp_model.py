@@ -1,0 +1,119 @@
+"""What a SentencePiece model file says of itself, beyond what its library tells (sentencepiece_model.proto)."""
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pgolf.core.errors import InputError
+
+BPE = 2
+SPACE = "\u2581"
+BLANKS = " \t\n\r"
+LABEL_BITS = 0x800000FF
+
+
+def varint(content: bytes, at: int) -> tuple[int, int]:
+    """A protobuf varint and the offset behind it. ValueError if it does not end."""
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = content[at]
+        at += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, at
+    raise ValueError("a varint of more than ten bytes")
+
+
+def fields(content: bytes) -> Iterator[tuple[int, Any]]:
+    """(number, value) of every field of a protobuf message; nested messages stay bytes. ValueError if it is damaged."""
+    at = 0
+    while at < len(content):
+        tag, at = varint(content, at)
+        number, kind = tag >> 3, tag & 7
+        if kind == 0:
+            value, at = varint(content, at)
+            yield number, value
+            continue
+        if kind not in (1, 2, 5):
+            raise ValueError(f"wire type {kind}")
+        size, at = varint(content, at) if kind == 2 else (8 if kind == 1 else 4, at)
+        if at + size > len(content):
+            raise ValueError("a field is longer than the message")
+        yield number, content[at : at + size]
+        at += size
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """How a tokenizer works on text. `blanks` are the ASCII characters it takes for a space."""
+
+    model_type: int
+    byte_fallback: bool
+    dummy_prefix: bool
+    plain_spaces: bool
+    """Runs of spaces become one, spaces are escaped, and they lead a piece."""
+    charsmap: bytes
+
+
+def model_facts(content: bytes, where: str) -> ModelFacts:
+    """Read a model file. InputError if it is not one."""
+    try:
+        top = dict(pair for pair in fields(content) if pair[0] in (2, 3))
+        trainer, normalizer = dict(fields(top.get(2, b""))), dict(fields(top.get(3, b"")))
+    except (ValueError, IndexError, TypeError) as error:
+        raise InputError(f"not a SentencePiece model: {error}", where, "give the .model file") from None
+    return ModelFacts(
+        model_type=int(trainer.get(3, 1)),
+        byte_fallback=bool(trainer.get(35, 0)),
+        dummy_prefix=bool(normalizer.get(3, 1)),
+        plain_spaces=bool(normalizer.get(4, 1) and normalizer.get(5, 1) and not trainer.get(24, 0)),
+        charsmap=bytes(normalizer.get(2, b"")),
+    )
+
+
+def rules_cross_blanks(charsmap: bytes) -> bool:
+    """Whether a normalisation rule reads a blank together with its neighbours.
+
+    The rules are the keys of a double-array trie of 32-bit units (Aoe 1989; the layout of Darts-clone): a unit's
+    children lie at its own position xor its offset xor the next byte, and carry that byte as their label.
+    """
+    if len(charsmap) < 4:
+        return False
+    size = struct.unpack_from("<I", charsmap)[0]
+    units = np.frombuffer(charsmap[4 : 4 + size // 4 * 4], "<u4")
+    if not len(units):
+        return False
+    offset = (units >> 10) << ((units & 512) >> 6)
+    base = np.arange(len(units), dtype=np.int64) ^ offset
+
+    def has_child(parents: np.ndarray, label: int) -> np.ndarray:
+        places = base[parents] ^ label
+        inside = places < len(units)
+        result: np.ndarray = inside & (units[np.where(inside, places, 0)] & LABEL_BITS == label)
+        return result
+
+    for blank in BLANKS.encode():
+        if has_child(np.arange(1, len(units)), blank).any():
+            return True
+        if has_child(np.zeros(1, np.int64), blank)[0]:
+            child = np.array([base[0] ^ blank])
+            if any(has_child(child, label)[0] for label in range(1, 256)):
+                return True
+    return False
+
+
+def splits_at_blanks(tokenizer: Any, facts: ModelFacts) -> bool:
+    """Whether the pieces of a text are those of its parts between blanks: no piece and no normalisation rule reaches
+    over a blank, so that a part's pieces do not depend on its neighbours.
+    """
+    pieces = (tokenizer.id_to_piece(index) for index in range(tokenizer.vocab_size()))
+    seen = f"{SPACE if facts.dummy_prefix else ''}a{SPACE}b"
+    return (
+        facts.plain_spaces
+        and all(tokenizer.normalize(f"a{blank}b") == seen for blank in BLANKS)
+        and not any(SPACE in piece[1:] or " " in piece for piece in pieces)
+        and not rules_cross_blanks(facts.charsmap)
+    )
