@@ -7,13 +7,113 @@ CATALOG: dict[str, dict[str, str]] = {
     "Embed": {
         "tied": "pgolf.core.model.parts.tied_embed:TiedEmbed",
         "untied": "pgolf.core.model.parts.untied_embed:UntiedEmbed",
+        "factored": "pgolf.core.model.parts.factored_embed:FactoredEmbed",
     },
-    "Position": {"rope": "pgolf.core.model.parts.rope:Rope"},
-    "QueryHook": {"learned": "pgolf.core.model.parts.qk_gain:QkGain"},
-    "Mlp": {"relu2": "pgolf.core.model.parts.relu2:Relu2"},
-    "Mix": {"x0": "pgolf.core.model.parts.x0_mix:X0Mix"},
-    "Skips": {"unet": "pgolf.core.model.parts.unet_skips:UnetSkips"},
-    "Softcap": {"tanh": "pgolf.core.model.parts.tanh_softcap:TanhSoftcap"},
+    "Documents": {
+        "whole_rows": "pgolf.core.model.parts.whole_rows:WholeRows",
+        "by_document": "pgolf.core.model.parts.by_document:ByDocument",
+    },
+    "HashEmbed": {
+        "none": "pgolf.core.model.slots:Absent",
+        "bigram": "pgolf.core.model.parts.hash_embed:BigramHash",
+        "engram_lite": "pgolf.core.model.parts.hash_embed:EngramLite",
+    },
+    "Smear": {
+        "none": "pgolf.core.model.slots:Absent",
+        "static": "pgolf.core.model.parts.smear:StaticSmear",
+        "gated": "pgolf.core.model.parts.smear:GatedSmear",
+        "cumulative": "pgolf.core.model.parts.smear:CumulativeSmear",
+    },
+    "Position": {
+        "rope": "pgolf.core.model.parts.rope:Rope",
+        "yarn": "pgolf.core.model.parts.yarn:Yarn",
+    },
+    "NormScale": {
+        "none": "pgolf.core.model.slots:Absent",
+        "depth": "pgolf.core.model.parts.depth_scale:DepthScale",
+    },
+    "HeadMix": {
+        "none": "pgolf.core.model.slots:Absent",
+        "learned": "pgolf.core.model.parts.head_mix:HeadMixing",
+    },
+    "ValueEmbed": {
+        "none": "pgolf.core.model.slots:Absent",
+        "shared": "pgolf.core.model.parts.value_embed:ValueEmbedding",
+    },
+    "ValueResidual": {
+        "none": "pgolf.core.model.slots:Absent",
+        "mix": "pgolf.core.model.parts.value_residual:ValueMix",
+        "add": "pgolf.core.model.parts.value_residual:ValueAdd",
+    },
+    "KeyOffset": {
+        "none": "pgolf.core.model.slots:Absent",
+        "partial": "pgolf.core.model.parts.key_offset:PartialKeyOffset",
+    },
+    "QueryHook": {
+        "learned": "pgolf.core.model.parts.qk_gain:QkGain",
+    },
+    "Window": {
+        "none": "pgolf.core.model.slots:Absent",
+        "sliding": "pgolf.core.model.parts.window:SlidingWindow",
+    },
+    "Xsa": {
+        "none": "pgolf.core.model.slots:Absent",
+        "xsa": "pgolf.core.model.parts.xsa:Xsa",
+        "gated": "pgolf.core.model.parts.xsa:GatedXsa",
+    },
+    "HeadGate": {
+        "none": "pgolf.core.model.slots:Absent",
+        "biased": "pgolf.core.model.parts.head_gate:BiasedGate",
+        "dense": "pgolf.core.model.parts.head_gate:DenseGate",
+        "sparse": "pgolf.core.model.parts.head_gate:SparseGate",
+        "output": "pgolf.core.model.parts.head_gate:OutputGate",
+    },
+    "Mlp": {
+        "relu2": "pgolf.core.model.parts.relu2:Relu2",
+        "leaky_relu2": "pgolf.core.model.parts.leaky_relu2:LeakyRelu2",
+        "swiglu": "pgolf.core.model.parts.swiglu:SwiGlu",
+        "low_rank": "pgolf.core.model.parts.low_rank_mlp:LowRankMlp",
+    },
+    "Mix": {
+        "x0": "pgolf.core.model.parts.x0_mix:X0Mix",
+        "phase": "pgolf.core.model.parts.phase_mix:PhaseMix",
+        "scalar": "pgolf.core.model.parts.phase_mix:ScalarMix",
+        "plain": "pgolf.core.model.parts.plain_mix:PlainMix",
+    },
+    "Skips": {
+        "unet": "pgolf.core.model.parts.unet_skips:UnetSkips",
+        "gated": "pgolf.core.model.parts.gated_skips:GatedSkips",
+        "none": "pgolf.core.model.parts.no_skips:NoSkips",
+    },
+    "Loop": {
+        "none": "pgolf.core.model.parts.fixed_order:FixedOrder",
+        "layers": "pgolf.core.model.parts.layer_loop:LayerLoop",
+    },
+    "Residual": {
+        "one_stream": "pgolf.core.model.parts.one_stream:OneStream",
+        "parallel": "pgolf.core.model.parts.parallel_residual:ParallelResidual",
+        "two_lanes": "pgolf.core.model.parts.two_lanes:TwoLanes",
+        "two_lanes_in_turn": "pgolf.core.model.parts.two_lanes_in_turn:TwoLanesInTurn",
+    },
+    "LogitBias": {
+        "none": "pgolf.core.model.slots:Absent",
+        "learned": "pgolf.core.model.parts.vocab_bias:VocabBias",
+    },
+    "Softcap": {
+        "tanh": "pgolf.core.model.parts.tanh_softcap:TanhSoftcap",
+        "poly5": "pgolf.core.model.parts.poly5_softcap:Poly5Softcap",
+        "sigmoid": "pgolf.core.model.parts.sigmoid_softcap:SigmoidSoftcap",
+    },
+    "AuxLoss": {
+        "none": "pgolf.core.model.slots:Absent",
+        "z_loss": "pgolf.core.model.parts.aux_loss:ZLoss",
+        "multi_token": "pgolf.core.model.parts.aux_loss:MultiToken",
+    },
+    "Precision": {
+        "none": "pgolf.core.model.slots:Absent",
+        "ternary": "pgolf.core.model.parts.ternary:Ternary",
+        "binary": "pgolf.core.model.parts.ternary:Binary",
+    },
     "MatrixOptimizer": {"muon": "pgolf.core.optim.muon:Muon"},
     "Warmdown": {
         "iterations": "pgolf.core.optim.schedules:IterationWarmdown",

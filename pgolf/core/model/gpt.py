@@ -5,15 +5,18 @@ Techniques live in `parts/`, the order of layers in the plan.
 Shapes: B batch, T time, C model dim, H query heads, K key/value heads, D head dim, V vocabulary.
 """
 
+import math
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pgolf.core.model.config import ModelConfig, layer_plan, param_specs
-from pgolf.core.model.params import ParamSpec
+from pgolf.core.model.config import LayerStep, ModelConfig, layer_plan, model_parts, param_specs
+from pgolf.core.model.params import ATTN, CONTROL, MLP, ParamSpec
+from pgolf.core.model.slots import Flow, Part
 
 RMS_EPS = 1.1920928955078125e-07
 """float32's machine epsilon, the default of the challenge's framework for float32 and bfloat16 inputs."""
@@ -25,20 +28,33 @@ def rms_norm(x: Tensor) -> Tensor:
 
 
 class Node(nn.Module):
-    """A place in the parameter tree. `tap`, when set, sees the input of every linear map through this node's weight."""
+    """A place in the parameter tree. `tap`, when set, sees the input of every linear map through this node's weight;
+    `precision` is the part that decides what the weight is made of, `closing` whether its output joins the stream.
+    """
 
     tap: Callable[[Tensor], None] | None = None
+    precision: Part | None = None
+    role: str = ""
+    closing: bool = False
 
     if TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
             """Children and parameters by name."""
 
-    def linear(self, x: Tensor) -> Tensor:
-        """x W^T with the weight cast to the dtype of x (float32 masters under bfloat16 activations)."""
+    def used(self) -> Tensor:
+        """The weight as it is used."""
+        return self.weight if self.precision is None else self.precision.weights(self.weight, self.role)
+
+    def linear(self, x: Tensor, master: bool = False) -> Tensor:
+        """x W^T with the weight cast to the dtype of x (float32 masters under bfloat16 activations). With `master` the
+        weight is what is stored, whatever its precision part makes of it elsewhere.
+        """
+        if self.precision is not None:
+            x = self.precision.inputs(x, self.closing)
         if self.tap is not None:
             self.tap(x)
-        return F.linear(x, self.weight.to(x.dtype))
+        return F.linear(x, (self.weight if master else self.used()).to(x.dtype))
 
 
 def grow(node: nn.Module, name: str, parameter: nn.Parameter) -> None:
@@ -64,11 +80,31 @@ def initialise(parameter: Tensor, spec: ParamSpec, generator: torch.Generator) -
         parameter.zero_()[0] = number
     elif rule == "normal":
         parameter.normal_(0.0, number, generator=generator)
+    elif rule == "split":
+        parameter[0], parameter[1] = number, 1 - number
+    elif rule == "eye":
+        nn.init.eye_(parameter)
+    elif rule == "orthogonal":
+        nn.init.orthogonal_(parameter, number, generator=generator)
     elif rule == "linear":
         bound = number / spec.shape[1] ** 0.5
         parameter.uniform_(-bound, bound, generator=generator)
     else:
         raise ValueError(f"unknown init rule {rule}")
+
+
+def attend(q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor, window: int, segments_BT: Tensor | None) -> Tensor:
+    """Causal grouped-query attention, (B,T,H,D); not further back than `window` (0: no limit), nor out of a segment."""
+    T, grouped, mask = q_BTHD.size(1), q_BTHD.size(2) != k_BTKD.size(2), None
+    if window or segments_BT is not None:
+        place = torch.arange(T, device=q_BTHD.device)
+        back = place[:, None] - place
+        mask = (back >= 0) & (back <= window) if window else back >= 0
+        if segments_BT is not None:
+            mask = (mask & (segments_BT[:, :, None] == segments_BT[:, None]))[:, None]
+    q, k, v = (x.transpose(1, 2) for x in (q_BTHD, k_BTKD, v_BTKD))
+    y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, enable_gqa=grouped)
+    return y.transpose(1, 2)
 
 
 class GPT(Node):
@@ -77,54 +113,111 @@ class GPT(Node):
     def __init__(self, config: ModelConfig, seed: int = 0) -> None:
         super().__init__()
         self.config = config
-        self.plan = layer_plan(config)
+        self.looping = True
+        self.plans = layer_plan(config, False), layer_plan(config, True)
         self.compute_dtype = torch.float32
         generator = torch.Generator().manual_seed(seed)
+        parts = list(model_parts(config).values())
+        precision = config.precision if config.precision in parts else None
         for spec in param_specs(config):
             weight = torch.empty(spec.shape)
             initialise(weight, spec, generator)
             grow(self, spec.name, nn.Parameter(weight))
+            if precision is not None and len(spec.shape) == 2 and spec.role != CONTROL:
+                node: Any = self.get_submodule(spec.name.rpartition(".")[0])
+                node.precision, node.role = precision, spec.role
+                node.closing = spec.role in (ATTN, MLP) and spec.init == ("fill", 0.0)
+        self.parts: list[Any] = parts
         self.layers: list[Any] = [self.get_submodule(f"blocks.{layer}") for layer in range(config.num_layers)]
+        self.acting = [
+            [part for part in parts if layer in part.layers(config.num_layers)] for layer in range(config.num_layers)
+        ]
+        scales = [[part.input_scale(layer) for part in acting] for layer, acting in enumerate(self.acting)]
+        self.scales = [math.prod(factors) for factors in scales]
 
-    def attention(self, attn: Node, x_BTC: Tensor, tables: object) -> Tensor:
-        """Causal grouped-query attention with QK-norm, rotation and query gain; (B,T,C) -> (B,T,C)."""
-        config, (B, T, C) = self.config, x_BTC.shape
-        D = C // config.num_heads
-        q = attn.c_q.linear(x_BTC).view(B, T, config.num_heads, D)
-        k = attn.c_k.linear(x_BTC).view(B, T, config.num_kv_heads, D)
-        v = attn.c_v.linear(x_BTC).view(B, T, config.num_kv_heads, D)
-        q = config.qk_gain.apply(attn, config.position.apply(rms_norm(q), tables))
-        k = config.position.apply(rms_norm(k), tables)
-        grouped = config.num_heads != config.num_kv_heads
-        y_BHTD = F.scaled_dot_product_attention(
-            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True, enable_gqa=grouped
-        )
-        return attn.proj.linear(y_BHTD.transpose(1, 2).reshape(B, T, C))
+    def attention(self, layer: int, n_BTC: Tensor, flow: Flow) -> Tensor:
+        """Grouped-query attention with QK-norm and rotation; normalised input (B,T,C) -> (B,T,C)."""
+        config, attn, parts = self.config, self.layers[layer].attn, self.acting[layer]
+        raw_q = q = attn.c_q.linear(n_BTC).unflatten(-1, (config.num_heads, -1))
+        k = attn.c_k.linear(n_BTC).unflatten(-1, (config.num_kv_heads, -1))
+        v = attn.c_v.linear(n_BTC).unflatten(-1, (config.num_kv_heads, -1))
+        for part in parts:
+            q, k, v = part.projected(attn, flow, layer, n_BTC, q, k, v)
+        q = config.position.apply(rms_norm(q), flow.tables)
+        k = config.position.apply(rms_norm(k), flow.tables)
+        window = 0
+        for part in parts:
+            q, k = part.queries(attn, q), part.keys(attn, flow, k)
+            window = part.reach(n_BTC.size(1)) or window
+        y = attend(q, k, v, window, flow.segments_BT)
+        for part in parts:
+            y = part.heads(attn, y, v, n_BTC, raw_q)
+        return attn.proj.linear(y.flatten(2))
 
-    def block(self, block: Node, x_BTC: Tensor, x0_BTC: Tensor, tables: object) -> Tensor:
-        """One transformer block on the mixed stream."""
-        x = self.config.mix.apply(block, x_BTC, x0_BTC)
-        x = x + block.attn_scale.to(x.dtype) * self.attention(block.attn, rms_norm(x), tables)
-        return x + block.mlp_scale.to(x.dtype) * self.config.mlp.apply(block.mlp, rms_norm(x))
+    def normalised(self, layer: int, x_BTC: Tensor) -> Tensor:
+        """The input of a block's attention or MLP."""
+        n = rms_norm(x_BTC)
+        return n if self.scales[layer] == 1.0 else n * self.scales[layer]
+
+    def step(self, step: LayerStep, lanes: tuple[Tensor, ...], x0_BTC: Tensor, flow: Flow) -> tuple[Tensor, ...]:
+        """One transformer block on the residual lanes."""
+        config, block = self.config, self.layers[step.layer]
+
+        def attention(x: Tensor) -> Tensor:
+            return block.attn_scale.to(x.dtype) * self.attention(step.layer, self.normalised(step.layer, x), flow)
+
+        def mlp(x: Tensor) -> Tensor:
+            return block.mlp_scale.to(x.dtype) * config.mlp.apply(block.mlp, self.normalised(step.layer, x))
+
+        def mix(x: Tensor) -> Tensor:
+            return config.mix.apply(block, x, x0_BTC)
+
+        lanes = config.residual.block(self, step.layer, lanes, mix, attention, mlp)
+        for part in self.acting[step.layer]:
+            lanes = tuple(part.closed(block, lane) for lane in lanes)
+        return lanes
+
+    def flow(self, ids_BT: Tensor, like: Tensor) -> Flow:
+        """What parts share in this forward pass."""
+        config = self.config
+        segments = config.documents.segments(ids_BT)
+        marks = torch.zeros_like(ids_BT) if segments is None else segments
+        same = torch.cat((torch.zeros_like(marks[:, :1], dtype=torch.bool), marks[:, 1:] == marks[:, :-1]), dim=1)
+        tables = config.position.tables(ids_BT.size(1), config.model_dim // config.num_heads, like)
+        return Flow(ids_BT, same, segments, tables, {})
+
+    def joined(self, skip_BTC: Tensor, row: int, x_BTC: Tensor) -> Tensor:
+        """x with a long connection."""
+        return self.config.skips.apply(self, x_BTC, skip_BTC, row)
 
     def hidden(self, ids_BT: Tensor) -> Tensor:
         """Final normalised hidden states (B,T,C) in the compute dtype."""
         config = self.config
-        x = rms_norm(config.embed.lookup(self, ids_BT).to(self.compute_dtype))
-        x0 = x
+        x = config.embed.lookup(self, ids_BT).to(self.compute_dtype)
+        flow = self.flow(ids_BT, x)
+        for part in self.parts:
+            x = part.embedded(self, flow, x)
+        x = config.embed.widen(self, rms_norm(x))
+        for part in self.parts:
+            x = part.entered(self, flow, x)
+        lanes: tuple[Tensor, ...] = (x,)
         stack: list[Tensor] = []
-        tables = config.position.tables(ids_BT.size(1), config.model_dim // config.num_heads, x)
-        for step in self.plan:
+        for step in self.plans[self.looping]:
+            if not step.push:
+                lanes = config.residual.enter(step.layer, lanes)
             if step.skip >= 0:
-                x = config.skips.apply(self, x, stack.pop(), step.skip)
-            x = self.block(self.layers[step.layer], x, x0, tables)
+                lanes = config.residual.join(lanes, partial(self.joined, stack.pop(), step.skip))
+            lanes = self.step(step, lanes, x, flow)
             if step.push:
-                stack.append(x)
-        return rms_norm(x)
+                stack.append(lanes[0])
+        return rms_norm(config.residual.leave(lanes))
 
     def head(self, hidden_BTC: Tensor) -> Tensor:
         """Soft-capped logits (B,T,V) in float32."""
-        return self.config.logit_softcap.apply(self.config.embed.project(self, hidden_BTC)).float()
+        logits = self.config.embed.project(self, hidden_BTC)
+        for part in self.parts:
+            logits = part.scored(self, logits)
+        return self.config.logit_softcap.apply(logits).float()
 
     def nll(self, ids_BT: Tensor, targets_BT: Tensor, start: int = 0) -> Tensor:
         """Negative log-likelihood in nats of the targets from position `start` on: (B, T - start) float32."""
@@ -134,6 +227,10 @@ class GPT(Node):
         )
 
     def forward(self, ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        """Mean loss in nats per token over all positions, float32 scalar."""
-        logits = self.head(self.hidden(ids_BT))
-        return F.cross_entropy(logits.flatten(0, 1), targets_BT.flatten())
+        """Training loss, float32 scalar: mean nats per token over all positions, and what parts add to it."""
+        hidden = self.hidden(ids_BT)
+        logits = self.head(hidden)
+        loss = F.cross_entropy(logits.flatten(0, 1), targets_BT.flatten())
+        for part in self.parts:
+            loss = loss + part.extra_loss(self, hidden, logits, targets_BT)
+        return loss

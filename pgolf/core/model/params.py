@@ -4,7 +4,7 @@
 initialisation, optimizer groups, quantization roles, artifact manifests and imports all read that list.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 EMBED, ATTN, MLP, HEAD, CONTROL = "embed", "attn", "mlp", "head", "control"
@@ -17,7 +17,7 @@ MATRIX, TOKEN, SCALAR = "matrix", "token", "scalar"
 @dataclass(frozen=True)
 class ParamSpec:
     """One parameter. `init` is (rule, number): fill x, rows (first row x, rest 0), normal std, linear
-    (uniform within ±x / sqrt(columns))."""
+    (uniform within ±x / sqrt(columns)), orthogonal gain x."""
 
     name: str
     shape: tuple[int, ...]
@@ -32,7 +32,13 @@ class ParamSpec:
 
     def under(self, prefix: str) -> "ParamSpec":
         """The same parameter with `prefix.` before its name."""
-        return ParamSpec(f"{prefix}.{self.name}", self.shape, self.init, self.group, self.role)
+        return replace(self, name=f"{prefix}.{self.name}")
+
+    def drawn(self, rule: str, large: int) -> "ParamSpec":
+        """The same parameter, if it is a linear map of at least `large` rows and columns drawn by `rule`."""
+        if rule == "orthogonal" and self.init[0] == "linear" and min(self.shape) >= large:
+            return replace(self, init=("orthogonal", 1.0))
+        return self
 
 
 def matrix(name: str, rows: int, cols: int, role: str, init: tuple[str, float] = ("linear", 1.0)) -> ParamSpec:

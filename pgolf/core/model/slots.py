@@ -1,12 +1,14 @@
-"""The slots of a model: what each part promises the skeleton in `gpt.py`.
+"""The slots of a model, and what a part may do in each of its places.
 
-A part is a frozen dataclass in `parts/`. Its fields are its configuration, `params` lists the parameters it adds, and
-its one other method does the work on `node`, the module that holds those parameters. A part's module does not import
-torch when it is loaded (configuration must load in milliseconds), only inside the function that computes.
+A part is a frozen dataclass in `parts/`: its fields are its configuration, `params` lists the parameters it adds, and it
+overrides those of `Part`'s methods where it acts. The skeleton in `gpt.py` calls every part at every place, in the order
+of the slots in `ModelConfig`, and knows none of them by name. A part's module does not import torch when it is loaded
+(configuration must load in milliseconds), only inside the function that computes.
 
 Shapes: B batch, T time, C model dim, H query heads, K key/value heads, D head dim, V vocabulary, F hidden width.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,13 +20,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerShape:
-    """The sizes a part may depend on. `layer` is the physical layer index, -1 for parts of the whole model."""
+    """The sizes a part may depend on. `layer` is the physical layer index, -1 for the whole model."""
 
     vocab_size: int
     num_layers: int
     model_dim: int
     num_heads: int
     num_kv_heads: int
+    skips: int = 0
+    """Long connections in the longest layer plan."""
     layer: int = -1
 
     @property
@@ -33,21 +37,115 @@ class LayerShape:
         return self.model_dim // self.num_heads
 
 
-class Part(Protocol):
-    """What every part has in common."""
+@dataclass
+class Flow:
+    """What parts share during one forward pass."""
+
+    ids_BT: "Tensor"
+    same_BT: "Tensor"
+    """Whether the token before belongs to the same document, bool; False at the start of a row."""
+    segments_BT: "Tensor | None"
+    """Numbers of the stretches that attention may not leave, or None for whole rows."""
+    tables: Any
+    """What the position part needs."""
+    memory: "dict[str, Tensor]"
+    """What one layer leaves for later ones, by name."""
+
+    def before(self, x: "Tensor") -> "Tensor":
+        """(B,T,...) one step later in time; zeros first."""
+        from torch import cat, zeros_like
+
+        return cat((zeros_like(x[:, :1]), x[:, :-1]), dim=1)
+
+
+class Part:
+    """A technique. Every place is the identity until a part overrides it; `layer` is the physical index."""
 
     def params(self, shape: LayerShape) -> tuple[ParamSpec, ...]:
-        """The parameters this part adds, relative to its node."""
+        """The parameters this part adds to the model (shape.layer -1) or to a block, where `attn.` and `mlp.` are below."""
+        return ()
+
+    def check(self, shape: LayerShape) -> None:
+        """ConfigError, with a key relative to the part's own, if it cannot work on a model of this shape."""
+
+    def layers(self, num_layers: int) -> range:
+        """The layers on which it acts."""
+        return range(num_layers)
+
+    # Whole model
+
+    def embedded(self, root: Any, flow: Flow, x_BTC: "Tensor") -> "Tensor":
+        """The embedding before its norm."""
+        return x_BTC
+
+    def entered(self, root: Any, flow: Flow, x_BTC: "Tensor") -> "Tensor":
+        """The normalised embedding, before the blocks."""
+        return x_BTC
+
+    def scored(self, root: Any, logits_BTV: "Tensor") -> "Tensor":
+        """Raw logits, before the soft-cap."""
+        return logits_BTV
+
+    def extra_loss(
+        self, root: Any, hidden_BTC: "Tensor", logits_BTV: "Tensor", targets_BT: "Tensor"
+    ) -> "Tensor | float":
+        """Added to the mean loss in training, nats."""
+        return 0.0
+
+    # One block
+
+    def input_scale(self, layer: int) -> float:
+        """Factor on the normalised input of attention and MLP."""
+        return 1.0
+
+    def reach(self, length: int) -> int:
+        """How many tokens back a layer's attention may look; 0 is no limit."""
+        return 0
+
+    def projected(
+        self, attn: Any, flow: Flow, layer: int, n_BTC: "Tensor", q: "Tensor", k: "Tensor", v: "Tensor"
+    ) -> "tuple[Tensor, Tensor, Tensor]":
+        """Queries (B,T,H,D), keys and values (B,T,K,D) as projected from the block's input n."""
+        return q, k, v
+
+    def queries(self, attn: Any, q_BTHD: "Tensor") -> "Tensor":
+        """Queries after QK-norm and rotation."""
+        return q_BTHD
+
+    def keys(self, attn: Any, flow: Flow, k_BTKD: "Tensor") -> "Tensor":
+        """Keys after QK-norm and rotation."""
+        return k_BTKD
+
+    def heads(self, attn: Any, y_BTHD: "Tensor", v_BTKD: "Tensor", n_BTC: "Tensor", raw_q_BTHD: "Tensor") -> "Tensor":
+        """What attention has gathered, from values v; raw_q are the queries as projected."""
+        return y_BTHD
+
+    def closed(self, block: Any, x_BTC: "Tensor") -> "Tensor":
+        """The stream as it leaves a block."""
+        return x_BTC
+
+    # Linear maps
+
+    def weights(self, weight: "Tensor", role: str) -> "Tensor":
+        """A matrix as it is used."""
+        return weight
+
+    def inputs(self, x: "Tensor", closing: bool) -> "Tensor":
+        """The input of a block's linear map; `closing` says that its output goes to the residual stream."""
+        return x
 
 
-class Embed(Part, Protocol):
+class Embed(Protocol):
     """Tokens to vectors, and final vectors to raw logits."""
 
     def lookup(self, root: Any, ids_BT: "Tensor") -> "Tensor":
-        """(B,T) int64 -> (B,T,C)."""
+        """(B,T) int64 -> (B,T,E), before the norm."""
+
+    def widen(self, root: Any, x_BTE: "Tensor") -> "Tensor":
+        """(B,T,E) after the norm -> (B,T,C)."""
 
     def project(self, root: Any, x_BTC: "Tensor") -> "Tensor":
-        """(B,T,C) -> (B,T,V) raw logits, before the soft-cap."""
+        """(B,T,C) -> (B,T,V) raw logits."""
 
 
 class Position(Protocol):
@@ -60,32 +158,59 @@ class Position(Protocol):
         """Rotate queries or keys, same shape."""
 
 
-class QueryHook(Part, Protocol):
-    """Changes queries after QK-norm and rotation."""
-
-    def apply(self, attn: Any, q_BTHD: "Tensor") -> "Tensor":
-        """Same shape."""
-
-
-class Mlp(Part, Protocol):
+class Mlp(Protocol):
     """The feed-forward half of a block."""
 
     def apply(self, mlp: Any, x_BTC: "Tensor") -> "Tensor":
         """(B,T,C) -> (B,T,C)."""
 
 
-class Mix(Part, Protocol):
+class Mix(Protocol):
     """Mixes the embedding stream x0 into a block's input."""
 
     def apply(self, block: Any, x_BTC: "Tensor", x0_BTC: "Tensor") -> "Tensor":
         """Same shape as x."""
 
 
-class Skips(Part, Protocol):
+class Skips(Protocol):
     """Long connections from the first half of the layers to the second."""
 
     def apply(self, root: Any, x_BTC: "Tensor", skip_BTC: "Tensor", row: int) -> "Tensor":
         """Join the `row`-th skip into x, same shape."""
+
+
+class Loop(Protocol):
+    """The order in which layers run, some of them more than once."""
+
+    def order(self, num_layers: int) -> tuple[int, ...]:
+        """Physical layers in the order they run, the loop switched on."""
+
+    def starts(self, fraction: float) -> bool:
+        """Whether the loop is on at this fraction of training."""
+
+
+class Residual(Protocol):
+    """How blocks add to the residual stream, which may run in several lanes."""
+
+    def enter(self, layer: int, lanes: "tuple[Tensor, ...]") -> "tuple[Tensor, ...]":
+        """The lanes with which a layer of the second half begins."""
+
+    def join(self, lanes: "tuple[Tensor, ...]", skip: "Callable[[Tensor], Tensor]") -> "tuple[Tensor, ...]":
+        """Apply a long connection to the lanes it belongs to."""
+
+    def block(
+        self,
+        root: Any,
+        layer: int,
+        lanes: "tuple[Tensor, ...]",
+        mix: "Callable[[Tensor], Tensor]",
+        attention: "Callable[[Tensor], Tensor]",
+        mlp: "Callable[[Tensor], Tensor]",
+    ) -> "tuple[Tensor, ...]":
+        """One block; `attention` and `mlp` normalise their input and scale their output."""
+
+    def leave(self, lanes: "tuple[Tensor, ...]") -> "Tensor":
+        """The lanes as one stream."""
 
 
 class Softcap(Protocol):
@@ -93,3 +218,74 @@ class Softcap(Protocol):
 
     def apply(self, logits: "Tensor") -> "Tensor":
         """Same shape and dtype."""
+
+
+class Documents(Protocol):
+    """What a document is to attention."""
+
+    def segments(self, ids_BT: "Tensor") -> "Tensor | None":
+        """Numbers of the stretches that attention may not leave, or None."""
+
+
+class HashEmbed(Protocol):
+    """Embeddings of short sequences of tokens."""
+
+
+class Smear(Protocol):
+    """Mixes the token before into a token's embedding."""
+
+
+class NormScale(Protocol):
+    """Factor on normalised block inputs."""
+
+
+class QueryHook(Protocol):
+    """Scales queries."""
+
+
+class KeyOffset(Protocol):
+    """Lets keys speak of the token before."""
+
+
+class ValueEmbed(Protocol):
+    """Adds an embedding of the token to values."""
+
+
+class ValueResidual(Protocol):
+    """Mixes the first layer's values into later ones."""
+
+
+class HeadMix(Protocol):
+    """Mixes heads before attention."""
+
+
+class Window(Protocol):
+    """How far back attention looks."""
+
+
+class Xsa(Protocol):
+    """Takes a token's own value out of what its attention gathers."""
+
+
+class HeadGate(Protocol):
+    """Scales each head's output by what the token says."""
+
+
+class LogitBias(Protocol):
+    """Adds to raw logits."""
+
+
+class AuxLoss(Protocol):
+    """Adds to the training loss."""
+
+
+class Precision(Protocol):
+    """The numbers that weights are made of while they are trained."""
+
+
+"""Every slot without methods of its own is filled by a `Part`, most often by the one that does nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Absent(Part):
+    """Nothing in this place."""

@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING, Any
 
 from pgolf.core.errors import ConfigError
 from pgolf.core.model.params import MLP, ParamSpec, matrix
-from pgolf.core.model.slots import LayerShape
+from pgolf.core.model.slots import LayerShape, Part
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
-class Relu2:
+class Relu2(Part):
     """W_down max(W_up x, 0)^2. Source: naive baseline."""
 
     mult: float = 2.0
@@ -23,15 +23,21 @@ class Relu2:
             raise ConfigError(f"mult must be positive, not {self.mult}", "mult")
 
     def params(self, shape: LayerShape) -> tuple[ParamSpec, ...]:
-        """fc.weight (F,C) and proj.weight (C,F), the latter zero at the start."""
+        """mlp.fc.weight (F,C) and mlp.proj.weight (C,F), the latter zero at the start."""
+        if shape.layer < 0:
+            return ()
         hidden = int(self.mult * shape.model_dim)
         if hidden < 1:
             raise ConfigError(f"{self.mult} x {shape.model_dim} leaves no hidden unit", "mlp.mult", "raise it")
         return (
-            matrix("fc", hidden, shape.model_dim, MLP),
-            matrix("proj", shape.model_dim, hidden, MLP, ("fill", 0.0)),
+            matrix("mlp.fc", hidden, shape.model_dim, MLP),
+            matrix("mlp.proj", shape.model_dim, hidden, MLP, ("fill", 0.0)),
         )
 
     def apply(self, mlp: Any, x_BTC: "Tensor") -> "Tensor":
         """(B,T,C) -> (B,T,C)."""
-        return mlp.proj.linear(mlp.fc.linear(x_BTC).relu().square())
+        return mlp.proj.linear(self.activation(mlp.fc.linear(x_BTC)))
+
+    def activation(self, u_BTF: "Tensor") -> "Tensor":
+        """The hidden units, same shape."""
+        return u_BTF.relu().square()

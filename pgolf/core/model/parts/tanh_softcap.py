@@ -4,13 +4,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pgolf.core.errors import ConfigError
+from pgolf.core.model.slots import Part
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
-class TanhSoftcap:
+class TanhSoftcap(Part):
     """s * tanh(z / s). Source: naive baseline, arXiv:2408.00118."""
 
     cap: float = 30.0

@@ -4,14 +4,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pgolf.core.model.params import EMBED, TOKEN, ParamSpec
-from pgolf.core.model.slots import LayerShape
+from pgolf.core.model.slots import LayerShape, Part
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
-class TiedEmbed:
+class TiedEmbed(Part):
     """The token embedding serves as output matrix too. Source: naive baseline."""
 
     init_std: float = 0.005
@@ -19,6 +19,8 @@ class TiedEmbed:
 
     def params(self, shape: LayerShape) -> tuple[ParamSpec, ...]:
         """tok_emb.weight (V,C)."""
+        if shape.layer >= 0:
+            return ()
         size = (shape.vocab_size, shape.model_dim)
         return (ParamSpec("tok_emb.weight", size, ("normal", self.init_std), TOKEN, EMBED),)
 
@@ -26,8 +28,12 @@ class TiedEmbed:
         """Rows of the embedding."""
         from torch.nn.functional import embedding
 
-        return embedding(ids_BT, root.tok_emb.weight)
+        return embedding(ids_BT, root.tok_emb.used())
+
+    def widen(self, root: Any, x_BTE: "Tensor") -> "Tensor":
+        """The embedding is as wide as the model."""
+        return x_BTE
 
     def project(self, root: Any, x_BTC: "Tensor") -> "Tensor":
         """Inner products with every row of the embedding."""
-        return root.tok_emb.linear(x_BTC)
+        return root.tok_emb.linear(x_BTC, master=True)

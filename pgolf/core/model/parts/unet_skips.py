@@ -4,19 +4,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pgolf.core.model.params import ParamSpec, control
-from pgolf.core.model.slots import LayerShape
+from pgolf.core.model.slots import LayerShape, Part
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
-class UnetSkips:
+class UnetSkips(Part):
     """x <- x + w_j * (output of the mirrored layer), w_j a vector that starts at one. Source: naive baseline."""
 
     def params(self, shape: LayerShape) -> tuple[ParamSpec, ...]:
-        """skip_weights (L // 2, C), one row per joined layer of the second half."""
-        return (control("skip_weights", (shape.num_layers // 2, shape.model_dim), 1.0),)
+        """skip_weights (S,C), one row per joined layer of the second half of the longest plan."""
+        return (control("skip_weights", (shape.skips, shape.model_dim), 1.0),) if shape.layer < 0 else ()
 
     def apply(self, root: Any, x_BTC: "Tensor", skip_BTC: "Tensor", row: int) -> "Tensor":
         """Add the weighted skip."""

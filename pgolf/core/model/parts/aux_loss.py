@@ -1,0 +1,64 @@
+"""Additions to the training loss: z-loss and multi-token prediction."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pgolf.core.errors import ConfigError
+from pgolf.core.model.params import HEAD, ParamSpec
+from pgolf.core.model.slots import LayerShape, Part
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZLoss(Part):
+    """Adds weight * mean(logsumexp(logits)^2), which keeps logits near zero. Source: arXiv:2204.02311, ternary record."""
+
+    weight: float = 1e-4
+    """The factor."""
+
+    def __post_init__(self) -> None:
+        if self.weight <= 0:
+            raise ConfigError(f"weight must be positive, not {self.weight}", "weight")
+
+    def extra_loss(
+        self, root: Any, hidden_BTC: "Tensor", logits_BTV: "Tensor", targets_BT: "Tensor"
+    ) -> "Tensor | float":
+        """Nats."""
+        return self.weight * logits_BTV.logsumexp(-1).square().mean()
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiToken(Part):
+    """Heads of their own predict the tokens after the next one; their mean loss is added with a weight. They are zero at
+    the start and of no use after training. Source: arXiv:2404.19737, PR #1019.
+    """
+
+    extra_tokens: int = 2
+    """How many tokens beyond the next (upstream: mtp_num_heads)."""
+    weight: float = 0.2
+    """Factor on the mean of their losses (upstream: mtp_loss_weight)."""
+
+    def __post_init__(self) -> None:
+        if self.extra_tokens < 1 or self.weight <= 0:
+            raise ConfigError("extra_tokens must be at least 1 and weight positive", "extra_tokens")
+
+    def params(self, shape: LayerShape) -> tuple[ParamSpec, ...]:
+        """mtp_heads.k.weight (V,C)."""
+        size, fill = (shape.vocab_size, shape.model_dim), ("fill", 0.0)
+        names = [f"mtp_heads.{k}.weight" for k in range(self.extra_tokens)] if shape.layer < 0 else []
+        return tuple(ParamSpec(name, size, fill, HEAD, HEAD) for name in names)
+
+    def extra_loss(
+        self, root: Any, hidden_BTC: "Tensor", logits_BTV: "Tensor", targets_BT: "Tensor"
+    ) -> "Tensor | float":
+        """Nats; position t of head k is scored on the target k + 1 places later."""
+        from torch.nn.functional import cross_entropy
+
+        total: Tensor | float = 0.0
+        for k in range(self.extra_tokens):
+            node = root.mtp_heads.get_submodule(str(k))
+            logits = root.config.logit_softcap.apply(node.linear(hidden_BTC[:, : -(k + 1)])).float()
+            total = total + cross_entropy(logits.flatten(0, 1), targets_BT[:, k + 1 :].flatten())
+        return self.weight / self.extra_tokens * total

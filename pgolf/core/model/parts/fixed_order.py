@@ -1,0 +1,18 @@
+"""Every layer once, in order (naive baseline)."""
+
+from dataclasses import dataclass
+
+from pgolf.core.model.slots import Part
+
+
+@dataclass(frozen=True, kw_only=True)
+class FixedOrder(Part):
+    """Layers run once, in order. Source: naive baseline."""
+
+    def order(self, num_layers: int) -> tuple[int, ...]:
+        """0 .. L-1."""
+        return tuple(range(num_layers))
+
+    def starts(self, fraction: float) -> bool:
+        """There is nothing to switch on."""
+        return False

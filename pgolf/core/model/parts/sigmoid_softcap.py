@@ -1,0 +1,32 @@
+"""Logits rescaled by a sigmoid (modded-nanogpt)."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pgolf.core.errors import ConfigError
+from pgolf.core.model.slots import Part
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class SigmoidSoftcap(Part):
+    """scale * sigma((z + shift) / width). Source: modded-nanogpt; rejected on PR #1512, where it widened the loss from
+    quantization.
+    """
+
+    scale: float = 23.0
+    """Upper bound of the logits."""
+    shift: float = 5.0
+    """Added before the sigmoid."""
+    width: float = 7.5
+    """Divides before the sigmoid."""
+
+    def __post_init__(self) -> None:
+        if self.scale <= 0 or self.width <= 0:
+            raise ConfigError("scale and width must be positive", "scale")
+
+    def apply(self, logits: "Tensor") -> "Tensor":
+        """Bounded logits."""
+        return self.scale * ((logits + self.shift) / self.width).sigmoid()

@@ -1,0 +1,71 @@
+"""Weights of few values while they are trained (BitNet b1.58)."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pgolf.core.errors import ConfigError
+from pgolf.core.model.params import ATTN, MLP
+from pgolf.core.model.slots import LayerShape, Part
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ternary(Part):
+    """Matrices of the blocks act as -s, 0 or s per group of inputs, s the group's mean magnitude; other matrices as
+    float8 (e4m3), except where a table serves as output matrix. Gradients pass straight through. Inputs of closing maps are normalised. Source: arXiv:2402.17764,
+    ternary record (PR #640).
+    """
+
+    group: int = 128
+    """Inputs that share a scale (upstream: group_size)."""
+    tables: str = "fp8"
+    """What the other matrices act as: fp8 or float (upstream: fp_storage)."""
+
+    def __post_init__(self) -> None:
+        if self.group < 1:
+            raise ConfigError(f"group must be at least 1, not {self.group}", "group")
+        if self.tables not in ("fp8", "float"):
+            raise ConfigError(f"{self.tables!r} is neither fp8 nor float", "tables")
+
+    def check(self, shape: LayerShape) -> None:
+        """Groups fill the model's width."""
+        if shape.model_dim % self.group:
+            raise ConfigError(f"the model's width {shape.model_dim} is no multiple of {self.group}", "group")
+
+    def weights(self, weight: "Tensor", role: str) -> "Tensor":
+        """The values used forward, the identity backward."""
+        if role not in (ATTN, MLP):
+            return weight if self.tables == "float" else weight + (eighth(weight) - weight).detach()
+        groups = weight.reshape(-1, self.group)
+        scale = groups.abs().mean(-1, keepdim=True).clamp_min(1e-8)
+        return weight + (self.codes(groups / scale) * scale - groups).detach().view_as(weight)
+
+    def codes(self, ratio: "Tensor") -> "Tensor":
+        """-1, 0 or 1."""
+        return ratio.round().clamp(-1, 1)
+
+    def inputs(self, x: "Tensor", closing: bool) -> "Tensor":
+        """Normalised before closing maps."""
+        from torch.nn.functional import rms_norm
+
+        return rms_norm(x, (x.size(-1),), eps=1.1920928955078125e-07) if closing else x
+
+
+@dataclass(frozen=True, kw_only=True)
+class Binary(Ternary):
+    """The same with signs only: -s or s. Source: the binary runs of the ternary record's author."""
+
+    def codes(self, ratio: "Tensor") -> "Tensor":
+        """-1 or 1."""
+        from torch import where
+
+        return where(ratio >= 0, 1.0, -1.0)
+
+
+def eighth(weight: "Tensor") -> "Tensor":
+    """A matrix after a trip to float8 e4m3 and back."""
+    import torch
+
+    return weight.to(torch.float8_e4m3fn).to(weight.dtype)
