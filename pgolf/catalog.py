@@ -56,7 +56,7 @@ CATALOG: dict[str, dict[str, str]] = {
         "none": "pgolf.core.model.slots:Absent",
         "sliding": "pgolf.core.model.parts.window:SlidingWindow",
     },
-    "Xsa": {
+    "ValueExclusion": {
         "none": "pgolf.core.model.slots:Absent",
         "xsa": "pgolf.core.model.parts.xsa:Xsa",
         "gated": "pgolf.core.model.parts.xsa:GatedXsa",

@@ -56,6 +56,8 @@ class TrainLog:
             self.text(f"{head} train_loss:{event['loss']:.4f} {times} tok/s:{event['tokens_per_s']:.0f}")
         elif event["event"] == "val":
             self.text(f"{head} val_loss:{event['val_loss']:.4f} val_bpb:{event['val_bpb']:.4f} {times}")
+        elif event["event"] == "loop":
+            self.text(f"{head} layer loop on {times}")
         elif event["event"] == "stop":
             if event["reason"] == "wallclock_cap":
                 self.text(f"stopping_early: wallclock_cap train_time:{ms:.0f}ms step:{event['step']}/{total}")

@@ -40,9 +40,9 @@ from pgolf.core.model.slots import (
     Smear,
     Softcap,
     ValueEmbed,
+    ValueExclusion,
     ValueResidual,
     Window,
-    Xsa,
 )
 
 LARGE = 64
@@ -91,7 +91,7 @@ class ModelConfig:
     """Scaling of the normalised queries."""
     window: Window = Absent()
     """How far back attention looks."""
-    xsa: Xsa = Absent()
+    xsa: ValueExclusion = Absent()
     """Exclusive self attention."""
     head_gate: HeadGate = Absent()
     """Gates on the heads' outputs."""

@@ -263,7 +263,7 @@ class Window(Protocol):
     """How far back attention looks."""
 
 
-class Xsa(Protocol):
+class ValueExclusion(Protocol):
     """Takes a token's own value out of what its attention gathers."""
 
 

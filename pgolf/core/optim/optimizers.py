@@ -38,6 +38,9 @@ class Optimizers:
         """One update of every parameter from its gradient; returns the global gradient norm (0 when not clipping)."""
         norm = 0.0
         everything = [*self.matrices.values(), *self.others.values()]
+        for weight in everything:
+            if weight.grad is None:  # a part that had nothing to do in this pass
+                weight.grad = torch.zeros_like(weight)
         if self.config.grad_clip > 0:
             norm = float(torch.nn.utils.clip_grad_norm_(everything, self.config.grad_clip))
         weights = list(self.matrices.values())

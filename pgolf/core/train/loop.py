@@ -103,8 +103,9 @@ def warm_up(
     """Run steps that compile every graph, then restore weights, optimizer state and data position."""
     weights = {name: weight.clone() for name, weight in state.model.state_dict().items()}
     position = state.stream.position
-    for _ in range(config.warmup_steps):
-        train_step(forward, state, config, 1.0, world)
+    for state.model.looping in dict.fromkeys((False, state.model.config.loop.starts(1.0))):
+        for _ in range(config.warmup_steps):
+            train_step(forward, state, config, 1.0, world)
     state.model.load_state_dict(weights)
     state.optimizers = Optimizers(state.model, optim, world)
     state.stream.position = position
@@ -124,10 +125,16 @@ def fit(
         warm_up(forward, state, config, optim, world)
     clock, budget_s = state.clock, config.max_wallclock_seconds
     first_step, first_s, event = state.step, clock.elapsed_s, dict[str, Any]()
+    state.model.looping = False
     clock.start()
     while True:
         out_of_time = budget_s > 0 and world.any(clock.elapsed_s >= budget_s)
         stopping = world.any(watch.stop_asked())
+        now = Progress(state.step, config.iterations, clock.elapsed_s, budget_s)
+        looping = world.any(state.model.config.loop.starts(now.fraction))
+        if looping and not state.model.looping:
+            watch.log({"event": "loop", "step": state.step, "elapsed_s": clock.elapsed_s, "fraction": now.fraction})
+        state.model.looping = looping
         last = state.step >= config.iterations or out_of_time
         if last or stopping or (config.val_every and state.step % config.val_every == 0):
             clock.pause()
@@ -141,7 +148,7 @@ def fit(
                 watch.log(event := event | {"event": "stop", "reason": reason})
                 return event
             clock.start()
-        scale = optim.warmdown.scale(Progress(state.step, config.iterations, clock.elapsed_s, budget_s))
+        scale = optim.warmdown.scale(now)
         loss = train_step(forward, state, config, scale, world)
         state.step += 1
         talk = state.step <= 10 or (config.log_every and state.step % config.log_every == 0)

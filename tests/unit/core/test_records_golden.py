@@ -121,7 +121,11 @@ def record_1394(config: dict[str, Any], **parts: Any) -> ModelConfig:
         "skips": GatedSkips(),
         **({"loop": loop} if config["num_loops"] else {}),
         **({} if wide else {"embed": FactoredEmbed(width=config["embedding_dim"], norm_first=True)}),
-        **({"residual": ParallelResidual(start=config["parallel_residual_start"])} if "parallel_residual_start" in config else {}),
+        **(
+            {"residual": ParallelResidual(start=config["parallel_residual_start"])}
+            if "parallel_residual_start" in config
+            else {}
+        ),
     }
     return common(config, **(chosen | parts))
 
@@ -134,7 +138,9 @@ def test_pr1394_family_golden(oracle, name, mode):
     model = loaded(record_1394(config), unbanked(data, "param.", config["num_layers"]))
     model.looping = mode == "loop"
     ids, targets = ids_of(data)
-    np.testing.assert_allclose(logits_of(model, ids), data[f"logits_{mode}"], atol=meta(data)["tolerance"]["logits_abs"])
+    np.testing.assert_allclose(
+        logits_of(model, ids), data[f"logits_{mode}"], atol=meta(data)["tolerance"]["logits_abs"]
+    )
     np.testing.assert_allclose(model.nll(ids, targets).detach().numpy(), data[f"nll_{mode}"], atol=1e-4)
     loss = model(ids, targets)
     assert loss.item() == pytest.approx(float(data[f"loss_{mode}"]), abs=1e-5)
@@ -192,7 +198,9 @@ def test_pr1855_packed_documents_golden(oracle, mode):
     model = loaded(packed, unbanked(data, "param.", config["num_layers"]))
     model.looping = mode == "loop"
     ids, targets = (x.reshape(1, -1) for x in ids_of(data))
-    np.testing.assert_allclose(logits_of(model, ids)[0], data[f"logits_varlen_{mode}"].reshape(ids.numel(), -1), atol=1e-4)
+    np.testing.assert_allclose(
+        logits_of(model, ids)[0], data[f"logits_varlen_{mode}"].reshape(ids.numel(), -1), atol=1e-4
+    )
     loss = model(ids, targets)
     assert loss.item() == pytest.approx(float(data[f"loss_varlen_{mode}"]), abs=1e-5)
     loss.backward()
@@ -221,7 +229,9 @@ def test_pr1855_variants_golden(oracle, variant):
     parts = dict(VARIANTS[variant])
     if variant == "no_parallel_flat":
         parts = {"residual": record_1855(config).residual.__class__.__mro__[2]()}
-    weights = unbanked(data, "param.", config["num_layers"]) | unbanked(changed, f"param_{variant}.", config["num_layers"])
+    weights = unbanked(data, "param.", config["num_layers"]) | unbanked(
+        changed, f"param_{variant}.", config["num_layers"]
+    )
     model = loaded(record_1855(config, **parts), weights)
     model.looping = not variant.endswith("flat")
     np.testing.assert_allclose(logits_of(model, ids_of(data)[0]), changed[f"logits_{variant}"], atol=1e-4)
@@ -299,7 +309,10 @@ def test_ternary_golden(oracle):
         "aux_loss": ZLoss(),
         "precision": Ternary(group=config["group_size"]),
     }
-    cut = {"layers": config["num_layers"], "kv_dim": config["num_kv_heads"] * config["model_dim"] // config["num_heads"]}
+    cut = {
+        "layers": config["num_layers"],
+        "kv_dim": config["num_kv_heads"] * config["model_dim"] // config["num_heads"],
+    }
     model = loaded(common(config, **parts), unbanked(data, "param.", **cut))
     ids, targets = ids_of(data)
     np.testing.assert_allclose(logits_of(model, ids), data["logits"], atol=1e-3)

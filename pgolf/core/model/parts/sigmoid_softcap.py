@@ -24,8 +24,9 @@ class SigmoidSoftcap(Part):
     """Divides before the sigmoid."""
 
     def __post_init__(self) -> None:
-        if self.scale <= 0 or self.width <= 0:
-            raise ConfigError("scale and width must be positive", "scale")
+        for key in ("scale", "width"):
+            if getattr(self, key) <= 0:
+                raise ConfigError(f"{key} must be positive, not {getattr(self, key)}", key)
 
     def apply(self, logits: "Tensor") -> "Tensor":
         """Bounded logits."""

@@ -58,7 +58,7 @@ class ValueEmbedding(Part):
         shared, dtype = root.ve_shared, x_BTC.dtype
         values = shared.proj.linear(embedding(flow.ids_BT, shared.embed.used()).to(dtype)) * shared.scale.to(dtype)
         for index, layer in enumerate(self.chosen):
-            flow.memory[f"value_embed.{layer}"] = values * getattr_scale(root, index).to(dtype)
+            flow.memory[f"value_embed.{layer}"] = values * layer_scale(root, index).to(dtype)
         return x_BTC
 
     def projected(
@@ -69,7 +69,7 @@ class ValueEmbedding(Part):
         return q, k, v if found is None else v + found.view_as(v)
 
 
-def getattr_scale(root: Any, index: int) -> "Tensor":
+def layer_scale(root: Any, index: int) -> "Tensor":
     """The scale of the index-th chosen layer."""
     found: Tensor = root.ve_layer_scales.get_parameter(str(index))
     return found

@@ -1,0 +1,238 @@
+"""Properties that every part of a model has, alone on a small model: causality, gradients, names, files, bad values."""
+
+import dataclasses
+import itertools
+from typing import Any
+
+import pytest
+import torch
+
+from pgolf.catalog import CATALOG, load
+from pgolf.core.dist import World
+from pgolf.core.errors import ConfigError
+from pgolf.core.model.config import ModelConfig, layer_plan, model_parts, param_specs
+from pgolf.core.model.gpt import GPT
+from pgolf.core.model.params import HEAD, MATRIX, SCALAR, TOKEN
+from pgolf.core.model.parts.by_document import ByDocument
+from pgolf.core.model.parts.layer_loop import LayerLoop
+from pgolf.core.model.parts.two_lanes import TwoLanes
+from pgolf.core.model.slots import Absent, Part
+from pgolf.core.optim.config import OptimConfig
+from pgolf.core.optim.optimizers import Optimizers
+
+SMALL = {"vocab_size": 61, "num_layers": 5, "model_dim": 32, "num_heads": 4, "num_kv_heads": 2}
+SLOTS = {
+    field.name: field.type.__name__
+    for field in dataclasses.fields(ModelConfig)
+    if getattr(field.type, "__name__", "") in CATALOG
+}
+SIZES: dict[str, dict[str, Any]] = {
+    "rope": {"dims": 4},
+    "layers": {"start": 1, "end": 2},
+    "parallel": {"start": 3},
+    "two_lanes": {"start": 3},
+    "two_lanes_in_turn": {"start": 3},
+    "factored": {"width": 16},
+    "bigram": {"buckets": 37, "dim": 8},
+    "engram_lite": {"buckets": 29, "dim": 4},
+    "shared": {"dim": 8, "on": "2,4"},
+    "sliding": {"tokens": 3, "full_layers": 2},
+    "by_document": {"max_tokens": 5},
+    "ternary": {"group": 16},
+    "binary": {"group": 16},
+    "low_rank": {"rank": 8},
+}
+ALL = [(slot, kind) for slot, name in SLOTS.items() for kind in CATALOG[name] if kind != "none"]
+IDLE = {
+    "mix": {"blocks.0.attn.vr_lambda"},
+    "add": {"blocks.0.attn.vrl_alpha"},
+}
+"""Parameters that get no gradient, by technique: layer 0's value residual has nothing before it."""
+
+
+def part(slot: str, kind: str) -> Any:
+    """A technique at a size that fits the small model."""
+    return load(SLOTS[slot], kind)(**SIZES.get(kind, {}))
+
+
+def config_with(slot: str, kind: str) -> ModelConfig:
+    """The small model with one technique."""
+    return ModelConfig(**SMALL, **{slot: part(slot, kind)})
+
+
+def batch(seed: int = 0, rows: int = 2, length: int = 24) -> torch.Tensor:
+    """Random ids in which a few documents begin."""
+    ids = torch.randint(4, 61, (rows, length), generator=torch.Generator().manual_seed(seed))
+    ids[:, 0] = ids[:, 9] = ids[0, 15] = 1
+    return ids
+
+
+@pytest.mark.parametrize(("slot", "kind"), ALL)
+def test_a_later_token_changes_nothing_before_it(make_model, slot, kind):
+    model = make_model(config_with(slot, kind)).eval()
+    ids = batch()
+    for place in (1, 7, 9, 15, 22):
+        other = ids.clone()
+        other[:, place] = 2 + (ids[:, place] + 11) % 50
+        with torch.no_grad():
+            before, after = model.head(model.hidden(ids)), model.head(model.hidden(other))
+        assert torch.equal(before[:, :place], after[:, :place])
+        assert not torch.equal(before[:, place:], after[:, place:])
+
+
+@pytest.mark.parametrize(("slot", "kind"), ALL)
+def test_every_parameter_learns_and_has_one_optimizer_group(slot, kind):
+    config = config_with(slot, kind)
+    model = GPT(config, 3)
+    optimizers = Optimizers(model, OptimConfig(), World())
+    seen = dict.fromkeys(dict(model.named_parameters()), False)
+    for step in range(3):
+        ids = batch(step)
+        model(ids[:, :-1], ids[:, 1:]).backward()
+        for name, weight in model.named_parameters():
+            seen[name] |= weight.grad is not None and bool((weight.grad != 0).any())
+        optimizers.step(step, 1.0)
+    assert {name for name, moved in seen.items() if not moved} == IDLE.get(
+        kind, set() if slot != "value_residual" else None
+    )
+    groups = [spec.group for spec in param_specs(config)]
+    assert set(groups) <= {MATRIX, TOKEN, SCALAR, HEAD}
+    owned = [*optimizers.matrices, *optimizers.others]
+    assert sorted(owned) == sorted(seen) == sorted({spec.name for spec in param_specs(config)})
+
+
+@pytest.mark.parametrize(("slot", "kind"), ALL)
+def test_state_dict_round_trip_and_other_lengths(make_model, slot, kind):
+    config = config_with(slot, kind)
+    model, other = make_model(config), GPT(config, 9)
+    other.load_state_dict(model.state_dict())
+    for length in (1, 2, 24, 40):
+        ids = batch(1, 1, 40)[:, :length]
+        with torch.no_grad():
+            assert torch.equal(model.head(model.hidden(ids)), other.head(other.hidden(ids)))
+
+
+@pytest.mark.parametrize(("slot", "kind"), ALL)
+def test_gradients_agree_with_float64(make_model, slot, kind):
+    config = config_with(slot, kind)
+    if slot == "precision":
+        pytest.skip("gradients pass straight through rounding, whose codes depend on the dtype")
+    ids, grads = batch(), []
+    for dtype in (torch.float32, torch.float64):
+        model = make_model(config).to(dtype)
+        model.compute_dtype = dtype
+        model(ids[:, :-1], ids[:, 1:]).backward()
+        grads.append({name: w.grad for name, w in model.named_parameters() if w.grad is not None})
+    for name, grad in grads[1].items():
+        scale = max(float(grad.abs().max()), 1e-6)
+        assert float((grads[0][name] - grad).abs().max()) <= 2e-3 * scale, name
+
+
+@pytest.mark.parametrize(("slot", "kind"), ALL)
+def test_bfloat16_is_the_same_function_within_its_precision(make_model, slot, kind):
+    model, ids = make_model(config_with(slot, kind)).eval(), batch()
+    with torch.no_grad():
+        exact = model.nll(ids[:, :-1], ids[:, 1:])
+        model.compute_dtype = torch.bfloat16
+        rounded = model.nll(ids[:, :-1], ids[:, 1:])
+    assert rounded.dtype == torch.float32
+    assert float((exact.mean() - rounded.mean()).abs()) < 0.1 * float(exact.mean())
+
+
+@pytest.mark.parametrize(("slot", "kind"), ALL)
+def test_fields_do_not_hide_places_and_have_values_as_defaults(slot, kind):
+    cls = load(SLOTS[slot], kind)
+    assert issubclass(cls, Part)
+    names = {field.name for field in dataclasses.fields(cls)}
+    assert not names & set(dir(Part))
+    assert eval(repr(part(slot, kind)), {cls.__name__: cls}) == part(slot, kind)
+
+
+@pytest.mark.parametrize("slot", [slot for slot, name in SLOTS.items() if "none" in CATALOG[name]])
+def test_switched_off_a_technique_is_absent(slot):
+    none = load(SLOTS[slot], "none")()
+    assert param_specs(ModelConfig(**SMALL, **{slot: none})) == param_specs(ModelConfig(**SMALL)) or slot == "skips"
+    if isinstance(none, Absent):
+        assert slot not in model_parts(ModelConfig(**SMALL, **{slot: none}))
+        assert ModelConfig(**SMALL, **{slot: none}) == ModelConfig(**SMALL)
+
+
+def test_documents_do_not_leak():
+    everything = {
+        "documents": ByDocument(max_tokens=0),
+        "smear": part("smear", "static"),
+        "hash_embed": part("hash_embed", "bigram"),
+        "key_offset": part("key_offset", "partial"),
+    }
+    for smear, hashed in itertools.product(("static", "gated"), ("bigram", "engram_lite")):
+        parts = everything | {"smear": part("smear", smear), "hash_embed": part("hash_embed", hashed)}
+        model = GPT(ModelConfig(**SMALL, **parts), 5)
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.add_(0.2 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)))
+            ids = batch(2, 1)
+            other = ids.clone()
+            other[:, 3:9] = 60
+            one, two = model.hidden(ids), model.hidden(other)
+        assert not torch.equal(one[:, 3:9], two[:, 3:9])
+        starts = int((ids[0, 9:] == 1).nonzero()[0]) + 9
+        assert torch.equal(one[:, starts:], two[:, starts:])
+
+
+@pytest.mark.parametrize(
+    ("changed", "key"),
+    [
+        ({"loop": LayerLoop(start=3, end=5)}, "loop.end"),
+        ({"residual": TwoLanes(start=5)}, "residual"),
+        ({"position": load("Position", "rope")(dims=12)}, "position.dims"),
+        ({"head_gate": load("HeadGate", "sparse")(window=33)}, "head_gate.window"),
+        ({"value_embed": load("ValueEmbed", "shared")(on="7")}, "value_embed.on"),
+        ({"precision": load("Precision", "ternary")(group=24)}, "precision.group"),
+        ({"window": load("Window", "sliding")(full_layers=5)}, "window"),
+        ({"key_offset": load("KeyOffset", "partial")(dims=8)}, "key_offset.dims"),
+        ({"vocab_size": 60_000, "hash_embed": load("HashEmbed", "bigram")()}, "hash_embed"),
+    ],
+)
+def test_what_cannot_work_is_refused_by_its_key(changed, key):
+    with pytest.raises(ConfigError) as caught:
+        ModelConfig(**{**SMALL, **changed})
+    assert caught.value.where.startswith(key), caught.value
+
+
+@pytest.mark.parametrize(
+    ("slot", "kind", "values"),
+    [
+        ("position", "rope", {"dims": 3}),
+        ("position", "rope", {"reference": -1}),
+        ("position", "yarn", {"trained": 4096}),
+        ("loop", "layers", {"start": 3, "end": 2}),
+        ("loop", "layers", {"extra_passes": 0}),
+        ("loop", "layers", {"enable_at": 1.0}),
+        ("residual", "two_lanes", {"final": "both"}),
+        ("xsa", "xsa", {"last_n": -1}),
+        ("window", "sliding", {"tokens": 0}),
+        ("head_gate", "output", {"reads": "k"}),
+        ("mlp", "leaky_relu2", {"slope": 1.5}),
+        ("mlp", "low_rank", {"rank": 0}),
+        ("value_embed", "shared", {"on": "a"}),
+        ("hash_embed", "bigram", {"buckets": 1}),
+        ("aux_loss", "multi_token", {"extra_tokens": 0}),
+        ("aux_loss", "z_loss", {"weight": 0.0}),
+        ("precision", "ternary", {"tables": "fp4"}),
+        ("logit_softcap", "sigmoid", {"width": 0.0}),
+        ("embed", "factored", {"width": 0}),
+    ],
+)
+def test_bad_values_are_refused(slot, kind, values):
+    with pytest.raises(ConfigError) as caught:
+        load(SLOTS[slot], kind)(**values)
+    assert caught.value.where in values
+
+
+def test_the_loop_of_the_records():
+    config = ModelConfig(num_layers=11, loop=LayerLoop(start=3, end=5, extra_passes=2))
+    order = [step.layer for step in layer_plan(config)]
+    assert order == [0, 1, 2, 3, 4, 5, 3, 4, 5, 3, 4, 5, 6, 7, 8, 9, 10]
+    assert [step.layer for step in layer_plan(config) if step.push] == order[:8]
+    assert [step.skip for step in layer_plan(config)[8:]] == [0, 1, 2, 3, 4, 5, 6, 7, -1]
+    assert [step.layer for step in layer_plan(config, looping=False)] == list(range(11))
