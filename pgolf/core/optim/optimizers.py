@@ -39,7 +39,7 @@ class Optimizers:
         norm = 0.0
         everything = [*self.matrices.values(), *self.others.values()]
         for weight in everything:
-            if weight.grad is None:  # a part that had nothing to do in this pass
+            if weight.grad is None and weight.numel():  # a part that had nothing to do in this pass
                 weight.grad = torch.zeros_like(weight)
         if self.config.grad_clip > 0:
             norm = float(torch.nn.utils.clip_grad_norm_(everything, self.config.grad_clip))

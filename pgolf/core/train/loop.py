@@ -103,7 +103,8 @@ def warm_up(
     """Run steps that compile every graph, then restore weights, optimizer state and data position."""
     weights = {name: weight.clone() for name, weight in state.model.state_dict().items()}
     position = state.stream.position
-    for state.model.looping in dict.fromkeys((False, state.model.config.loop.starts(1.0))):
+    for looping in dict.fromkeys((False, state.model.config.loop.starts(1.0))):
+        state.model.looping = looping
         for _ in range(config.warmup_steps):
             train_step(forward, state, config, 1.0, world)
     state.model.load_state_dict(weights)

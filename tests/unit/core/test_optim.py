@@ -14,7 +14,7 @@ from pgolf.core.model.params import MATRIX, SCALAR, TOKEN
 from pgolf.core.model.parts.relu2 import Relu2
 from pgolf.core.model.parts.tanh_softcap import TanhSoftcap
 from pgolf.core.optim.config import OptimConfig
-from pgolf.core.optim.muon import Muon, orthogonalise
+from pgolf.core.optim.muon import POLAR_EXPRESS, Muon, orthogonalise
 from pgolf.core.optim.optimizers import Optimizers
 from pgolf.core.optim.schedules import FractionWarmdown, IterationWarmdown, Progress
 from pgolf.core.tensorfile import load_tensors, save_tensors
@@ -100,6 +100,48 @@ def test_muon_golden(oracle, case):
         np.testing.assert_allclose(weight, wanted, rtol=0, atol=allowed["bf16_weights_abs"])
         moved = np.linalg.norm(wanted - data[f"{case}.w0"])
         assert np.linalg.norm(weight - wanted) / moved < allowed["bf16_update_rel"]
+
+
+@pytest.mark.parametrize(
+    ("case", "options"),
+    [
+        ("eqr_tall", {"rows": "l2", "weight_decay": 0.085}),
+        ("eqr_wide", {"rows": "l2", "weight_decay": 0.085}),
+        ("eqr_square", {"rows": "l2", "weight_decay": 0.085}),
+        ("eqrf32_tall", {"rows": "l2", "weight_decay": 0.085, "bfloat16": False}),
+        ("eqrf32_wide", {"rows": "l2", "weight_decay": 0.085, "bfloat16": False}),
+        ("neomuon_tall", {"rows": "rms", "weight_decay": 0.05}),
+    ],
+)
+def test_muon_with_even_rows_golden(oracle, case, options):
+    data = oracle("unit_muon.npz")
+    allowed = json.loads(str(data["meta"]))["tolerance"]
+    muon = Muon(lr=float(data["lr"][0]), momentum=0.95, momentum_start=0.85, momentum_warmup_steps=2, **options)
+    bound = allowed["bf16_weights_abs"] if muon.bfloat16 else allowed["f32_abs"]
+    for step, (weight, buffer) in enumerate(run_muon(data, case, muon)):
+        np.testing.assert_allclose(buffer, data[f"{case}.buffers"][step], rtol=0, atol=allowed["buffers_f32_abs"])
+        np.testing.assert_allclose(weight, data[f"{case}.weights"][step], rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize("case", ["bank_tall", "bank_wide"])
+def test_muon_of_a_bank_golden(oracle, case):
+    data = oracle("unit_muon.npz")
+    allowed = json.loads(str(data["meta"]))["tolerance"]
+    options = {"coefficients": "polar", "rows": "l2", "weight_decay": 0.095}
+    muon = Muon(lr=float(data["lr"][0]), momentum=0.95, momentum_start=0.85, momentum_warmup_steps=2, **options)
+    for index in range(len(data[f"{case}.w0"])):
+        cut = {key: data[f"{case}.{key}"] for key in ("w0", "grads", "weights", "buffers")}
+        one = {f"{case}.w0": cut["w0"][index], **{f"{case}.{key}": cut[key][:, index] for key in list(cut)[1:]}}
+        for step, (weight, _) in enumerate(run_muon({**data, **one}, case, muon)):
+            np.testing.assert_allclose(weight, one[f"{case}.weights"][step], rtol=0, atol=allowed["bf16_weights_abs"])
+
+
+@pytest.mark.parametrize("steps", [3, 5])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_polar_express_golden(oracle, shape, steps):
+    data = oracle("unit_orth.npz")
+    result = orthogonalise(torch.from_numpy(data[f"g_{shape}"]), steps, False, POLAR_EXPRESS)
+    np.testing.assert_allclose(result.numpy(), data[f"polar{steps}_f32_{shape}"], rtol=0, atol=1e-4)
 
 
 def test_muon_decays_weights_apart_from_the_gradient():
