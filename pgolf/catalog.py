@@ -39,6 +39,7 @@ CATALOG: dict[str, dict[str, str]] = {
     "ValueEmbed": {
         "none": "pgolf.core.model.slots:Absent",
         "shared": "pgolf.core.model.parts.value_embed:ValueEmbedding",
+        "by_layer": "pgolf.core.model.parts.value_embed:LayerValueEmbedding",
     },
     "ValueResidual": {
         "none": "pgolf.core.model.slots:Absent",

@@ -1,11 +1,13 @@
 """Models from elsewhere: .pt and .ptz (zlib over a torch file) through torch's restricted reader, and .safetensors.
 
-The architecture is inferred from tensor names and shapes; --preset and --set override what shapes cannot tell.
+The architecture is read off tensor names and shapes (foreign_names.py), then off the metadata of the file; --preset and
+--set say what neither tells, and what is left is guessed and listed as such.
 """
 
 import io
-import re
+import struct
 import zlib
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,16 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pgolf.config.load import Resolved, resolve
-from pgolf.core.errors import InputError, SetupError
-from pgolf.core.files import read_bytes
-from pgolf.core.model.config import ModelConfig, param_specs
+from pgolf.config.load import Resolved, read_preset
+from pgolf.config.run import RunConfig
+from pgolf.config.tree import Layer, build_config, flatten, parse_set
+from pgolf.core.errors import ConfigError, InputError, SetupError
+from pgolf.core.files import parse_json, read_bytes
+from pgolf.core.model.config import param_specs
 from pgolf.core.model.params import CONTROL
 from pgolf.core.quant.qtensor import QTensor, QuantizedModel
+from pgolf.foreign_names import BLIND, Found, canonical, depth, facts, guesses, stripped, told, unbank
 from pgolf.stages.model_files import check_weights, save_checkpoint, save_quantized
 
 MAX_FOREIGN = 2 << 30
-PREFIXES = ("_orig_mod.", "module.")
+GUESS = "a guess"
 
 
 def torch_is_safe() -> bool:
@@ -60,15 +65,15 @@ def inflate(blob: bytes, where: str) -> bytes:
     return raw
 
 
-def read_foreign(path: Path) -> dict[str, Any]:
-    """The objects of a foreign file, by name."""
+def read_foreign(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """The objects of a foreign file by name, and the options that its metadata tells, if it has any."""
     blob = read_bytes(path, MAX_FOREIGN)
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load
 
         try:
-            return dict(load(blob))
+            return dict(load(blob)), metadata(blob, str(path))
         except SafetensorError as error:
             raise InputError(f"not a valid safetensors file: {error}", str(path)) from None
     if path.suffix not in (".pt", ".pth", ".ptz"):
@@ -80,96 +85,129 @@ def read_foreign(path: Path) -> dict[str, Any]:
         found = found["model"]
     if not isinstance(found, dict):
         raise InputError("the file does not hold a state dict", str(path))
-    return found
+    return found, {}
 
 
-def canonical(name: str) -> str:
-    """A tensor name without wrappers' prefixes."""
-    for prefix in PREFIXES:
-        name = name.removeprefix(prefix)
-    return name
+def metadata(blob: bytes, where: str) -> dict[str, str]:
+    """The options in a valid safetensors file: its metadata's `config`, a JSON object, beside `architecture`."""
+    (length,) = struct.unpack("<Q", blob[:8])
+    strings = parse_json(blob[8 : 8 + length].decode(), where).get("__metadata__") or {}
+    config = parse_json(strings.get("config", "{}"), f"{where}, metadata")
+    if not isinstance(config, dict):
+        raise InputError("the metadata's config is not a JSON object", where)
+    named = {"architecture": strings["architecture"]} if "architecture" in strings else {}
+    return named | {name: str(value) for name, value in config.items()}
 
 
-def infer_model(shapes: dict[str, tuple[int, ...]], where: str) -> dict[str, Any]:
-    """Model section read off names and shapes. InputError when a tensor belongs to no architecture pgolf has."""
-    layers = {int(match[1]) for name in shapes if (match := re.match(r"blocks\.(\d+)\.", name))}
-    try:
-        vocab, dim = shapes["tok_emb.weight"]
-        heads = shapes["blocks.0.attn.q_gain"][0]
-        kv_rows = shapes["blocks.0.attn.c_k.weight"][0]
-        hidden = shapes["blocks.0.mlp.fc.weight"][0]
-        smallest = min(vocab, dim, heads, kv_rows, hidden, len(layers))
-    except (KeyError, ValueError, IndexError):
-        smallest = 0
-    if smallest < 1:
-        raise InputError(
-            "the tensors are not those of a model pgolf knows",
-            where,
-            f"found for example {', '.join(sorted(shapes)[:3])}",
-        )
-    values: dict[str, Any] = {
-        "vocab_size": vocab,
-        "num_layers": len(layers),
-        "model_dim": dim,
-        "num_heads": heads,
-        "num_kv_heads": kv_rows * heads // dim,
-        "mlp": {"kind": "relu2", "mult": hidden / dim},
-        "embed": {"kind": "untied" if "lm_head.weight" in shapes else "tied"},
-    }
-    return values
+def plain(found: dict[str, Any], where: str) -> dict[str, Tensor]:
+    """The tensors among objects. InputError for one that is larger than what the file stores of it."""
+    tensors = {str(name): tensor for name, tensor in found.items() if isinstance(tensor, Tensor)}
+    for name, tensor in tensors.items():
+        dense = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+        if not dense or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise InputError(f"{name} is not a plain tensor with a value of its own in every place", where)
+    return tensors
 
 
-def check_known(config: ModelConfig, names: set[str], where: str) -> None:
-    """InputError naming a tensor that the architecture does not have."""
-    if unknown := sorted(names - {spec.name for spec in param_specs(config)}):
-        raise InputError(
-            f"{len(unknown)} tensors belong to an architecture pgolf does not have yet, the first is {unknown[0]}",
-            where,
-            "only the naive baseline's family can be imported so far",
-        )
+@dataclass
+class Foreign:
+    """Tensors of a file, and where in them each of our parameters lies: name -> (name there, index)."""
+
+    tensors: dict[str, Tensor]
+    options: dict[str, str]
+    path: Path
+    places: dict[str, tuple[str, Any]]
+
+    @classmethod
+    def of(cls, tensors: dict[str, Tensor], options: dict[str, str], path: Path) -> "Foreign":
+        """Take apart banks and fused maps. InputError if one does not fit the others, or a parameter is there twice."""
+        places: dict[str, tuple[str, Any]] = {}
+        layers = depth((canonical(name) for name in tensors), str(path))
+        for name, tensor in tensors.items():
+            for ours, index in unbank(name, tuple(tensor.shape), layers, str(path)):
+                if ours in places:
+                    raise InputError(f"{ours} is there twice, in {places[ours][0]} and in {name}", str(path))
+                places[ours] = name, index
+        return cls(tensors, options, path, places)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Views of the tensors under our names."""
+        return {ours: self.tensors[name][index] for ours, (name, index) in self.places.items()}
+
+    def infer(self, preset: str, sets: list[str]) -> tuple[Resolved, dict[str, Any]]:
+        """The configuration: guesses < preset < what the metadata tells < what shapes prove < --set; with what the
+        user should know of it. InputError if it does not have exactly the tensors of the file.
+        """
+        where, weights = str(self.path), self.weights()
+        shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+        found = Found(shapes, frozenset(map(stripped, self.tensors)), where)
+        known = facts(found)
+        assumed = guesses(found, known, lineage=not preset)
+        said, unread = told(self.options, found, known, assumed)
+        layers = [
+            Layer(GUESS, {"model": assumed}),
+            *(read_preset(preset) if preset else []),
+            Layer(f"metadata of {self.path.name}", {"model": said}),
+            Layer(f"shapes in {self.path.name}", {"model": known}),
+            *(Layer(f"--set {text}", parse_set(text), together=True) for text in sets),
+        ]
+        try:
+            config, origins = build_config(RunConfig(), layers)
+        except ConfigError as error:
+            if preset or sets:
+                raise
+            raise InputError(f"{error.what}, in {error.where}", where, error.fix) from None
+        resolved = Resolved(config, origins, preset)
+        if unknown := sorted(shapes.keys() - {spec.name for spec in param_specs(config.model)}):
+            raise InputError(
+                f"{len(unknown)} tensors belong to an architecture pgolf does not have, the first is {unknown[0]}",
+                where,
+            )
+        check_weights(config.model, weights, where)
+        flat, loose = flatten({"model": resolved.values["model"]}), (GUESS,) if preset else (GUESS, "default")
+        guessed = [f"{key}={flat[key]}" for key in flat if BLIND.fullmatch(key) and origins[key] in loose]
+        return resolved, {"guessed": guessed, "unread": unread}
 
 
 def import_weights(
+    found: dict[str, Any], options: dict[str, str], path: Path, preset: str, sets: list[str]
+) -> tuple[dict[str, Tensor], Resolved, dict[str, Any]]:
+    """A float32 state dict, its configuration, and notes on that."""
+    foreign = Foreign.of(plain(found, str(path)), options, path)
+    resolved, notes = foreign.infer(preset, sets)
+    weights = foreign.weights()
+    for name, tensor in weights.items():
+        if not tensor.is_floating_point():
+            raise InputError(f"{name} holds {tensor.dtype}, not floats", str(path))
+    return {name: tensor.float() for name, tensor in weights.items()}, resolved, notes
+
+
+def import_int8(
     found: dict[str, Any], path: Path, preset: str, sets: list[str]
-) -> tuple[dict[str, Tensor], Resolved]:
-    """A float state dict and its configuration."""
-    weights = {canonical(str(name)): tensor.float() for name, tensor in found.items() if isinstance(tensor, Tensor)}
-    resolved = infer({name: tuple(tensor.shape) for name, tensor in weights.items()}, path, preset, sets)
-    check_weights(resolved.config.model, weights, str(path))
-    return weights, resolved
-
-
-def infer(shapes: dict[str, tuple[int, ...]], path: Path, preset: str, sets: list[str]) -> Resolved:
-    """Configuration from shapes, under a preset and --set."""
-    inferred = {"model": infer_model(shapes, str(path))}
-    resolved = resolve(preset=preset, sets=sets, stored=inferred, stored_name=f"shapes in {path.name}")
-    check_known(resolved.config.model, set(shapes), str(path))
-    return resolved
-
-
-def import_int8(found: dict[str, Any], path: Path, preset: str, sets: list[str]) -> tuple[QuantizedModel, Resolved]:
-    """The naive baseline's int8 archive: codes, scales and kept tensors, taken over bit for bit."""
-    tables = {key: found.get(key) for key in ("quantized", "scales", "passthrough")}
-    if not all(isinstance(table, dict) for table in tables.values()):
-        raise InputError("the int8 archive lacks quantized, scales or passthrough", str(path))
-    codes, scales, kept = (dict(table) for table in tables.values() if table is not None)
-    found = {canonical(str(name)): tensor for name, tensor in (codes | kept).items()}
-    everything = {name: tensor for name, tensor in found.items() if isinstance(tensor, Tensor)}
-    resolved = infer({name: tuple(tensor.shape) for name, tensor in everything.items()}, path, preset, sets)
-    model = QuantizedModel(resolved.config.model)
+) -> tuple[QuantizedModel, Resolved, dict[str, Any]]:
+    """An int8 archive of the naive baseline's form: codes, scales and kept tensors, taken over bit for bit. A control
+    tensor that was quantized becomes the floats it stands for.
+    """
+    where, tables = str(path), [found.get(key) for key in ("quantized", "scales", "passthrough")]
+    if not all(isinstance(table, dict) for table in tables):
+        raise InputError("the int8 archive lacks quantized, scales or passthrough", where)
+    codes, scales, kept = (plain(table, where) for table in tables if table is not None)
+    foreign = Foreign.of(codes | kept, {}, path)
+    resolved, notes = foreign.infer(preset, sets)
+    model, weights = QuantizedModel(resolved.config.model), foreign.weights()
     for spec in param_specs(resolved.config.model):
-        tensor = everything.get(spec.name)
-        if tensor is None:
-            raise InputError(f"{spec.name} is missing", str(path))
-        name = next(key for key in (*codes, *kept) if canonical(str(key)) == spec.name)
+        (name, index), tensor = foreign.places[spec.name], weights[spec.name]
         if name in codes:
-            if name not in scales or tensor.dtype != torch.int8:
-                raise InputError(f"{spec.name} has no int8 codes with scales", str(path))
-            model.tensors[spec.name] = QTensor(tensor.contiguous(), scales[name].half().contiguous(), 8)
+            scale = scales.get(name)
+            whole = scale is not None and scale.dim() and len(scale) == len(codes[name])
+            if scale is None or not whole or tensor.dim() != 2 or scale[index].shape != tensor.shape[:1]:
+                raise InputError(f"{spec.name} has no int8 codes with one scale per row", where)
+            quantized = QTensor(tensor.contiguous(), scale[index].half().contiguous(), 8)
+            model.tensors[spec.name] = quantized.dequantize() if spec.role == CONTROL else quantized
         else:
             model.tensors[spec.name] = tensor.float() if spec.role == CONTROL else tensor.half()
-    model.check(str(path))
-    return model, resolved
+    model.check(where)
+    return model, resolved, notes
 
 
 def import_file(path: Path, out: Path, preset: str, sets: list[str], dry_run: bool = False) -> dict[str, Any]:
@@ -177,13 +215,13 @@ def import_file(path: Path, out: Path, preset: str, sets: list[str], dry_run: bo
 
     With `dry_run` everything is checked and nothing written.
     """
-    found = read_foreign(path)
+    found, options = read_foreign(path)
     kind = "quantized" if "quantized" in found else "checkpoint"
     if kind == "quantized":
-        model, resolved = import_int8(found, path, preset, sets)
+        model, resolved, notes = import_int8(found, path, preset, sets)
         save = partial(save_quantized, out, model)
     else:
-        weights, resolved = import_weights(found, path, preset, sets)
+        weights, resolved, notes = import_weights(found, options, path, preset, sets)
         save = partial(save_checkpoint, out, weights)
     digest = "" if dry_run else save({"config": resolved.values, "step": 0, "imported_from": path.name})
     return {
@@ -193,4 +231,5 @@ def import_file(path: Path, out: Path, preset: str, sets: list[str], dry_run: bo
         "sha256": digest,
         "parameters": sum(spec.numel for spec in param_specs(resolved.config.model)),
         "model": resolved.values["model"],
+        **notes,
     }

@@ -9,6 +9,7 @@ from functools import cache
 from pgolf.bundle.graph import Core, Definition, parse_core, reach, used_names
 from pgolf.config.run import RunConfig
 from pgolf.core.errors import PgolfError
+from pgolf.core.model.config import attention_names
 
 MAIN = 'if __name__ == "__main__":\n    sys.exit(run_submission(RECIPE, Path(__file__), sys.argv[1:]))\n'
 
@@ -56,7 +57,22 @@ def with_constants(definition: Definition, configured: frozenset[str]) -> Defini
     return replaced(definition, constant_class(node))
 
 
-def replaced(definition: Definition, node: ast.ClassDef) -> Definition:
+def without_entries(core: Core, table: str, kept: set[str]) -> Core:
+    """The core with only these keys in a table of functions, for those the recipe can never ask for."""
+    old = core.definitions[table]
+    assert isinstance(old.node, ast.Assign) and isinstance(old.node.value, ast.Dict)
+    entries = [
+        (key, value)
+        for key, value in zip(old.node.value.keys, old.node.value.values)
+        if isinstance(key, ast.Constant) and key.value in kept
+    ]
+    pruned = ast.Dict([key for key, _ in entries], [value for _, value in entries])
+    new = replaced(old, ast.Assign(old.node.targets, pruned))
+    order = tuple(new if definition is old else definition for definition in core.order)
+    return Core(core.definitions | {table: new}, order, core.externals)
+
+
+def replaced(definition: Definition, node: ast.stmt) -> Definition:
     """The definition with another body, its needs found anew."""
     ast.fix_missing_locations(node)
     return Definition(definition.module, definition.names, node, used_names(node) - set(definition.names))
@@ -110,7 +126,8 @@ def emit(config: RunConfig, info: str) -> tuple[str, tuple[Definition, ...]]:
     recipe = recipe_source(config, info)
     tree = ast.parse(f"RECIPE = {recipe}\n{MAIN}")
     named = used_names(tree)
-    core = parse_core()
+    attention = {"sdpa", config.train.attention, *attention_names(config.model)}
+    core = without_entries(parse_core(), "BACKENDS", attention)
     configured = with_bases(core, frozenset(name for name in used_names(ast.parse(recipe)) if name in core.definitions))
     chosen = needed(core, tree, configured)
     used = frozenset().union(named, *(definition.needs for definition in chosen))

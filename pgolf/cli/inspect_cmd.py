@@ -160,3 +160,6 @@ def import_model(
             f"{out}: {document['kind']}, {document['parameters']:,} parameters, {model['num_layers']} layers "
             f"of width {model['model_dim']}, vocabulary {model['vocab_size']}"
         )
+        for key, why in (("guessed", "neither names nor metadata tell; check, and --set"), ("unread", "metadata")):
+            if document[key]:
+                note(f"{key} ({why}): {', '.join(document[key])}")

@@ -14,7 +14,7 @@ import numpy as np
 from pgolf.core.artifact import decode_artifact, encode_artifact
 from pgolf.core.bpb import load_tokenizer, validation_stream
 from pgolf.core.codecs.base import Codec
-from pgolf.core.dist import World, activation_dtype, join_world, wants_compile
+from pgolf.core.dist import World, join_world, wants_compile
 from pgolf.core.errors import PgolfError
 from pgolf.core.evals.base import EvalMethod
 from pgolf.core.evals.ledger import evaluate
@@ -66,8 +66,10 @@ def train_recipe(
     """Train as pgolf does, step for step; the first rank logs."""
     shards = load_split(list_shards(data, "train"), recipe.model.vocab_size)
     state = start_state(recipe.model, recipe.train, recipe.optim, shards, seed, world)
+    parameters = sum(weight.numel() for weight in state.model.parameters())
     say(
-        world, f"train_shards: {len(shards)}\nmodel_params:{sum(weight.numel() for weight in state.model.parameters())}"
+        world,
+        f"train_shards: {len(shards)}\nmodel_params:{parameters}\nattention:{state.model.attention_backend}",
     )
 
     validate = validator(state.model, recipe.train, tokens, charges)
@@ -81,7 +83,7 @@ def train_recipe(
 def make_artifact(recipe: Submission, model: GPT, data: Path) -> bytes:
     """Quantize and compress the trained weights."""
     stream = TokenStream(load_split(list_shards(data, "train"), recipe.model.vocab_size))
-    model.compute_dtype = activation_dtype("auto", next(model.parameters()).device)
+    model.settle(next(model.parameters()).device)
     hessians = recipe.quant.hessians(model, stream, lambda done: None)
     weights = {name: weight.detach().cpu() for name, weight in model.state_dict().items()}
     return encode_artifact(
@@ -133,11 +135,10 @@ def score_submission(recipe: Submission, code: Path, options: argparse.Namespace
         world.barrier()
     if world.leads:
         blob = read_bytes(artifact, 1 << 29)
-        model = GPT(recipe.model).to(world.device).eval()
+        model = GPT(recipe.model).settle(world.device).eval()
         model.load_state_dict(
             decode_artifact(blob, recipe.model, {recipe.compress.codec_id: recipe.compress}, str(artifact)).weights()
         )
-        model.compute_dtype = activation_dtype("auto", world.device)
         code_bytes = code.stat().st_size
         say(world, f"Code size: {code_bytes} bytes\nTotal submission size: {len(blob) + code_bytes} bytes")
         score, _ = evaluate(model, tokens, charges, recipe.score)

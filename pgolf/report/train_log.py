@@ -31,8 +31,8 @@ class TrainLog:
         append_text(self.log, line + "\n")
         self.console.line(line)
 
-    def header(self, model: GPT, dataset: Dataset, world: World, compiled: bool, why: str) -> None:
-        """Hyperparameters, data and environment."""
+    def header(self, model: GPT, dataset: Dataset, world: World, compiled: str, attention: str) -> None:
+        """Hyperparameters, data and environment, and what was chosen for it."""
         append_text(
             self.log,
             "Hyperparameters:\n"
@@ -43,7 +43,8 @@ class TrainLog:
         self.text(f"train_shards: {len(dataset.shards['train'])}")
         self.text(f"model_params:{sum(p.numel() for p in model.parameters())}")
         self.text(
-            f"world_size:{world.size} device:{world.device} compile:{compiled} ({why}) seed:{self.config.train.seed}"
+            f"world_size:{world.size} device:{world.device} compile:{compiled} attention:{attention} "
+            f"seed:{self.config.train.seed}"
         )
 
     def event(self, event: dict[str, Any]) -> None:

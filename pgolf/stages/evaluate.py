@@ -9,9 +9,10 @@ import torch
 from pgolf.catalog import name_of
 from pgolf.config.load import Resolved
 from pgolf.config.tree import to_values
-from pgolf.core.dist import pick_device
+from pgolf.core.dist import activation_dtype, pick_device
 from pgolf.core.evals.ledger import evaluate
 from pgolf.core.files import write_json
+from pgolf.core.model.attend import choose_attention
 from pgolf.dataset import Dataset
 from pgolf.report.console import Console, bar
 from pgolf.stages.manifest import fresh_entry, guarded, provenance, record, stage_key
@@ -60,6 +61,7 @@ def run_method(
         "tokenizer_sha256": dataset.tokenizer_sha256,
         "seconds": rounded({"load": loaded - started, "score": scored - loaded, "total": scored - started}),
         "device": str(device),
+        "attention": network.attention_backend,
         "threads": torch.get_num_threads(),
         "audit": "unaudited",
         "warnings": [*console.warnings],
@@ -86,9 +88,10 @@ def score_model(
         )
     section = {stage: to_values(method, "EvalMethod" if stage == "eval" else "TttMethod")}
     inputs = {"model": model.sha256, "data": dataset.fingerprint("val"), "tokenizer": dataset.tokenizer_sha256}
-    key = stage_key(
-        stage, section | {"device": str(pick_device(device, 0)), "threads": torch.get_num_threads()}, inputs
-    )
+    place = pick_device(device, 0)
+    attention, _ = choose_attention(model.config.model, place, activation_dtype("auto", place))
+    machine = {"device": str(place), "threads": torch.get_num_threads(), "attention": attention}
+    key = stage_key(stage, section | machine, inputs)
     with guarded(out):
         if not force and (entry := fresh_entry(out, key)):
             return dict(entry["figures"]) | {"fresh": True}

@@ -15,7 +15,6 @@ from pgolf.config.run import RunConfig
 from pgolf.config.tree import to_values
 from pgolf.core.artifact import ARTIFACT_MAGIC, INFO, decode_artifact, read_sections
 from pgolf.core.codecs.base import Codec
-from pgolf.core.dist import activation_dtype
 from pgolf.core.errors import ConfigError, InputError
 from pgolf.core.files import parse_json, read_bytes, read_head
 from pgolf.core.model.config import ModelConfig, param_specs
@@ -54,8 +53,7 @@ def ready(config: ModelConfig, weights: dict[str, Tensor], device: torch.device)
     """A model with these weights on a device."""
     model = GPT(config)
     model.load_state_dict(weights)
-    model.compute_dtype = activation_dtype("auto", device)
-    return model.to(device).eval()
+    return model.settle(device).eval()
 
 
 def all_codecs() -> dict[int, Codec]:

@@ -12,9 +12,10 @@ import torch
 
 from pgolf.config.load import Resolved
 from pgolf.config.run import RunConfig
-from pgolf.core.dist import World, pick_device, wants_compile
+from pgolf.core.dist import World, activation_dtype, pick_device, wants_compile
 from pgolf.core.errors import ConfigError, InputError, SetupError, StorageError
 from pgolf.core.files import clean_parts, free_bytes, make_dir
+from pgolf.core.model.attend import choose_attention
 from pgolf.core.model.config import param_specs
 from pgolf.core.optim.optimizers import Optimizers
 from pgolf.core.tensorfile import load_tensors, save_tensors
@@ -52,6 +53,12 @@ def choose_compile(mode: str, device: torch.device) -> tuple[bool, str]:
     if device.type != "cuda":
         return chosen, "auto: off on a CPU"
     return chosen, "auto: a GPU with triton" if able else "auto: off, triton is missing"
+
+
+def planned_attention(config: RunConfig, device: torch.device) -> tuple[str, str]:
+    """What will compute attention in training, and why. SetupError when what is configured is not possible here."""
+    dtype = activation_dtype(config.train.precision, device)
+    return choose_attention(config.model, device, dtype, config.train.attention)
 
 
 def check_gpu(config: RunConfig, device_name: str) -> None:
@@ -245,6 +252,7 @@ def run_training(
     """The body of `train`, on every rank; only the first writes."""
     started = time.monotonic()
     compiled, why = choose_compile(config.train.compile, world.device)
+    attention, attention_why = planned_attention(config, world.device)
     shards, (tokens, charges) = check_data(dataset, config), dataset.validation()
     state = start_state(config.model, config.train, config.optim, shards, config.train.seed, world)
     model = state.model
@@ -258,7 +266,7 @@ def run_training(
     make_dir(out)
     log = TrainLog(out, config, console, resumed) if world.leads else None
     if log:
-        log.header(model, dataset, world, compiled, why)
+        log.header(model, dataset, world, f"{compiled} ({why})", f"{attention} ({attention_why})")
         if resumed:
             console.line(f"train: resumed at step {resumed}, {state.clock.elapsed_s:.1f} s of the budget are spent")
     last_bpb = 0.0
@@ -293,6 +301,7 @@ def run_training(
         "train_seconds": round(state.clock.elapsed_s, 3),
         "stopped_by": event["reason"],
         "compiled": compiled,
+        "attention": attention,
         "world_size": world.size,
     }
     figures |= {"parameters": sum(p.numel() for p in model.parameters())}

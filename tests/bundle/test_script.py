@@ -19,7 +19,7 @@ from pgolf.catalog import CATALOG
 from pgolf.config.load import preset_names, resolve
 
 ROOT = Path(package.__file__).parent
-LAZY = {"sentencepiece", "safetensors", "brotli", "zstandard"}
+LAZY = {"sentencepiece", "safetensors", "brotli", "zstandard", "flash_attn", "flash_attn_interface", "triton"}
 GUARD = """
 import sys
 class NoPgolf:
@@ -168,6 +168,25 @@ def test_only_what_the_run_needs_is_in_the_script(sets: list[str], present: set[
     assert present <= found and not absent & found
     for word, name in (("brotli", "Brotli"), ("zstandard", "Zstd")):
         assert (re.search(rf"\bimport {word}\b", source) is not None) == (name in found)
+
+
+@pytest.mark.parametrize(
+    ("sets", "present"),
+    [
+        ([], set()),
+        (["model.documents=by_document"], {"by_flex"}),
+        (["model.num_layers=6", "model.window=sliding"], {"by_flex"}),
+        (["train.attention=flex"], {"by_flex"}),
+        (["train.attention=reference"], {"by_reference"}),
+    ],
+)
+def test_the_script_knows_the_ways_of_attention_it_may_take(sets: list[str], present: set[str]) -> None:
+    from pgolf.bundle.script import emit
+
+    source, _ = emit(resolve("tiny", sets).config, "{}")
+    found = {node.name for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)}
+    assert found & {"by_reference", "by_flex"} == present
+    assert {"by_sdpa", "by_flash"} <= found
 
 
 @pytest.mark.parametrize("preset", preset_names())

@@ -33,6 +33,37 @@ def test_published_weights_score_as_published(
     assert score["bytes"] / score["tokens"] == pytest.approx(2.492, abs=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("tokens", "counted", "nats", "bpb"),
+    [
+        (2048, 5456, 3.126923, 1.693352),  # computed in float64 with numpy alone, from the formulas
+        pytest.param(65536, 159_910, 3.22264, 1.90542, marks=pytest.mark.slow),  # as published with the weights
+    ],
+)
+def test_a_records_weights_score_by_their_own_metadata(
+    pgolf: Any, shared: Path, tmp_path: Path, tokens: int, counted: int, nats: float, bpb: float
+) -> None:
+    path, out = shared / "data" / "weights" / "testbed_6L_d256_pr1394.safetensors", tmp_path / "imported.safetensors"
+    document = pgolf("import", path, "--out", out, "--json").good().document
+    assert document["parameters"] == 4_595_224 and document["unread"] == []
+    assert document["guessed"] == ["model.position.reference=0"]
+    sets = ("eval.method=plain", "eval.seq_len=512", f"eval.max_tokens={tokens}")
+    argv = ["eval", out, "--data", shared / "data" / "fineweb", *(item for text in sets for item in ("--set", text))]
+    argv += ["--tokenizer", shared / "data" / "tokenizers" / "fineweb_1024_bpe.model", "--json"]
+    score = pgolf(*argv).good().document["score"]
+    assert (score["tokens"], score["bytes"]) == (tokens, counted)
+    assert score["val_loss"] == pytest.approx(nats, abs=5e-6)
+    assert score["bpb"] == pytest.approx(bpb, abs=5e-6)
+
+
+def test_import_says_what_it_guesses(pgolf: Any, shared: Path, tmp_path: Path) -> None:
+    path, out = shared / "data" / "weights" / "pg_3L_d128_fp32.pt", tmp_path / "c.safetensors"
+    lines = pgolf("import", path, "--out", out).good().out.splitlines()
+    assert lines[1].startswith("guessed") and "model.mlp.kind=relu2" in lines[1] and len(lines) == 2
+    sets = ("--set", "model.position.dims=16", "--set", "model.logit_softcap.cap=20")
+    assert "position.dims" not in pgolf("import", path, "--out", out, *sets, "--dry-run").good().out
+
+
 def test_quantizing_the_float_weights_gives_the_int8_score(pgolf: Any, shared: Path, tmp_path: Path) -> None:
     data, out = shared / "data" / "fineweb", tmp_path / "q.safetensors"
     pgolf("import", shared / "data" / "weights" / "pg_3L_d128_fp32.pt", "--out", tmp_path / "c.safetensors").good()
@@ -55,7 +86,6 @@ def test_quantizing_the_float_weights_gives_the_int8_score(pgolf: Any, shared: P
 @pytest.mark.parametrize(
     ("name", "word"),
     [
-        ("testbed_6L_d256_pr1394.safetensors", "skip_gates"),
         ("pg_loop_d256_noloop.int8.ptz", ""),
         ("pg_ternary_d256.ternary.ptz", ""),
         ("pg_6blk_d512_6bit.int8.ptz", "repeat"),

@@ -973,6 +973,19 @@ def test_compile_without_a_compiler(tiny_run: Path, tmp_path: Path, monkeypatch:
     assert document["compiled"] is False
 
 
+def test_attention_that_is_not_possible(tiny_run: Path, tmp_path: Path) -> None:
+    argv = ["train", tiny_run / "data", "--out", tmp_path / "t", *TRAIN, "--device", "cpu", "--set"]
+    for name in ("flex", "fa2", "fa3"):
+        run_here(*argv, f"train.attention={name}").refused(5, name, "CUDA", "set train.attention=auto")
+    run_here(*argv, "train.attention=fa4").refused(2, "train.attention", "fa3")
+    line = ["run", *QUICK, "--out", tmp_path / "run", "--device", "cpu", "--set", "train.attention=fa3"]
+    run_here(*line).refused(5, "train.attention")
+    assert not (tmp_path / "run" / "data").exists() and not (tmp_path / "t" / "checkpoint.safetensors").exists()
+    document = run_here(*argv, "train.attention=reference", "--json").good().document
+    assert document["attention"] == "reference"
+    assert "attention:reference (reference: as configured)" in (tmp_path / "t" / "train.log").read_text()
+
+
 @pytest.mark.parametrize(("codec", "missing"), [("brotli", "brotli"), ("zstd", "zstandard")])
 def test_a_missing_codec_is_found_before_training(
     tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch, codec: str, missing: str

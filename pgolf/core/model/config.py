@@ -147,6 +147,13 @@ def model_parts(config: ModelConfig) -> dict[str, Any]:
     return {name: part for name, part in found.items() if isinstance(part, Part) and not isinstance(part, Absent)}
 
 
+def attention_names(config: ModelConfig) -> tuple[str, ...]:
+    """Backends of attention that auto prefers to sdpa, fastest first. Where all of a row is seen, sdpa itself runs the
+    kernel of flash-attention 2.
+    """
+    return ("fa3", "fa2", "flex") if any(part.narrows for part in model_parts(config).values()) else ("fa3",)
+
+
 @dataclass(frozen=True)
 class LayerStep:
     """One step through the layers: join skip row `skip` (-1: none), run block `layer`, then push the result or not.

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pgolf.core.dist import activation_dtype
+from pgolf.core.model.attend import attend, choose_attention, cu_seqlens
 from pgolf.core.model.config import LayerStep, ModelConfig, layer_plan, model_parts, param_specs
 from pgolf.core.model.params import ATTN, CONTROL, MLP, ParamSpec
 from pgolf.core.model.slots import Flow, Part
@@ -93,20 +95,6 @@ def initialise(parameter: Tensor, spec: ParamSpec, generator: torch.Generator) -
         raise ValueError(f"unknown init rule {rule}")
 
 
-def attend(q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor, window: int, segments_BT: Tensor | None) -> Tensor:
-    """Causal grouped-query attention, (B,T,H,D); not further back than `window` (0: no limit), nor out of a segment."""
-    T, grouped, mask = q_BTHD.size(1), q_BTHD.size(2) != k_BTKD.size(2), None
-    if window or segments_BT is not None:
-        place = torch.arange(T, device=q_BTHD.device)
-        back = place[:, None] - place
-        mask = (back >= 0) & (back <= window) if window else back >= 0
-        if segments_BT is not None:
-            mask = (mask & (segments_BT[:, :, None] == segments_BT[:, None]))[:, None]
-    q, k, v = (x.transpose(1, 2) for x in (q_BTHD, k_BTKD, v_BTKD))
-    y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, enable_gqa=grouped)
-    return y.transpose(1, 2)
-
-
 class GPT(Node):
     """A decoder-only transformer. Its state dict has exactly the names and shapes of `param_specs(config)`."""
 
@@ -115,7 +103,8 @@ class GPT(Node):
         self.config = config
         self.looping = True
         self.plans = layer_plan(config, False), layer_plan(config, True)
-        self.compute_dtype = torch.float32
+        # How to compute, which is no part of the model: see `settle` and `starts`.
+        self.compute_dtype, self.attention_backend, self.stretches = torch.float32, "sdpa", 0
         generator = torch.Generator().manual_seed(seed)
         parts = list(model_parts(config).values())
         precision = config.precision if config.precision in parts else None
@@ -135,6 +124,12 @@ class GPT(Node):
         scales = [[part.input_scale(layer) for part in acting] for layer, acting in enumerate(self.acting)]
         self.scales = [math.prod(factors) for factors in scales]
 
+    def settle(self, device: torch.device, precision: str = "auto", attention: str = "auto") -> "GPT":
+        """Move to a device and decide how to compute there. SetupError when that attention is not possible."""
+        self.compute_dtype = activation_dtype(precision, device)
+        self.attention_backend = choose_attention(self.config, device, self.compute_dtype, attention)[0]
+        return self.to(device)
+
     def attention(self, layer: int, n_BTC: Tensor, flow: Flow) -> Tensor:
         """Grouped-query attention with QK-norm and rotation; normalised input (B,T,C) -> (B,T,C)."""
         config, attn, parts = self.config, self.layers[layer].attn, self.acting[layer]
@@ -149,7 +144,7 @@ class GPT(Node):
         for part in parts:
             q, k = part.queries(attn, q), part.keys(attn, flow, k)
             window = part.reach(n_BTC.size(1)) or window
-        y = attend(q, k, v, window, flow.segments_BT)
+        y = attend(q, k, v, window, flow.segments_BT, self.attention_backend, flow.memory)
         for part in parts:
             y = part.heads(attn, y, v, n_BTC, raw_q)
         return attn.proj.linear(y.flatten(2))
@@ -177,24 +172,36 @@ class GPT(Node):
             lanes = tuple(part.closed(block, lane) for lane in lanes)
         return lanes
 
-    def flow(self, ids_BT: Tensor, like: Tensor) -> Flow:
+    def starts(self, ids_BT: Tensor) -> Tensor | None:
+        """What flash-attention must know of documents. How many there are decides a shape, so it is found outside the
+        compiled forward, and grows only: few shapes to compile for.
+        """
+        flash = self.attention_backend in ("fa2", "fa3")
+        segments = self.config.documents.segments(ids_BT) if flash else None
+        if segments is None:
+            return None
+        found = cu_seqlens(segments, least=self.stretches)
+        self.stretches = len(found)
+        return found
+
+    def flow(self, ids_BT: Tensor, like: Tensor, starts: Tensor | None = None) -> Flow:
         """What parts share in this forward pass."""
         config = self.config
         segments = config.documents.segments(ids_BT)
         marks = torch.zeros_like(ids_BT) if segments is None else segments
         same = torch.cat((torch.zeros_like(marks[:, :1], dtype=torch.bool), marks[:, 1:] == marks[:, :-1]), dim=1)
         tables = config.position.tables(ids_BT.size(1), config.model_dim // config.num_heads, like)
-        return Flow(ids_BT, same, segments, tables, {})
+        return Flow(ids_BT, same, segments, tables, {"starts": starts})
 
     def joined(self, skip_BTC: Tensor, row: int, x_BTC: Tensor) -> Tensor:
         """x with a long connection."""
         return self.config.skips.apply(self, x_BTC, skip_BTC, row)
 
-    def hidden(self, ids_BT: Tensor) -> Tensor:
+    def hidden(self, ids_BT: Tensor, starts: Tensor | None = None) -> Tensor:
         """Final normalised hidden states (B,T,C) in the compute dtype."""
         config = self.config
         x = config.embed.lookup(self, ids_BT).to(self.compute_dtype)
-        flow = self.flow(ids_BT, x)
+        flow = self.flow(ids_BT, x, starts)
         for part in self.parts:
             x = part.embedded(self, flow, x)
         x = config.embed.widen(self, rms_norm(x))
@@ -226,9 +233,9 @@ class GPT(Node):
             len(ids_BT), -1
         )
 
-    def forward(self, ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
+    def forward(self, ids_BT: Tensor, targets_BT: Tensor, starts: Tensor | None = None) -> Tensor:
         """Training loss, float32 scalar: mean nats per token over all positions, and what parts add to it."""
-        hidden = self.hidden(ids_BT)
+        hidden = self.hidden(ids_BT, starts)
         logits = self.head(hidden)
         loss = F.cross_entropy(logits.flatten(0, 1), targets_BT.flatten())
         for part in self.parts:

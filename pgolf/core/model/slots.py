@@ -48,7 +48,7 @@ class Flow:
     """Numbers of the stretches that attention may not leave, or None for whole rows."""
     tables: Any
     """What the position part needs."""
-    memory: "dict[str, Tensor]"
+    memory: dict[str, Any]
     """What one layer leaves for later ones, by name."""
 
     def before(self, x: "Tensor") -> "Tensor":
@@ -60,6 +60,9 @@ class Flow:
 
 class Part:
     """A technique. Every place is the identity until a part overrides it; `layer` is the physical index."""
+
+    narrows = False
+    """Whether attention may see less with it than all that came before."""
 
     def params(self, shape: LayerShape) -> tuple[ParamSpec, ...]:
         """The parameters this part adds to the model (shape.layer -1) or to a block, where `attn.` and `mlp.` are below."""

@@ -45,6 +45,10 @@ class TrainConfig:
     """Resumable checkpoints kept on disk."""
     compile: str = "auto"
     """torch.compile: auto (on a GPU only), on, off."""
+    attention: str = "auto"
+    """What computes attention: auto (the fastest that can), reference, sdpa, flex, fa2, fa3. Not part of the model:
+    quantization and scores choose for themselves, as auto does.
+    """
     precision: str = "auto"
     """Activations, and the embedding table, in float32 or bfloat16; auto is bfloat16 on a GPU, float32 on a CPU."""
     needs_gpu: bool = False
@@ -53,7 +57,11 @@ class TrainConfig:
     """Order of the training tokens."""
 
     def __post_init__(self) -> None:
-        for key, values in (("compile", ("auto", "on", "off")), ("precision", ("auto", "float32", "bfloat16"))):
+        for key, values in (
+            ("compile", ("auto", "on", "off")),
+            ("attention", ("auto", "reference", "sdpa", "flex", "fa2", "fa3")),
+            ("precision", ("auto", "float32", "bfloat16")),
+        ):
             if getattr(self, key) not in values:
                 raise ConfigError(f"{getattr(self, key)!r} is none of {', '.join(values)}", key)
         for key in ("iterations", "seq_len", "batch_tokens", "micro_batch_tokens", "keep_checkpoints"):

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pgolf.core.dist import World, activation_dtype
+from pgolf.core.dist import World
 from pgolf.core.errors import RuleError
 from pgolf.core.evals.ledger import evaluate
 from pgolf.core.model.config import ModelConfig, param_specs
@@ -59,8 +59,7 @@ def start_state(
     """A run before its first step: every generator seeded, weights drawn, data at its beginning."""
     random.seed(seed)
     torch.manual_seed(seed)
-    network = GPT(model, seed).to(world.device)
-    network.compute_dtype = activation_dtype(train.precision, world.device)
+    network = GPT(model, seed).settle(world.device, train.precision, train.attention)
     if network.compute_dtype == torch.bfloat16:
         halve_embeddings(network)
     return TrainState(network, Optimizers(network, optim, world), TokenStream(shards), Clock())
@@ -79,7 +78,8 @@ def train_step(
     total = torch.zeros((), device=world.device)
     for _ in range(micro_steps):
         batch = config.loader.batch(state.stream, config.micro_batch_tokens, config.seq_len, world.rank, world.size)
-        loss = forward(*to_tensors(batch, world)) / micro_steps
+        ids, targets = to_tensors(batch, world)
+        loss = forward(ids, targets, state.model.starts(ids)) / micro_steps
         loss.backward()
         total += loss.detach()
     world.mean_([weight.grad for weight in state.model.parameters() if weight.grad is not None])

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 class ByDocument(Part):
     """Attention stops at the start of a document, and every `max_tokens` within a longer one. Source: PR #1530."""
 
+    narrows = True
     bos_id: int = 1
     """Token that begins a document."""
     max_tokens: int = 2048

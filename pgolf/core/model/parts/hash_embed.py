@@ -67,10 +67,11 @@ class BigramHash(Part):
 
     def embedded(self, root: Any, flow: Flow, x_BTC: "Tensor") -> "Tensor":
         """Add the pairs' embedding."""
+        from torch import stack
         from torch.nn.functional import embedding
 
         table = root.bigram.embed.used()
-        rows = sum(embedding(found, table) for found in self.rows(flow))
+        rows = stack([embedding(found, table) for found in self.rows(flow)]).sum(0)
         return x_BTC + root.bigram.scale.to(x_BTC.dtype) * root.bigram.proj.linear(rows.to(x_BTC.dtype))
 
 

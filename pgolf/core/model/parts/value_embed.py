@@ -73,3 +73,43 @@ def layer_scale(root: Any, index: int) -> "Tensor":
     """The scale of the index-th chosen layer."""
     found: Tensor = root.ve_layer_scales.get_parameter(str(index))
     return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerValueEmbedding(Part):
+    """v <- v + 3 sigma(W n[:12]) E_l[token] per KV head on every other layer, counted from the last, each with a table of
+    its own. Source: nanochat.
+    """
+
+    init_std: float = 0.01
+    """Standard deviation of the initial tables."""
+    window: int = 12
+    """Channels the gate sees."""
+
+    def check(self, shape: LayerShape) -> None:
+        """The window lies within the model's width."""
+        if not 1 <= self.window <= shape.model_dim:
+            raise ConfigError(f"window must lie in [1, {shape.model_dim}], not {self.window}", "window")
+
+    def layers(self, num_layers: int) -> range:
+        """The last one, and every second before it."""
+        return range((num_layers - 1) % 2, num_layers, 2)
+
+    def params(self, shape: LayerShape) -> tuple[ParamSpec, ...]:
+        """attn.value_embed.weight (V,K D) and attn.value_gate (K,w) of a layer."""
+        if shape.layer < 0:
+            return ()
+        size = (shape.vocab_size, shape.num_kv_heads * shape.head_dim)
+        return (
+            ParamSpec("attn.value_embed.weight", size, ("normal", self.init_std), TOKEN, EMBED),
+            ParamSpec("attn.value_gate", (shape.num_kv_heads, self.window), ("fill", 0.0), SCALAR, CONTROL),
+        )
+
+    def projected(
+        self, attn: Any, flow: Flow, layer: int, n_BTC: "Tensor", q: "Tensor", k: "Tensor", v: "Tensor"
+    ) -> "tuple[Tensor, Tensor, Tensor]":
+        """Add to the values."""
+        from torch.nn.functional import embedding
+
+        gate = 3 * (n_BTC[..., : self.window] @ attn.value_gate.to(n_BTC.dtype).T).sigmoid()
+        return q, k, v + gate[..., None] * embedding(flow.ids_BT, attn.value_embed.used()).to(v.dtype).view_as(v)

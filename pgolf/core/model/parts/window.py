@@ -12,6 +12,7 @@ class SlidingWindow(Part):
     calibration and evaluation all use it. Source: PR #1512.
     """
 
+    narrows = True
     tokens: int = 256
     """Farthest token, w: position i sees j with i - j <= w."""
     full_layers: int = 5
