@@ -20,7 +20,8 @@ def tokenize(
     sources: Annotated[
         list[Path],
         typer.Argument(
-            metavar="SOURCE...", help="Text: .txt, .jsonl (also .gz, .zst), .parquet, directories; - reads standard input."
+            metavar="SOURCE...",
+            help="Text: .txt, .jsonl (also .gz, .zst), .parquet, directories; - reads standard input.",
         ),
     ],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Dataset directory to make.")],
@@ -57,9 +58,7 @@ def tokenize(
     if dry_run:
         from pgolf.corpus.sources import STDIN, expand
 
-        files = [
-            {"file": str(path), "bytes": 0 if path == STDIN else path.stat().st_size} for path in expand(sources)
-        ]
+        files = [{"file": str(path), "bytes": 0 if path == STDIN else path.stat().st_size} for path in expand(sources)]
         plan(
             as_json,
             {"command": "tokenize", "out": str(out), "files": files},

@@ -88,7 +88,9 @@ def test_the_right_losses_of_each_window_are_taken_golden(oracle, stream, batch_
 def test_plain_evaluation_charges_golden_bytes(oracle):
     data = oracle("eval_sliding.npz")
     tokens = data["plain_tokens"]
-    score, _ = evaluate(Replay(np.ones((6, 64), np.float32)), tokens, table_of(data).charges(tokens), PlainEval(seq_len=64))
+    score, _ = evaluate(
+        Replay(np.ones((6, 64), np.float32)), tokens, table_of(data).charges(tokens), PlainEval(seq_len=64)
+    )
     assert (score.tokens, score.nats) == (384, 384.0)
     per_byte = float(data["plain_val_bpb"]) / float(data["plain_val_loss"])
     assert score.bpb / score.val_loss == pytest.approx(per_byte, rel=1e-12)
@@ -174,9 +176,7 @@ def test_max_tokens_scores_a_prefix(tiny_model):
 
 def test_progress_counts_up_to_all(tiny_model):
     seen = []
-    scored(
-        tiny_model, stream_of(70), PlainEval(seq_len=8, batch_seqs=2), lambda done, of: seen.append((done, of))
-    )
+    scored(tiny_model, stream_of(70), PlainEval(seq_len=8, batch_seqs=2), lambda done, of: seen.append((done, of)))
     assert seen == [(16, 69), (32, 69), (48, 69), (64, 69), (69, 69)]
 
 
@@ -268,7 +268,9 @@ def test_chunks_golden(oracle, make_model, tiny_config):
     method = ChunkSgd(
         seq_len=int(data["window"]), stride=int(data["stride"]), chunk_tokens=int(data["chunk_tokens"]), epochs=1
     )
-    ledger = Ledger(make_model(tiny_config), data["tokens"], table_of(data).charges(data["tokens"]), method, lambda done, of: None)
+    ledger = Ledger(
+        make_model(tiny_config), data["tokens"], table_of(data).charges(data["tokens"]), method, lambda done, of: None
+    )
     order, chunks, commit, reveal = [], [], ledger.commit, ledger.reveal
     ledger.commit = lambda position, losses: (order.append(position + np.arange(len(losses))), commit(position, losses))
     ledger.reveal = lambda start, stop: (chunks.append((start, stop, sum(map(len, order)))), reveal(start, stop))[1]
