@@ -24,7 +24,7 @@ def shared() -> Path:
     path = ROOT.parent / "shared"
     if not path.is_dir():
         pytest.skip(f"needs the reference data in {path}")
-    return path
+    return path.resolve()
 
 
 @pytest.fixture(scope="session")

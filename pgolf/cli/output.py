@@ -25,6 +25,7 @@ def table(title: str, columns: list[str], rows: list[list[str]], right: tuple[in
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     console = Console(file=sys.stdout)
     plain = not console.is_terminal
@@ -34,7 +35,7 @@ def table(title: str, columns: list[str], rows: list[list[str]], right: tuple[in
     for index, column in enumerate(columns):
         grid.add_column(column, justify="right" if index in right else "left", overflow="fold")
     for row in rows:
-        grid.add_row(*[str(cell).replace("[", "\\[") for cell in row])
+        grid.add_row(*[cell if isinstance(cell, Text) else Text(str(cell)) for cell in row])
     console.print(grid)
 
 

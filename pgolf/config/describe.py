@@ -73,18 +73,16 @@ def slot_keys(config: Any, path: str = "") -> dict[str, str]:
 
 
 def technique_rows() -> list[dict[str, str]]:
-    """Every line of the catalog: key, name, summary, source."""
+    """Every line of the catalog, then every text transform: key, name, summary, source, file."""
+    from pgolf.corpus.transforms import TRANSFORMS
+
     keys, rows = slot_keys(RunConfig()), []
-    for slot, choices in CATALOG.items():
-        for name in choices:
-            text = class_doc(load(slot, name))
-            match = re.search(r"\s*Source: (.*?)\.?$", text)
-            rows.append(
-                {
-                    "key": keys[slot],
-                    "name": name,
-                    "summary": text[: match.start()] if match else text,
-                    "source": match[1] if match else "",
-                }
-            )
+    transforms = [("tokenize.transform", name, type(transform)) for name, transform in TRANSFORMS.items()]
+    parts = [(keys[slot], name, load(slot, name)) for slot, choices in CATALOG.items() for name in choices]
+    for key, name, cls in parts + transforms:
+        text = class_doc(cls)
+        match = re.search(r"\s*Source: (.*?)\.?$", text)
+        summary, source = (text[: match.start()], match[1]) if match else (text, "")
+        file = cls.__module__.replace(".", "/") + ".py"
+        rows.append({"key": key, "name": name, "summary": summary, "source": source, "file": file})
     return rows

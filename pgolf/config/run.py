@@ -38,8 +38,10 @@ class TokenizeConfig:
     """Tokenizing processes; 0 takes all cores. The result does not depend on it."""
 
     def __post_init__(self) -> None:
-        if self.transform not in ("none", "caseops_v1"):
-            raise ConfigError(f"{self.transform!r} is neither none nor caseops_v1", "transform")
+        if self.transform != "none":
+            from pgolf.corpus.transforms import get_transform
+
+            get_transform(self.transform)
         if self.model_type not in ("bpe", "unigram"):
             raise ConfigError(f"{self.model_type!r} is neither bpe nor unigram", "model_type")
         if self.split not in ("hash", "first"):

@@ -119,7 +119,9 @@ class GrowingFile:
             raise storage_error(error, self.path, "writing") from None
 
     def sync(self) -> None:
-        """Make everything appended so far durable."""
+        """Make everything appended so far durable; nothing is left to do for a file that is closed."""
+        if self.file.closed:
+            return
         try:
             self.file.flush()
             os.fsync(self.file.fileno())
@@ -180,8 +182,11 @@ def write_bytes(path: Path, content: bytes | Iterable[bytes]) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` atomically as indented JSON; NaN and infinity are refused."""
-    write_bytes(path, (json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode())
+    """Write `value` atomically as indented JSON; NaN and infinity are refused. Bytes of a file name that are not UTF-8,
+    which Python keeps as lone surrogates, become JSON's own escapes.
+    """
+    text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def append_text(path: Path, text: str) -> None:

@@ -87,6 +87,7 @@ class Encoder:
         self.facts = model_facts(model, where)
         self.transform = transform
         self.charging = bool(transform.operators)
+        self.dropped = dict.fromkeys(map(ord, transform.operators))
         self.cuts = splits_at_blanks(self.tokenizer, self.facts)
         self.by_word = self.cuts and self.facts.model_type == BPE and self.facts.byte_fallback
         self.anchor_ids = len(self.tokenizer.encode(ANCHOR))
@@ -158,18 +159,21 @@ class Encoder:
             raise IrregularWord
         if not self.charging:
             return packed(self.tokenizer.encode(ANCHOR + word)[self.anchor_ids :]), b""
-        slices = self.ascii_slices(word) if word.isascii() else self.slices(word, True)
+        slices = self.word_slices(word) if word.translate(self.dropped) == word else self.slices(word, True)
         if slices.after or not slices.ids:
             raise IrregularWord
         return packed(slices.ids), packed(slices.charges)
 
-    def ascii_slices(self, word: str) -> Slices:
-        """`slices` of an ASCII word that a space comes before, without arrays: all but ASCII in it is operators."""
+    def word_slices(self, word: str) -> Slices:
+        """`slices` of a word that a space comes before and that has no literal operator: operators charge nothing."""
         text = ANCHOR + self.coded(word)
         mapping = self.tokenizer.encode_as_offset_mapping(text)
         ids, offsets = mapping["ids"][self.anchor_ids :], mapping["offsets"][self.anchor_ids :]
-        charges = [len(text[start:end].encode("ascii", "ignore")) for start, end in offsets]
-        return Slices(ids, charges, 0, len(word) + 1 - sum(charges))
+        if word.isascii():
+            charges = [len(text[start:end].encode("ascii", "ignore")) for start, end in offsets]
+        else:
+            charges = [len(text[start:end].translate(self.dropped).encode()) for start, end in offsets]
+        return Slices(ids, charges, 0, 1 + len(word.encode()) - sum(charges))
 
     def add_words(self, words: list[str], state: Encoded) -> None:
         """Add the words of a part. IrregularWord, with nothing added, if one of them has to go through whole."""

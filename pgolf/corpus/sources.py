@@ -10,6 +10,7 @@ import sysconfig
 import zlib
 from collections.abc import Iterable, Iterator
 from functools import cache
+from itertools import count, repeat
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,6 +82,8 @@ def chunks(path: Path) -> Iterator[bytes]:
 
     try:
         if path == STDIN:
+            if sys.stdin is None:
+                raise InputError("standard input is closed", "standard input", "pipe the text into it")
             yield from iter(lambda: sys.stdin.buffer.read(CHUNK_BYTES), b"")
         elif path.name.endswith(".zst"):
             yield from gathered(zstd_chunks(path))
@@ -131,19 +134,26 @@ def cut(pieces: Iterable[bytes], separator: bytes, where: str) -> Iterator[bytes
     InputError for a document beyond 256 MiB.
     """
     held: list[bytes] = []
-    size, overlap = 0, max(len(separator) - 1, 0)
+    size, seam = 0, b""
     for piece in pieces:
-        seam = held[-1][-overlap:] if held and overlap else b""
+        held.append(piece)
         size += len(piece)
-        if separator and separator in seam + piece:
-            *whole, last = (b"".join(held) + piece).split(separator)
-            yield from whole
-            held, size = [last], len(last)
-        else:
-            held.append(piece)
+        seam += piece
+        if separator and separator in seam:
+            joined = b"".join(held)
+            held.clear()  # a long document is not to be here three times
+            whole = joined.split(separator)[::-1]
+            joined = seam = b""
+            while len(whole) > 1:
+                yield whole.pop()
+            held = whole
+            size, seam = len(held[0]), held[0]
+        seam = seam[-len(separator) + 1 :] if len(separator) > 1 else b""
         if size > MAX_RECORD_BYTES:
             raise InputError(f"a document is longer than {MAX_RECORD_BYTES >> 20} MiB", where, "cut it into documents")
-    yield b"".join(held)
+    whole = [b"".join(held)]
+    held.clear()
+    yield whole.pop()
 
 
 def utf8(content: bytes, where: str) -> str:
@@ -158,11 +168,10 @@ def text_of(record: Record, text_field: str) -> str:
     """The text of a record. InputError for bytes that are not UTF-8, a bad line, or half a surrogate pair."""
     if isinstance(record.content, str):
         return record.content
-    text = utf8(record.content, record.where)
     if not record.is_json:
-        return text
+        return utf8(record.content, record.where)
     try:
-        found: Any = json.loads(text)
+        found: Any = json.loads(utf8(record.content, record.where))
     except (ValueError, RecursionError) as error:
         raise InputError(f"not valid JSON: {error}", record.where) from None
     value = found.get(text_field) if isinstance(found, dict) else None
@@ -195,12 +204,15 @@ def parquet_records(path: Path, text_field: str) -> Iterator[Record]:
                     number += 1
                     if not isinstance(text, str):
                         raise InputError(f"row {number} of column {text_field!r} is not a string", str(path))
+                    if len(text) > MAX_RECORD_BYTES:
+                        what = f"row {number} is longer than {MAX_RECORD_BYTES >> 20} MiB"
+                        raise InputError(what, str(path), "cut it into documents")
                     yield Record(text, False, str(path), number)
-    except pyarrow.ArrowException as error:
-        reason = str(error).splitlines()[0]
+    except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise storage_error(error, path, "reading") from None
+        reason = " ".join(str(error).split())
         raise InputError(f"damaged parquet file: {reason}", str(path), "fetch or write it again") from None
-    except OSError as error:
-        raise storage_error(error, path, "reading") from None
 
 
 def records(sources: Iterable[Path], reading: Reading) -> Iterator[Record]:
@@ -208,15 +220,21 @@ def records(sources: Iterable[Path], reading: Reading) -> Iterator[Record]:
     separator = reading.separator
     for written, meant in ESCAPES.items():
         separator = separator.replace(written, meant)
+    try:
+        mark = separator.encode()
+    except UnicodeEncodeError:
+        raise ConfigError("the separator is not UTF-8", "tokenize.document_separator", "give it as text") from None
     for path in expand(sources):
         name = "standard input" if path == STDIN else str(path)
         if path.name.endswith(".parquet"):
             yield from parquet_records(path, reading.text_field)
             continue
-        is_json = reading.stdin_format == "jsonl" if path == STDIN else ".jsonl" in path.name
-        for number, content in enumerate(cut(chunks(path), b"\n" if is_json else separator.encode(), name), 1):
-            if not is_json or content.strip():
-                yield Record(content, is_json, name, number)
+        is_json = reading.stdin_format == "jsonl" if path == STDIN else not path.name.endswith(".txt")
+        found = cut(chunks(path), b"\n" if is_json else mark, name)
+        numbered = map(
+            Record, found, repeat(is_json), repeat(name), count(1)
+        )  # holds no document back, as a loop would
+        yield from filter(lambda record: record.content.strip(), numbered) if is_json else numbered
 
 
 def documents(sources: Iterable[Path], reading: Reading) -> Iterator[str]:

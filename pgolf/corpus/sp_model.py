@@ -13,6 +13,8 @@ BPE = 2
 SPACE = "\u2581"
 BLANKS = " \t\n\r"
 LABEL_BITS = 0x800000FF
+VARINT, BYTES = 0, 2
+"""Wire types of protobuf."""
 
 
 def varint(content: bytes, at: int) -> tuple[int, int]:
@@ -27,23 +29,30 @@ def varint(content: bytes, at: int) -> tuple[int, int]:
     raise ValueError("a varint of more than ten bytes")
 
 
-def fields(content: bytes) -> Iterator[tuple[int, Any]]:
-    """(number, value) of every field of a protobuf message; nested messages stay bytes. ValueError if it is damaged."""
+def fields(content: bytes) -> Iterator[tuple[tuple[int, int], Any]]:
+    """((number, wire type), value) of every field of a protobuf message; nested messages stay bytes. ValueError if it
+    is damaged.
+    """
     at = 0
     while at < len(content):
         tag, at = varint(content, at)
         number, kind = tag >> 3, tag & 7
         if kind == 0:
             value, at = varint(content, at)
-            yield number, value
+            yield (number, kind), value
             continue
         if kind not in (1, 2, 5):
             raise ValueError(f"wire type {kind}")
         size, at = varint(content, at) if kind == 2 else (8 if kind == 1 else 4, at)
         if at + size > len(content):
             raise ValueError("a field is longer than the message")
-        yield number, content[at : at + size]
+        yield (number, kind), content[at : at + size]
         at += size
+
+
+def nested(content: bytes, number: int) -> dict[tuple[int, int], Any]:
+    """The fields of a nested message, which protobuf joins if it occurs twice; the last of equal ones counts."""
+    return dict(fields(b"".join(value for key, value in fields(content) if key == (number, BYTES))))
 
 
 @dataclass(frozen=True)
@@ -61,16 +70,17 @@ class ModelFacts:
 def model_facts(content: bytes, where: str) -> ModelFacts:
     """Read a model file. InputError if it is not one."""
     try:
-        top = dict(pair for pair in fields(content) if pair[0] in (2, 3))
-        trainer, normalizer = dict(fields(top.get(2, b""))), dict(fields(top.get(3, b"")))
+        trainer, normalizer = nested(content, 2), nested(content, 3)
     except (ValueError, IndexError, TypeError) as error:
         raise InputError(f"not a SentencePiece model: {error}", where, "give the .model file") from None
     return ModelFacts(
-        model_type=int(trainer.get(3, 1)),
-        byte_fallback=bool(trainer.get(35, 0)),
-        dummy_prefix=bool(normalizer.get(3, 1)),
-        plain_spaces=bool(normalizer.get(4, 1) and normalizer.get(5, 1) and not trainer.get(24, 0)),
-        charsmap=bytes(normalizer.get(2, b"")),
+        model_type=trainer.get((3, VARINT), 1),
+        byte_fallback=bool(trainer.get((35, VARINT), 0)),
+        dummy_prefix=bool(normalizer.get((3, VARINT), 1)),
+        plain_spaces=bool(
+            normalizer.get((4, VARINT), 1) and normalizer.get((5, VARINT), 1) and not trainer.get((24, VARINT), 0)
+        ),
+        charsmap=normalizer.get((2, BYTES), b""),
     )
 
 
@@ -82,8 +92,8 @@ def rules_cross_blanks(charsmap: bytes) -> bool:
     """
     if len(charsmap) < 4:
         return False
-    size = struct.unpack_from("<I", charsmap)[0]
-    units = np.frombuffer(charsmap[4 : 4 + size // 4 * 4], "<u4")
+    size = min(struct.unpack_from("<I", charsmap)[0], len(charsmap) - 4)
+    units = np.frombuffer(charsmap, "<u4", size // 4, offset=4)
     if not len(units):
         return False
     offset = (units >> 10) << ((units & 512) >> 6)
@@ -114,6 +124,6 @@ def splits_at_blanks(tokenizer: Any, facts: ModelFacts) -> bool:
     return (
         facts.plain_spaces
         and all(tokenizer.normalize(f"a{blank}b") == seen for blank in BLANKS)
-        and not any(SPACE in piece[1:] or " " in piece for piece in pieces)
+        and not any(SPACE in piece[1:] or any(blank in piece for blank in BLANKS) for piece in pieces)
         and not rules_cross_blanks(facts.charsmap)
     )

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pgolf.config.run import TokenizeConfig
-from pgolf.core.errors import ConfigError, InputError, PgolfError
+from pgolf.core.errors import ConfigError, InputError
 from pgolf.core.files import read_bytes
 from pgolf.corpus.transforms import get_transform
 
@@ -46,14 +46,16 @@ class Feed:
 
     def __init__(self, texts: Iterable[str]) -> None:
         self.texts, self.count = texts, 0
-        self.failure: PgolfError | None = None
+        self.failure: BaseException | None = None
 
     def __iter__(self) -> Iterator[str]:
         try:
             for sentence in sentences(self.texts):
                 self.count += 1
                 yield sentence
-        except PgolfError as error:
+        except GeneratorExit:
+            raise
+        except BaseException as error:  # a signal, too
             self.failure = error
             raise
 

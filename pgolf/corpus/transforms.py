@@ -78,15 +78,15 @@ class NoTransform:
 
 
 class CaseOps:
-    """Upper-case ASCII letters as an operator before their lower case (spec: data 7; `lossless_caps_caseops_v1` of PR
-    #1855, version 2 of its transform).
-
-    A word is a maximal run of ASCII letters. TITLE stands before a word whose first letter is upper case, CAPNEXT
-    before an upper-case letter further on, ALLCAPS instead of both before a word of at least two letters that are all
-    upper case. ESC stands before an operator that was in the text already. Everything else passes unchanged: no
-    Unicode case table is asked, hence no character changes its length. What a word becomes does not depend on its
-    neighbours.
+    """Upper-case ASCII letters as operators before lower-case words, lossless. Source: PR #1729, #1855
+    (lossless_caps_caseops_v1).
     """
+
+    # A word is a maximal run of ASCII letters. TITLE stands before a word whose first letter is upper case, CAPNEXT
+    # before an upper-case letter further on, ALLCAPS instead of both before a word of at least two letters that are all
+    # upper case. ESC stands before an operator that was in the text already. Everything else passes unchanged: no
+    # Unicode case table is asked, hence no character changes its length. What a word becomes does not depend on its
+    # neighbours (spec: data 7).
 
     name = "caseops_v1"
     operators: tuple[str, ...] = (TITLE, ALLCAPS, CAPNEXT, ESC)

@@ -3,12 +3,13 @@
 import hashlib
 import os
 import signal
+import traceback
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from pgolf.core.bpb import byte_table
 from pgolf.core.errors import InputError, PgolfError, SetupError
-from pgolf.corpus.encoder import Encoder
+from pgolf.corpus.encoder import Encoded, Encoder
 from pgolf.corpus.sources import Record, text_of
 from pgolf.corpus.transforms import get_transform
 
@@ -24,6 +25,7 @@ BOS = 1
 BATCH_BYTES, BATCH_DOCUMENTS = 1 << 20, 1024
 FLIGHT_BYTES = 64 << 20
 """Text under way to and in the workers; one longer document may exceed it."""
+LONG_SUM = 1 << 22
 
 
 class Job(NamedTuple):
@@ -61,27 +63,28 @@ class Tokens:
     charged_bytes: np.ndarray
 
 
-class Failure(NamedTuple):
-    """An error of a worker, to be raised where the results are read."""
-
-    kind: type[PgolfError]
-    what: str
-    where: str
-    fix: str
-
-
-def batches(records: Iterable[Record], first: int) -> Iterator[Batch]:
-    """Records in batches of about 1 MiB; `first` is the index of the first record."""
+def batches(records: Iterable[Record], first: int) -> Iterator[Batch | PgolfError]:
+    """Records in batches of about 1 MiB; `first` is the index of the first record. If reading fails, the error comes
+    last, behind the records before it.
+    """
     held: list[Record] = []
-    size = 0
-    for record in records:
-        held.append(record)
-        size += len(record.content)
-        if size >= BATCH_BYTES or len(held) >= BATCH_DOCUMENTS:
-            yield Batch(first, held, size)
-            first, held, size = first + len(held), [], 0
+    size, failure = 0, None
+    try:
+        for record in records:
+            held.append(record)
+            size += len(record.content)
+            del record  # it may be long
+            if size >= BATCH_BYTES or len(held) >= BATCH_DOCUMENTS:
+                first, batch = first + len(held), Batch(first, held, size)
+                held, size = [], 0
+                yield batch
+                del batch
+    except PgolfError as error:
+        failure = error
     if held:
         yield Batch(first, held, size)
+    if failure is not None:
+        yield failure
 
 
 class Tokenizing:
@@ -97,18 +100,14 @@ class Tokenizing:
         return byte_table(self.encoder.tokenizer, self.encoder.tokenizer.vocab_size())
 
     def __call__(self, batch: Batch) -> Tokens:
-        """InputError for a document that cannot be read, or whose bytes do not add up."""
+        """Uses up the batch's text. InputError for a document that cannot be read, or whose bytes do not add up."""
         bos = BOS.to_bytes(2, "little")
         ids: list[bytes] = []
         charges: list[bytes] = []
         rows, hashes = [], []
-        for record in batch.records:
-            text = text_of(record, self.job.text_field)
-            try:
-                found = self.encoder.encode(text)
-            except InputError as error:
-                raise InputError(error.what, f"{record.where}: {error.where}", error.fix) from None
-            digest = hashlib.sha256(text.encode()).digest()
+        for index, record in enumerate(batch.records):
+            digest, found = self.document(record)
+            batch.records[index] = record._replace(content=b"")  # a long document is not to be here twice
             tokens = sum(map(len, found.ids)) // 2
             rows.append((tokens and tokens + 1, found.raw_bytes, found.normalised_bytes, found.stripped_bytes))
             hashes.append(digest[:8])
@@ -118,11 +117,11 @@ class Tokenizing:
         counts, raw, normalised, stripped = np.array(rows, np.int64).reshape(-1, 4).T
         stream = np.frombuffer(b"".join(ids), "<u2")
         byte_charges = np.frombuffer(b"".join(charges), "<u2") if self.encoder.charging else None
-        table = per_document(self.table.charges(np.concatenate([[BOS], stream])), counts)
+        table = per_document(self.table.charges(np.concatenate([np.array([BOS], np.uint16), stream])), counts)
         charged, expected = table, normalised
         if byte_charges is not None:
             charged, expected = per_document(byte_charges, counts), raw - stripped
-        self.check(batch, charged, expected, counts)
+        self.check(batch, stream, charged, expected, counts)
         return Tokens(
             first=batch.first,
             ids=stream,
@@ -135,8 +134,27 @@ class Tokenizing:
             charged_bytes=charged,
         )
 
-    def check(self, batch: Batch, charged: np.ndarray, expected: np.ndarray, counts: np.ndarray) -> None:
-        """InputError for the first document whose charges are not the bytes of its text."""
+    def document(self, record: Record) -> tuple[bytes, Encoded]:
+        """SHA-256 of a document's text, and its tokens."""
+        text = text_of(record, self.job.text_field)
+        digest = hashlib.sha256(text.encode()).digest()
+        try:
+            return digest, self.encoder.encode(text)
+        except InputError as error:
+            raise InputError(error.what, f"{record.where}: {error.where}", error.fix) from None
+
+    def check(
+        self, batch: Batch, stream: np.ndarray, charged: np.ndarray, expected: np.ndarray, counts: np.ndarray
+    ) -> None:
+        """InputError for a document with unknown characters, or whose charges are not the bytes of its text."""
+        unknown = np.flatnonzero(per_document(stream == self.encoder.tokenizer.unk_id(), counts))
+        if len(unknown):
+            index = int(unknown[0])
+            raise InputError(
+                f"document {batch.first + index} has characters that the tokenizer does not know",
+                batch.records[index].where,
+                "use a tokenizer with byte fallback",
+            )
         wrong = np.flatnonzero((charged != expected) & (counts > 0))
         if len(wrong):
             index = int(wrong[0])
@@ -151,103 +169,133 @@ class Tokenizing:
 
 def per_document(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Sums of consecutive runs of `counts` values, (D,) int64."""
-    sums = np.concatenate([[0], np.cumsum(values, dtype=np.int64)])
-    ends = np.cumsum(counts)
-    result: np.ndarray = sums[ends] - sums[ends - counts]
+    starts = np.cumsum(counts) - counts
+    if len(values) > LONG_SUM:  # reduceat would widen a copy of everything first
+        return np.array([values[start : start + count].sum(dtype=np.int64) for start, count in zip(starts, counts)])
+    result, filled = np.zeros(len(counts), np.int64), counts > 0
+    if filled.any():
+        result[filled] = np.add.reduceat(values, starts[filled], dtype=np.int64)
     return result
 
 
 def serve(connection: Any, job: Job) -> None:
-    """The body of a worker process: batches in, tokens out, until the other side goes away."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """The body of a worker process: batches in, tokens or an error out, until the other side goes away."""
+    tokenizing = cache(lambda: Tokenizing(job))
     with suppress(EOFError, OSError):
-        answer: Any = None
-        try:
-            work: Any = Tokenizing(job)
-        except PgolfError as error:
-            work, answer = None, Failure(type(error), error.what, error.where, error.fix)
         while True:
-            batch = connection.recv()
-            if work is not None:
-                try:
-                    answer = work(batch)
-                except PgolfError as error:
-                    answer = Failure(type(error), error.what, error.where, error.fix)
-            connection.send(answer)
+            connection.send(answer(tokenizing, connection.recv()))
+
+
+def answer(tokenizing: Callable[[], Tokenizing], batch: Batch) -> Tokens | Exception:
+    """A batch tokenized, or what went wrong; a bug brings its traceback along."""
+    try:
+        return tokenizing()(batch)
+    except PgolfError as error:
+        return error
+    except Exception as error:
+        error.add_note("".join(traceback.format_exception(error)))
+        return error
 
 
 class Pool:
-    """Worker processes, each behind a pipe. They end when this process does, however that happens."""
+    """Worker processes, each behind a pipe. They end when this process does, however that happens; the Ctrl-C of a
+    terminal, which all of them get, is this process's business alone.
+    """
 
     def __init__(self, job: Job, size: int) -> None:
-        from multiprocessing import get_context
-
-        context = get_context("spawn")
         self.free: SimpleQueue[tuple[Any, Any]] = SimpleQueue()
-        self.workers = []
-        for _ in range(size):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=serve, args=(theirs, job), daemon=True)
-            process.start()
-            theirs.close()
-            self.workers.append((process, ours))
-            self.free.put((process, ours))
+        self.workers: list[tuple[Any, Any]] = []
         self.threads = ThreadPoolExecutor(size)
+        try:
+            for _ in range(size):
+                self.workers.append(start_worker(job))
+                self.free.put(self.workers[-1])
+        except BaseException:
+            self.close()
+            raise
 
-    def call(self, batch: Batch) -> Tokens | Failure:
+    def call(self, batch: Batch) -> Tokens | Exception:
         """One batch through whichever worker is free."""
         process, connection = self.free.get()
         try:
             connection.send(batch)
-            answer: Tokens | Failure = connection.recv()
+            batch.records.clear()  # a long document is not to be here, too
+            result: Tokens | Exception = connection.recv()
         except (EOFError, OSError):
             process.join(5)
             code = process.exitcode
             reason = f"signal {-code}" if code and code < 0 else f"exit code {code}"
             fix = "is there enough memory? Try tokenize.workers=1" if code == -9 else "the tokenizer may be damaged"
-            answer = Failure(SetupError, f"a tokenization process died: {reason}", "tokenize", fix)
+            result = SetupError(f"a tokenization process died: {reason}", "tokenize", fix)
         self.free.put((process, connection))
-        return answer
+        return result
 
-    def submit(self, batch: Batch) -> "Future[Tokens | Failure]":
+    def submit(self, batch: Batch) -> "Future[Tokens | Exception]":
         """Start on a batch."""
         return self.threads.submit(self.call, batch)
 
     def close(self) -> None:
         """End every worker."""
-        for process, connection in self.workers:
-            process.terminate()
-            connection.close()
-        self.threads.shutdown(wait=False, cancel_futures=True)
         for process, _ in self.workers:
+            process.terminate()
+        self.threads.shutdown(cancel_futures=True)
+        for process, connection in self.workers:
             process.join(10)
+            connection.close()
 
 
-def tokenized(work: Iterable[Batch], job: Job, workers: int) -> Iterator[Tokens]:
-    """Every batch tokenized, in order, by that many processes; one works right here."""
+def start_worker(job: Job) -> tuple[Any, Any]:
+    """A process and this end of its pipe. It is born with SIGINT blocked, so that it need not run to be deaf to it."""
+    from multiprocessing import get_context, resource_tracker
+
+    context = get_context("spawn")
+    resource_tracker.ensure_running()  # the first process would start it, and that unblocks signals
+    ours, theirs = context.Pipe()
+    process = context.Process(target=serve, args=(theirs, job), daemon=True)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        theirs.close()
+    return process, ours
+
+
+def tokenized(work: Iterable[Batch | PgolfError], job: Job, workers: int) -> Iterator[Tokens]:
+    """Every batch tokenized, in order, by that many processes; one works right here. An error comes after all that
+    lies before it, whatever the number of processes.
+    """
     if workers == 1:
-        yield from map(Tokenizing(job), work)
+        tokenizing = Tokenizing(job)
+        for batch in work:
+            yield tokens_of(batch if isinstance(batch, PgolfError) else tokenizing(batch))
+            del batch  # it may be long, and the next one too
         return
-    pool, flight, size = Pool(job, workers), deque[tuple[int, Future[Tokens | Failure]]](), 0
+    pool, flight, size = Pool(job, workers), deque[tuple[int, Future[Tokens | Exception]]](), 0
     try:
         for batch in work:
+            if isinstance(batch, PgolfError):
+                failed: Future[Tokens | Exception] = Future()
+                failed.set_result(batch)
+                flight.append((0, failed))
+                break
             while flight and (size + batch.size > FLIGHT_BYTES or len(flight) >= 4 * workers):
                 size -= flight[0][0]
-                yield result(flight.popleft()[1])
+                yield tokens_of(flight.popleft()[1].result())
             flight.append((batch.size, pool.submit(batch)))
             size += batch.size
+            del batch
         while flight:
-            yield result(flight.popleft()[1])
+            yield tokens_of(flight.popleft()[1].result())
     finally:
         pool.close()
 
 
-def result(future: "Future[Tokens | Failure]") -> Tokens:
-    """The tokens of a batch, or the worker's error."""
-    answer = future.result()
-    if isinstance(answer, Failure):
-        raise answer.kind(answer.what, answer.where, answer.fix)
-    return answer
+def tokens_of(result: Tokens | Exception) -> Tokens:
+    """The tokens of a batch; raises if there is an error instead."""
+    if isinstance(result, Exception):
+        raise result
+    return result
 
 
 def available_cores() -> int:

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from pgolf.core.errors import InputError, StorageError
-from pgolf.core.files import GrowingFile, move_file, read_json, remove_dir, sha256_file, write_json
-from pgolf.core.shards import HEADER_BYTES, SHARD_NAME, SIDECAR_NAME, open_shard, shard_header
+from pgolf.core.files import GrowingFile, move_file, read_json, remove_dir, sha256_file, write_bytes, write_json
+from pgolf.core.shards import HEADER_BYTES, SHARD_NAME, SIDECAR_NAME, shard_header
 from pgolf.dataset import DOCUMENT, DOCUMENTS_NAME, PARTIAL
 
 PROGRESS_SCHEMA = "pgolf.tokenize-progress/1"
@@ -34,23 +34,17 @@ class Stream:
     """A row of shards of at most `limit` entries that grow one after the other: ids, or the bytes charged to them."""
 
     def __init__(self, folder: Path, stem: str, limit: int, shards: list[dict[str, Any]], entries: int) -> None:
-        """`shards` are finished, `entries` are in the open one. InputError if the files on disk are not as noted."""
+        """`shards` are finished, `entries` are in the open one."""
         self.folder, self.stem, self.limit = folder, stem, limit
         self.shards, self.entries = shards, entries
         self.file: GrowingFile | None = None
-        for shard in shards:
-            if sha256_file(folder / shard["file"]) != shard["sha256"]:
-                raise InputError("a finished shard is not as it was written", str(folder / shard["file"]))
         if entries:
-            published = folder / self.name
-            if published.is_file():
-                move_file(published, self.growing)
-            self.file = GrowingFile(self.growing, HEADER_BYTES + 2 * entries)
+            self.file = reopened(folder / self.name, self.growing, HEADER_BYTES + 2 * entries)
 
     @property
     def name(self) -> str:
         """File name of the open shard."""
-        return f"{self.stem}_{len(self.shards):06d}.bin"
+        return shard_name(self.stem, len(self.shards))
 
     @property
     def growing(self) -> Path:
@@ -80,11 +74,26 @@ class Stream:
             self.shards.append({"file": path.name, "tokens": self.entries, "sha256": sha256_file(path)})
             self.file, self.entries = None, 0
 
-    def state(self) -> dict[str, Any]:
-        """How far it is, everything on disk."""
+    def sync(self) -> None:
+        """Make everything durable."""
         if self.file is not None:
             self.file.sync()
+
+    def state(self) -> dict[str, Any]:
+        """How far it is."""
         return {"shards": list(self.shards), "entries": self.entries}
+
+
+def shard_name(stem: str, index: int) -> str:
+    """File name of a shard."""
+    return f"{stem}_{index:06d}.bin"
+
+
+def reopened(published: Path, growing: Path, keep_bytes: int) -> GrowingFile:
+    """A file as it was when it had so many bytes, also if it was published since."""
+    if published.is_file():
+        move_file(published, growing)
+    return GrowingFile(growing, keep_bytes)
 
 
 class SplitWriter:
@@ -107,11 +116,10 @@ class SplitWriter:
     def open_documents(self, count: int) -> GrowingFile:
         """The file of document entries, with the first `count` of them."""
         growing, header = self.documents_path.with_suffix(".growing"), documents_header(0)
-        if self.documents_path.is_file() and count:
-            move_file(self.documents_path, growing)
-        file = GrowingFile(growing, len(header) + count * DOCUMENT.itemsize if count else 0)
-        if not count:
-            file.append(header)
+        if count:
+            return reopened(self.documents_path, growing, len(header) + count * DOCUMENT.itemsize)
+        file = GrowingFile(growing)
+        file.append(header)
         return file
 
     def add(self, entries: np.ndarray, ids: np.ndarray, charges: np.ndarray | None, totals: dict[str, int]) -> bool:
@@ -124,9 +132,14 @@ class SplitWriter:
             full |= self.streams[1].add(charges)  # type: ignore[arg-type]
         return full
 
-    def state(self) -> dict[str, Any]:
-        """How far it is, everything on disk."""
+    def sync(self) -> None:
+        """Make everything durable."""
         self.documents.sync()
+        for stream in self.streams:
+            stream.sync()
+
+    def state(self) -> dict[str, Any]:
+        """How far it is."""
         return {"totals": dict(self.totals), **{stream.stem: stream.state() for stream in self.streams}}
 
     def finish(self) -> dict[str, Any]:
@@ -156,48 +169,78 @@ class DatasetWriter:
     """Both splits of a dataset, and the note of how far they are. `next_document` is the index to go on with."""
 
     def __init__(self, out: Path, key: str, shard_tokens: int, sidecars: bool, first: int, resume: bool = True) -> None:
-        """Go on with what is there for `key`, or start over. `resumed` says which."""
-        self.out, self.folder, self.key = out, out / PARTIAL, key
-        state = self.earlier_state() if resume else {}
+        """Go on with what is there for `key`, or start over with document `first`. `resumed` says which."""
+        self.out, self.folder, self.key, self.limit = out, out / PARTIAL, key, shard_tokens
+        state = self.earlier_state(first, sidecars) if resume else {}
         self.resumed = bool(state)
         if not state:
             remove_dir(self.folder)
-        self.next_document, self.empty = int(state.get("next_document", first)), int(state.get("empty", 0))
+        self.tokenizer_sha256 = str(state.get("tokenizer_sha256", ""))
+        self.empty = int(state.get("empty", 0))
         known = state.get("splits", {})
         self.splits = {
             split: SplitWriter(self.folder, split, shard_tokens, sidecars and split == "val", known.get(split, {}))
             for split in SPLITS
         }
+        self.mark(int(state.get("next_document", first)))
 
-    def earlier_state(self) -> dict[str, Any]:
+    def earlier_state(self, first: int, sidecars: bool) -> dict[str, Any]:
         """What an interrupted run with the same key noted, if its files are still as it left them."""
         path = self.folder / "progress.json"
         if not path.is_file():
             return {}
         try:
             state = read_json(path)
-            good = isinstance(state, dict) and state.get("schema") == PROGRESS_SCHEMA and state.get("key") == self.key
-            for split, known in state["splits"].items() if good else ():
-                for stem in (f"fineweb_{split}", f"fineweb_{split}_bytes"):
-                    for shard in known.get(stem, {}).get("shards", ()):
-                        good = good and len(open_shard(self.folder / shard["file"])) == shard["tokens"]
-        except (InputError, KeyError, TypeError, AttributeError):
+            if (state["schema"], state["key"]) != (PROGRESS_SCHEMA, self.key):
+                return {}
+            documents = sum(self.intact(split, state["splits"][split], sidecars and split == "val") for split in SPLITS)
+            good = (
+                state["next_document"] == first + documents + state["empty"]
+                and sha256_file(self.folder / "tokenizer.model") == state["tokenizer_sha256"]
+            )
+        except (InputError, KeyError, TypeError, ValueError, AttributeError):
             return {}
         return state if good else {}
 
-    def note(self) -> None:
-        """Make everything durable and note how far it is."""
+    def intact(self, split: str, known: dict[str, Any], sidecars: bool) -> int:
+        """The number of documents noted for a split. ValueError unless its files hold them, or another error of a note
+        that is not one.
+        """
+        header, totals = len(documents_header(0)), known["totals"]
+        sizes = [(DOCUMENTS_NAME.format(split=split), ".growing", header + totals["documents"] * DOCUMENT.itemsize)]
+        for stem in (f"fineweb_{split}", f"fineweb_{split}_bytes")[: 1 + sidecars]:
+            shards, entries = known[stem]["shards"], known[stem]["entries"]
+            if not 0 <= entries < self.limit or len(shards) * self.limit + entries != totals["tokens"]:
+                raise ValueError(f"{stem} has lost tokens")
+            for index, shard in enumerate(shards):
+                path = self.folder / shard_name(stem, index)
+                if (path.name, self.limit, sha256_file(path)) != (shard["file"], shard["tokens"], shard["sha256"]):
+                    raise ValueError(f"{path.name} is not as it was written")
+            sizes += [(shard_name(stem, len(shards)), ".bin.growing", HEADER_BYTES + 2 * entries)] if entries else []
+        for name, suffix, size in sizes:
+            published = self.folder / name
+            path = published if published.is_file() else published.with_suffix(suffix)
+            if not path.is_file() or path.stat().st_size < size:
+                raise ValueError(f"{path.name} is cut off")
+        return int(totals["documents"])
+
+    def put_tokenizer(self, content: bytes) -> None:
+        """Write the tokenizer."""
+        write_bytes(self.folder / "tokenizer.model", content)
+        self.tokenizer_sha256 = hashlib.sha256(content).hexdigest()
+
+    def mark(self, next_document: int) -> None:
+        """Everything before this document has been added: the next note will say so, wherever work stands by then."""
+        self.next_document = next_document
         splits = {name: split.state() for name, split in self.splits.items()}
-        write_json(
-            self.folder / "progress.json",
-            {
-                "schema": PROGRESS_SCHEMA,
-                "key": self.key,
-                "next_document": self.next_document,
-                "empty": self.empty,
-                "splits": splits,
-            },
-        )
+        self.marked = {"next_document": next_document, "empty": self.empty, "splits": splits}
+
+    def note(self) -> None:
+        """Make everything durable and note how far it was at the last mark."""
+        for split in self.splits.values():
+            split.sync()
+        identity = {"schema": PROGRESS_SCHEMA, "key": self.key, "tokenizer_sha256": self.tokenizer_sha256}
+        write_json(self.folder / "progress.json", identity | self.marked)
 
     def close(self) -> None:
         """Close every open file; what is on disk stays."""

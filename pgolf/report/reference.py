@@ -13,11 +13,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from pgolf.catalog import CATALOG, load, name_of, selector
-from pgolf.config.describe import field_doc, technique_rows
+from pgolf.config.describe import field_doc, slot_keys, technique_rows
 from pgolf.config.load import preset_description, preset_names
 from pgolf.config.run import RunConfig
 from pgolf.config.tree import join, slot_of
@@ -116,28 +117,20 @@ def configuration_page() -> str:
 
 def techniques_page() -> str:
     """techniques.md."""
-    counts = f"{sum(map(len, CATALOG.values()))} techniques in {len(CATALOG)} slots"
+    counts = f"{len(technique_rows())} techniques in {len({row['key'] for row in technique_rows()})} slots"
     parts = [
         f"{MADE_BY}\n\n# Techniques\n\n"
         f"{counts}: everything `pgolf techniques` knows. A slot is a place in a run that can be filled in several "
         "ways; the selector key (`kind` for parts of a model, `method` for stages) chooses. How to add one is told in "
         "[architecture.md](architecture.md).\n"
     ]
-    rows = iter(technique_rows())
-    for slot, choices in CATALOG.items():
-        own = [next(rows) for _ in choices]
-        parts.append(f"\n## {own[0]['key']}.{selector(slot)}\n\n")
-        table = [
-            (code(row["name"]), row["summary"], row["source"] or "-", code(source_file(choices[row["name"]])))
-            for row in own
-        ]
+    for key, rows in groupby(technique_rows(), key=lambda row: row["key"]):
+        own = list(rows)
+        title = next((f"{key}.{selector(slot)}" for slot, where in slot_keys(RunConfig()).items() if where == key), key)
+        parts.append(f"\n## {title}\n\n")
+        table = [(code(row["name"]), row["summary"], row["source"] or "-", code(row["file"])) for row in own]
         parts.append(markdown_table(("name", "what it does", "source", "file"), table))
     return "".join(parts)
-
-
-def source_file(target: str) -> str:
-    """The file of a catalog entry `module:Class`."""
-    return target.partition(":")[0].replace(".", "/") + ".py"
 
 
 def command_paths(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

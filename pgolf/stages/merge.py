@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from pgolf.core.errors import InputError
+from pgolf.core.errors import ConfigError, InputError
 from pgolf.core.files import make_dir, read_json, write_bytes, write_json
 from pgolf.core.shards import open_shard
 from pgolf.corpus.writer import SPLITS, TOTALS, DatasetWriter, SplitWriter, commit
 from pgolf.dataset import Dataset, open_dataset
 from pgolf.report.console import Console
 from pgolf.stages.manifest import guarded, provenance
-from pgolf.stages.tokenize import fresh_manifest, show_totals
+from pgolf.stages.tokenize import check_splits, fresh_manifest, show_totals
 
 CHUNK = 1 << 20
 PART_ONLY = ("part", "key", "splits", "rule", "empty_documents", "seconds")
@@ -29,12 +29,12 @@ def read_parts(folders: list[Path]) -> list[tuple[Path, dict[str, Any]]]:
                 "this is not a part of a dataset", str(folder), "make parts with pgolf tokenize --shard i/n"
             )
         parts.append((folder, manifest))
-    parts.sort(key=lambda part: int(part[1]["part"]["index"]))
-    first, of = parts[0][1], int(parts[0][1]["part"]["of"])
+    first, of = parts[0][1], parts[0][1]["part"]["of"]
     for folder, manifest in parts:
         if (manifest["whole_key"], manifest["part"]["of"]) != (first["whole_key"], of):
-            fix = f"it differs from {parts[0][0]} in text, tokenizer or settings"
+            fix = f"it differs from {folders[0]} in number of parts, text, tokenizer or settings"
             raise InputError("the part belongs to another whole", str(folder), fix)
+    parts.sort(key=lambda part: int(part[1]["part"]["index"]))
     found = [int(manifest["part"]["index"]) for _, manifest in parts]
     if found != list(range(1, of + 1)):
         missing = sorted(set(range(1, of + 1)) - set(found))
@@ -75,6 +75,8 @@ def merge(folders: list[Path], out: Path, console: Console) -> dict[str, Any]:
     """
     parts = read_parts(folders)
     first = parts[0][1]
+    if out.resolve() in {folder.resolve() for folder in folders}:
+        raise ConfigError("the result cannot stand where one of its parts is", str(out), "choose another --out")
     with guarded(out / "manifest.json"):
         if manifest := fresh_manifest(out, first["whole_key"]):
             return manifest | {"fresh": True}
@@ -88,6 +90,8 @@ def merge(folders: list[Path], out: Path, console: Console) -> dict[str, Any]:
                 dataset.verify()
                 for split in SPLITS:
                     copy_split(dataset, manifest["splits"][split], split, writer.splits[split])
+            counts = {split: part.totals["documents"] for split, part in writer.splits.items()}
+            check_splits(counts, first["rule"]["split"])
             splits = writer.finish()
         write_bytes(writer.folder / "tokenizer.model", dataset.tokenizer_bytes)
         manifest = {key: value for key, value in first.items() if key not in PART_ONLY} | {

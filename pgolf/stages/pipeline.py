@@ -232,7 +232,8 @@ class Pipeline:
 
     def tokenize(self) -> dict[str, Any]:
         """Text, or shards from elsewhere, to the run's dataset."""
-        from pgolf.stages.tokenize import adopt_dataset, tokenize
+        from pgolf.stages.adopt import adopt_dataset
+        from pgolf.stages.tokenize import tokenize
 
         if self.data is not None:
             manifest = adopt_dataset(

@@ -5,7 +5,7 @@ import math
 import re
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -17,22 +17,23 @@ from pgolf.config.load import Resolved
 from pgolf.config.run import TokenizeConfig
 from pgolf.config.tree import to_values
 from pgolf.core.bpb import byte_table, is_transformed, load_tokenizer
-from pgolf.core.errors import ConfigError, InputError
-from pgolf.core.files import make_dir, read_bytes, read_json, sha256_file, write_bytes, write_json
+from pgolf.core.errors import ConfigError, InputError, PgolfError
+from pgolf.core.files import make_dir, read_bytes, read_json, sha256_file, write_json
 from pgolf.corpus.sources import STDIN, Reading, Record, expand, python_documents, python_records, records, text_of
 from pgolf.corpus.tokenizer import MAX_IDS, MAX_TOKENIZER, read_tokenizer, train_tokenizer
 from pgolf.corpus.transforms import get_transform
 from pgolf.corpus.workers import BOS, Job, Tokens, available_cores, batches, tokenized
 from pgolf.corpus.writer import TOTALS, DatasetWriter, commit, unfinished_commit
-from pgolf.dataset import DATASET_SCHEMA, DOCUMENT, Dataset, open_dataset
+from pgolf.dataset import DATASET_SCHEMA, DOCUMENT, open_dataset
 from pgolf.report.console import Console
 from pgolf.stages.manifest import guarded, provenance, stage_key
+from pgolf.stages.signals import Interrupted
 
 BYTE_TOTALS = ("raw_bytes", "normalised_bytes", "table_bytes", "charged_bytes")
 NOTE_EVERY_S = 30
 PARALLEL_BYTES = 8 << 20
 """Below this, starting processes costs more than it saves."""
-PART = re.compile(r"^(\d{1,6})/(\d{1,6})$")
+PART = re.compile(r"([0-9]{1,6})/([0-9]{1,6})")
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Corpus:
             for text in python_documents():
                 digest.update(hashlib.sha256(text.encode()).digest())
         for path in expand(self.sources):
-            digest.update(f"{path.name} {sha256_file(path)}\n".encode())
+            digest.update(f"{path.name} {sha256_file(path)}\n".encode(errors="surrogateescape"))
         return digest.hexdigest()
 
     def bytes_on_disk(self) -> int:
@@ -85,16 +86,21 @@ class Part:
     stop: int | None = None
 
 
-def read_part(text: str, corpus: Corpus) -> Part:
-    """`i/n` to the i-th of n equal ranges of documents; counts the documents for it. ConfigError for anything else."""
-    if not text:
-        return Part()
-    match = PART.match(text)
+def part_numbers(text: str, corpus: Corpus) -> tuple[int, int]:
+    """`i/n` as numbers. ConfigError if it is anything else, or the corpus has no parts."""
+    match = PART.fullmatch(text)
     if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise ConfigError(f"{text!r} is no part of a whole", "--shard", "parts are numbered 1/4, 2/4, 3/4, 4/4")
     if corpus.once:
         raise ConfigError("standard input cannot be shared between jobs", "--shard", "put the text in a file")
-    index, of = int(match[1]), int(match[2])
+    return int(match[1]), int(match[2])
+
+
+def read_part(text: str, corpus: Corpus) -> Part:
+    """`i/n` to the i-th of n equal ranges of documents; counts the documents for it."""
+    if not text:
+        return Part()
+    index, of = part_numbers(text, corpus)
     total = sum(1 for _ in corpus.records())
     return Part(index, of, total * (index - 1) // of, total * index // of)
 
@@ -130,7 +136,7 @@ def add_tokens(tokens: Tokens, writer: DatasetWriter, config: TokenizeConfig) ->
         charges = tokens.charges[here] if tokens.charges is not None else None
         full |= writer.splits[name].add(entries, tokens.ids[here], charges, totals)
     writer.empty += int((~kept).sum())
-    writer.next_document = tokens.first + len(kept)
+    writer.mark(tokens.first + len(kept))
     return full
 
 
@@ -155,9 +161,13 @@ def encode_corpus(
                     f"tokenize {writer.next_document:,} documents, {count:,} tokens, {size / 1e6:,.0f} MB, "
                     f"{now - started:.0f} s, {workers} processes"
                 )
-        except BaseException:
+        except BaseException as error:
             if not corpus.once:
-                writer.note()
+                with suppress(PgolfError):  # the note before this one is still good
+                    writer.note()
+                if isinstance(error, Interrupted):
+                    goes_on = f"{error}; the same command goes on at document {writer.next_document:,}"
+                    raise Interrupted(error.number, goes_on) from None
             raise
 
 
@@ -184,6 +194,8 @@ def published_rule(corpus: Corpus, options: TokenizeConfig, given: bool, console
         if not beside.is_file():
             continue
         facts = read_json(beside)
+        if not isinstance(facts, dict):
+            raise InputError("this does not describe documents", str(beside), "fetch it again, or remove it")
         docs_val, docs_sha256 = facts.get("docs_val"), facts.get("docs_sha256")
         if isinstance(docs_sha256, str) and path.name.endswith(".jsonl") and sha256_file(path) != docs_sha256:
             raise InputError(f"the documents are not those of {beside.name}", str(path), "fetch both again")
@@ -240,6 +252,8 @@ def tokenize(
     if tokenizer is None and (shard or corpus.once):
         what = "standard input is read only once" if corpus.once else "the parts of a corpus need one tokenizer"
         raise ConfigError(f"{what}, so none can be trained on it", "tokenize", "give one with --tokenizer")
+    if shard:
+        part_numbers(shard, corpus)
     vocab_size = options.vocab_size or resolved.config.model.vocab_size
     section: dict[str, Any] = {"tokenize": to_values(options), "vocab_size": 0 if tokenizer else vocab_size}
     section["tokenize"].pop("workers")
@@ -247,12 +261,14 @@ def tokenize(
         inputs = {"text": corpus.sha256(), "tokenizer": sha256_file(tokenizer) if tokenizer else ""}
         whole_key = stage_key("tokenize", section, inputs)
         key = stage_key("tokenize", section | {"shard": shard}, inputs) if shard else whole_key
-        if not force and not corpus.once and (manifest := fresh_manifest(out, key)):
-            return manifest | {"fresh": True}
-        if not corpus.once and unfinished_commit(out, key):
-            return commit(out) | {"fresh": False}
-        identity = {"key": key, "whole_key": whole_key, "inputs": inputs, "resolved": resolved.values}
         fresh_start = force or corpus.once
+        if not fresh_start and (manifest := fresh_manifest(out, key)):
+            return manifest | {"fresh": True}
+        if not fresh_start and unfinished_commit(out, key):
+            commit(out)
+            if manifest := fresh_manifest(out, key):
+                return manifest | {"fresh": False}
+        identity = {"key": key, "whole_key": whole_key, "inputs": inputs, "resolved": resolved.values}
         manifest = make_dataset(corpus, out, options, vocab_size, tokenizer, shard, identity, fresh_start, console)
         show_totals(manifest["splits"], console)
     return manifest | {"fresh": False}
@@ -280,13 +296,13 @@ def make_dataset(
             console.line(f"tokenize: going on at document {writer.next_document:,}")
         content = content or trained_tokenizer(corpus, vocab_size, options, writer, console)
         processor = check_tokenizer(content, options, str(tokenizer or out))
-        write_bytes(writer.folder / "tokenizer.model", content)
+        writer.put_tokenizer(content)
         if not corpus.once:
             writer.note()
         job = Job(content, options.transform, options.text_field)
         encode_corpus(corpus, part, job, writer, options, console)
         if not shard:
-            check_splits({name: split.totals["documents"] for name, split in writer.splits.items()}, options)
+            check_splits({name: split.totals["documents"] for name, split in writer.splits.items()}, options.split)
         manifest = {
             "schema": DATASET_SCHEMA,
             **identity,
@@ -314,9 +330,8 @@ def trained_tokenizer(
     corpus: Corpus, vocab_size: int, options: TokenizeConfig, writer: DatasetWriter, console: Console
 ) -> bytes:
     """The tokenizer that an interrupted run has trained already, or a new one, from training documents alone."""
-    path = writer.folder / "tokenizer.model"
-    if writer.resumed and path.is_file():
-        return read_bytes(path, MAX_TOKENIZER)
+    if writer.resumed:
+        return read_bytes(writer.folder / "tokenizer.model", MAX_TOKENIZER)
     kind = "BPE" if options.model_type == "bpe" else options.model_type
     console.line(f"tokenize: training a SentencePiece {kind} of {vocab_size} pieces")
     train = (text for index, text in enumerate(corpus.texts()) if not in_validation(index, text, options))
@@ -345,77 +360,16 @@ def show_totals(splits: dict[str, Any], console: Console) -> None:
         console.line(f"tokenize: {name}: {split['documents']:,} documents, {split['tokens']:,} tokens; bytes: {totals}")
 
 
-def check_splits(counts: dict[str, int], options: TokenizeConfig) -> None:
+def check_splits(counts: dict[str, int], rule: str) -> None:
     """ConfigError when a split got no document."""
     for name, count in counts.items():
         if not count:
             total = sum(counts.values())
             hint = (
                 "set tokenize.val_docs lower"
-                if options.split == "first"
+                if rule == "first"
                 else "set tokenize.val_share, or cut the text with tokenize.document_separator"
             )
             raise ConfigError(
-                f"all {total} documents went to one split, none to {name}", f"tokenize.split={options.split}", hint
+                f"all {total} documents went to one split, none to {name}", f"tokenize.split={rule}", hint
             )
-
-
-def adopt_dataset(folder: Path, out: Path, tokenizer: Path | None, vocab_size: int, console: Console) -> dict[str, Any]:
-    """Take shards from elsewhere into a run: a manifest with their hashes and the tokenizer, no copy of shards."""
-    with guarded(out / "manifest.json"):
-        dataset = open_dataset(folder, tokenizer, vocab_size)
-        for warning in dataset.warnings:
-            console.warn(warning)
-        key = stage_key(
-            "tokenize", {"adopted_from": str(folder.resolve())}, {"shards": dataset.fingerprint("train", "val")}
-        )
-        if manifest := fresh_manifest(out, key):
-            return manifest | {"fresh": True}
-        make_dir(out)
-        write_bytes(out / "tokenizer.model", dataset.tokenizer_bytes)
-        manifest = {
-            "schema": DATASET_SCHEMA,
-            "key": key,
-            "adopted_from": str(dataset.folder.resolve()),
-            "vocab_size": dataset.vocab_size,
-            "tokenizer": {"file": "tokenizer.model", "sha256": dataset.tokenizer_sha256, "trained_here": False},
-            "transform": "caseops_v1" if dataset.transformed else "none",
-            "splits": {name: split_entry(dataset, name) for name in ("train", "val")},
-            **provenance(),
-        }
-        write_json(out / "manifest.json", manifest)
-        show_totals(manifest["splits"], console)
-    return manifest | {"fresh": False}
-
-
-def split_entry(dataset: Dataset, name: str) -> dict[str, Any]:
-    """What the manifest says of an adopted split: files with hashes, tokens, documents, charged bytes.
-
-    Training tokens of transformed text have no sidecars, so their bytes are not known.
-    """
-    if not dataset.shards[name]:
-        return {"shards": [], "tokens": 0, "documents": 0, "charged_bytes": 0}
-    ids = dataset.split(name)
-
-    def files(paths: list[Path]) -> list[dict[str, Any]]:
-        return [
-            {"file": path.name, "tokens": len(part), "sha256": dataset.shard_hash(path)}
-            for path, part in zip(paths, ids)
-        ]
-
-    entry: dict[str, Any] = {
-        "shards": files(dataset.shards[name]),
-        "tokens": sum(len(part) for part in ids),
-        "documents": sum(int((np.asarray(part) == BOS).sum()) for part in ids),
-    }
-    if not dataset.transformed:
-        table = dataset.byte_table()
-        previous = np.array([BOS], np.uint16)
-        entry["charged_bytes"] = 0
-        for part in ids:
-            entry["charged_bytes"] += int(table.charges(np.concatenate([previous, part])).sum(dtype=np.int64))
-            previous = part[-1:]
-    elif name == "val":
-        entry["sidecars"] = files(dataset.sidecars)
-        entry["charged_bytes"] = int(dataset.validation()[1].sum(dtype=np.int64))
-    return entry
