@@ -8,11 +8,12 @@ bytes of the document, so bits per byte must be counted with `char_bytes` and ne
 import re
 from contextlib import suppress
 from string import ascii_letters
-from typing import Protocol
-
-import numpy as np
+from typing import TYPE_CHECKING, Protocol
 
 from pgolf.core.errors import ConfigError, InputError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 TITLE, ALLCAPS, CAPNEXT, ESC = "\ue001", "\ue002", "\ue003", "\ue004"
 """Operators of CaseOps, in the order of their ids, from Unicode's private use area."""
@@ -52,7 +53,7 @@ class TextTransform(Protocol):
     def decode(self, text: str) -> str:
         """The original text. InputError where no text could have been rewritten like that."""
 
-    def char_bytes(self, text: str) -> np.ndarray:
+    def char_bytes(self, text: str) -> "np.ndarray":
         """UTF-8 bytes of the original that each character of the rewritten `text` stands for, int64 (len(text),). Lone
         surrogates count 3.
         """
@@ -72,7 +73,7 @@ class NoTransform:
         """The same text."""
         return text
 
-    def char_bytes(self, text: str) -> np.ndarray:
+    def char_bytes(self, text: str) -> "np.ndarray":
         """The UTF-8 length of each character, int64 (len(text),)."""
         return utf8_lengths(code_points(text))
 
@@ -103,8 +104,10 @@ class CaseOps:
             return MARKED.sub(unmarked, text)
         return decode_stepwise(text)
 
-    def char_bytes(self, text: str) -> np.ndarray:
+    def char_bytes(self, text: str) -> "np.ndarray":
         """UTF-8 bytes of the original per character, int64 (len(text),): 0 for operators unless they are escaped."""
+        import numpy as np
+
         codes = code_points(text)
         lengths = utf8_lengths(codes)
         operators = np.flatnonzero(codes - np.uint32(ord(TITLE)) < len(self.operators))  # below TITLE wraps round
@@ -193,13 +196,17 @@ def decode_stepwise(text: str) -> str:
     return "".join(out)
 
 
-def code_points(text: str) -> np.ndarray:
+def code_points(text: str) -> "np.ndarray":
     """Unicode code points, uint32 (len(text),)."""
+    import numpy as np
+
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
 
 
-def utf8_lengths(codes: np.ndarray) -> np.ndarray:
+def utf8_lengths(codes: "np.ndarray") -> "np.ndarray":
     """Bytes of each code point in UTF-8, int64; 3 for a surrogate, which lies in the range of 3."""
+    import numpy as np
+
     lengths = np.ones(codes.shape, np.int64)
     for first in (0x80, 0x800, 0x10000):
         lengths += codes >= first
