@@ -1,4 +1,4 @@
-"""What each technique of a model is worth, at a size that a CPU can afford: a small baseline, and the same baseline with
+"""What each technique of a model is worth, at a size that a CPU can afford: a small baseline, and the same one with
 one thing changed, on the same tokens, for the same steps, with the same seeds.
 
 BPB of the validation split after training, as the mean over seeds with its standard error; `gain` is the baseline's BPB

@@ -1,8 +1,8 @@
 """The slots of a model, and what a part may do in each of its places.
 
-A part is a frozen dataclass in `parts/`: its fields are its configuration, `params` lists the parameters it adds, and it
-overrides those of `Part`'s methods where it acts. The skeleton in `gpt.py` calls every part at every place, in the order
-of the slots in `ModelConfig`, and knows none of them by name. A part's module does not import torch when it is loaded
+A part is a frozen dataclass in `parts/`: its fields are its configuration, `params` lists the parameters it adds, and
+it overrides those of `Part`'s methods where it acts. The skeleton in `gpt.py` calls every part at every place, in the
+order of the slots in `ModelConfig`, and knows none of them by name. A part's module does not import torch when it is loaded
 (configuration must load in milliseconds), only inside the function that computes.
 
 Shapes: B batch, T time, C model dim, H query heads, K key/value heads, D head dim, V vocabulary, F hidden width.
@@ -65,7 +65,7 @@ class Part:
     """Whether attention may see less with it than all that came before."""
 
     def params(self, shape: LayerShape) -> tuple[ParamSpec, ...]:
-        """The parameters this part adds to the model (shape.layer -1) or to a block, where `attn.` and `mlp.` are below."""
+        """The parameters this part adds to the model (shape.layer -1), or to a block and its `attn.` and `mlp.`."""
         return ()
 
     def check(self, shape: LayerShape) -> None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ZLoss(Part):
-    """Adds weight * mean(logsumexp(logits)^2), which keeps logits near zero. Source: arXiv:2204.02311, ternary record."""
+    """Adds weight * mean(logsumexp(logits)^2), to keep logits small. Source: arXiv:2204.02311, ternary record."""
 
     weight: float = 1e-4
     """The factor."""
@@ -31,8 +31,8 @@ class ZLoss(Part):
 
 @dataclass(frozen=True, kw_only=True)
 class MultiToken(Part):
-    """Heads of their own predict the tokens after the next one; their mean loss is added with a weight. They are zero at
-    the start and of no use after training. Source: arXiv:2404.19737, PR #1019.
+    """Heads of their own predict the tokens after the next one; their mean loss is added with a weight. They are zero
+    at the start and of no use after training. Source: arXiv:2404.19737, PR #1019.
     """
 
     extra_tokens: int = 2

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class FactoredEmbed(Part):
-    """A tied table of width E with a projection in and one out. Source: ternary record (PR #640); the option of PR #1394
-    that normalises before it projects: norm_first.
+    """A tied table of width E with a projection in and one out. Source: ternary record (PR #640); with norm_first an
+    option of PR #1394.
     """
 
     width: int = 254

@@ -77,8 +77,8 @@ class BigramHash(Part):
 
 @dataclass(frozen=True, kw_only=True)
 class EngramLite(Part):
-    """Two hash heads each for pairs and triples, projected and gated by channel: adds sigma(g) W [rows]. W and g start at
-    zero. Source: community (spec: model 4.4).
+    """Two hash heads each for pairs and triples, projected and gated by channel: adds sigma(g) W [rows]. W and g start
+    at zero. Source: community (spec: model 4.4).
     """
 
     buckets: int = 3072

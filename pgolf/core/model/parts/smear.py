@@ -33,8 +33,8 @@ class StaticSmear(Part):
 
 @dataclass(frozen=True, kw_only=True)
 class GatedSmear(Part):
-    """x <- x + lam sigma(w . x[:n]) x_prev on the raw embedding, off at the start (lam = 0), never across the token that
-    begins a document. Source: PR #1667; the mask: PR #1851, #1855.
+    """x <- x + lam sigma(w . x[:n]) x_prev on the raw embedding, off at the start (lam = 0), never across the token
+    that begins a document. Source: PR #1667; the mask: PR #1851, #1855.
     """
 
     window: int = 12
@@ -67,8 +67,8 @@ class GatedSmear(Part):
 
 @dataclass(frozen=True, kw_only=True)
 class CumulativeSmear(Part):
-    """x <- x + tanh(g) (mean of all x so far - x) per channel of every block's output, off at the start. Source: ternary
-    record (PR #640).
+    """x <- x + tanh(g) (mean of all x so far - x) per channel of every block's output, off at the start. Source:
+    ternary record (PR #640).
     """
 
     def params(self, shape: LayerShape) -> tuple[ParamSpec, ...]:

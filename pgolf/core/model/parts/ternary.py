@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class Ternary(Part):
     """Matrices of the blocks act as -s, 0 or s per group of inputs, s the group's mean magnitude; other matrices as
-    float8 (e4m3), except where a table serves as output matrix. Gradients pass straight through. Inputs of closing maps are normalised. Source: arXiv:2402.17764,
-    ternary record (PR #640).
+    float8 (e4m3), except where a table serves as output matrix. Gradients pass straight through.
+    Inputs of closing maps are normalised. Source: arXiv:2402.17764, ternary record (PR #640).
     """
 
     group: int = 128

@@ -77,8 +77,8 @@ def layer_scale(root: Any, index: int) -> "Tensor":
 
 @dataclass(frozen=True, kw_only=True)
 class LayerValueEmbedding(Part):
-    """v <- v + 3 sigma(W n[:12]) E_l[token] per KV head on every other layer, counted from the last, each with a table of
-    its own. Source: nanochat.
+    """v <- v + 3 sigma(W n[:12]) E_l[token] per KV head on every other layer, counted from the last, each with a table
+    of its own. Source: nanochat.
     """
 
     init_std: float = 0.01
