@@ -2,8 +2,8 @@
 
 A part is a frozen dataclass in `parts/`: its fields are its configuration, `params` lists the parameters it adds, and
 it overrides those of `Part`'s methods where it acts. The skeleton in `gpt.py` calls every part at every place, in the
-order of the slots in `ModelConfig`, and knows none of them by name. A part's module does not import torch when it is loaded
-(configuration must load in milliseconds), only inside the function that computes.
+order of the slots in `ModelConfig`, and knows none of them by name. A part's module does not import torch when it is
+loaded (configuration must load in milliseconds), only inside the function that computes.
 
 Shapes: B batch, T time, C model dim, H query heads, K key/value heads, D head dim, V vocabulary, F hidden width.
 """

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class PartialKeyOffset(Part):
-    """The dimensions of a key from `dims` on come from the token before, on layers `first` .. L-1. Test-time training by
-    SGD suffers from it (+0.02 BPB in PR #1512). Source: modded-nanogpt, PR #1512.
+    """The dimensions of a key from `dims` on come from the token before, on layers `first` .. L-1. Test-time training
+    by SGD suffers from it (+0.02 BPB in PR #1512). Source: modded-nanogpt, PR #1512.
     """
 
     dims: int = 0
