@@ -7,7 +7,6 @@ The rival only encodes a list of strings that is already in memory, with as many
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -97,9 +96,8 @@ def main() -> None:
     ]
     for key in ("source", "tokenizer", "caseops_tokenizer"):
         setattr(options, key, str(getattr(options, key) or ""))
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e3
     remarks = [
-        f"{len(texts):,} documents, {size:,} bytes; the largest process held {peak:,.0f} MB",
+        f"{len(texts):,} documents, {size:,} bytes",
         "over_encode: times SentencePiece's speed",
     ]
     show("tokenize_speed", options, rows, remarks)

@@ -231,9 +231,8 @@ def records(sources: Iterable[Path], reading: Reading) -> Iterator[Record]:
             continue
         is_json = reading.stdin_format == "jsonl" if path == STDIN else not path.name.endswith(".txt")
         found = cut(chunks(path), b"\n" if is_json else mark, name)
-        numbered = map(
-            Record, found, repeat(is_json), repeat(name), count(1)
-        )  # holds no document back, as a loop would
+        # A loop would hold every document until the next one.
+        numbered = map(Record, found, repeat(is_json), repeat(name), count(1))
         yield from filter(lambda record: record.content.strip(), numbered) if is_json else numbered
 
 
