@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from pgolf.core.errors import InputError, StorageError
+from pgolf.core.errors import ConfigError, InputError, StorageError
 from pgolf.core.files import GrowingFile, move_file, read_json, remove_dir, sha256_file, write_bytes, write_json
-from pgolf.core.shards import HEADER_BYTES, SHARD_NAME, SIDECAR_NAME, shard_header
+from pgolf.core.shards import HEADER_BYTES, SHARD_NAME, SIDECAR_NAME, list_shards, shard_header
 from pgolf.dataset import DOCUMENT, DOCUMENTS_NAME, PARTIAL
 
 PROGRESS_SCHEMA = "pgolf.tokenize-progress/1"
@@ -283,3 +283,12 @@ def unfinished_commit(out: Path, key: str) -> bool:
         return bool(read_json(out / PARTIAL / "manifest.json").get("key") == key)
     except (InputError, AttributeError):
         return False
+
+
+def check_place(out: Path) -> None:
+    """ConfigError if there are shards that no manifest accounts for: making a dataset there would remove them."""
+    ours = (out / "manifest.json").is_file() or (out / PARTIAL).is_dir()
+    strangers = [] if ours else [path.name for split in SPLITS for path in list_shards(out, split)]
+    if strangers:
+        fix = "choose another --out, or give them up with --force"
+        raise ConfigError(f"{strangers[0]} lies there without a manifest", str(out), fix)

@@ -9,7 +9,7 @@ import numpy as np
 from pgolf.core.errors import ConfigError, InputError
 from pgolf.core.files import make_dir, read_json, write_bytes, write_json
 from pgolf.core.shards import open_shard
-from pgolf.corpus.writer import SPLITS, TOTALS, DatasetWriter, SplitWriter, commit
+from pgolf.corpus.writer import SPLITS, TOTALS, DatasetWriter, SplitWriter, check_place, commit
 from pgolf.dataset import Dataset, open_dataset
 from pgolf.report.console import Console
 from pgolf.stages.manifest import guarded, provenance
@@ -77,6 +77,7 @@ def merge(folders: list[Path], out: Path, console: Console) -> dict[str, Any]:
     first = parts[0][1]
     if out.resolve() in {folder.resolve() for folder in folders}:
         raise ConfigError("the result cannot stand where one of its parts is", str(out), "choose another --out")
+    check_place(out)
     with guarded(out / "manifest.json"):
         if manifest := fresh_manifest(out, first["whole_key"]):
             return manifest | {"fresh": True}

@@ -23,7 +23,7 @@ from pgolf.corpus.sources import STDIN, Reading, Record, expand, python_document
 from pgolf.corpus.tokenizer import MAX_IDS, MAX_TOKENIZER, read_tokenizer, train_tokenizer
 from pgolf.corpus.transforms import get_transform
 from pgolf.corpus.workers import BOS, Job, Tokens, available_cores, batches, tokenized
-from pgolf.corpus.writer import TOTALS, DatasetWriter, commit, unfinished_commit
+from pgolf.corpus.writer import TOTALS, DatasetWriter, check_place, commit, unfinished_commit
 from pgolf.dataset import DATASET_SCHEMA, DOCUMENT, open_dataset
 from pgolf.report.console import Console
 from pgolf.stages.manifest import guarded, provenance, stage_key
@@ -257,6 +257,8 @@ def tokenize(
     vocab_size = options.vocab_size or resolved.config.model.vocab_size
     section: dict[str, Any] = {"tokenize": to_values(options), "vocab_size": 0 if tokenizer else vocab_size}
     section["tokenize"].pop("workers")
+    if not force:
+        check_place(out)
     with guarded(out / "manifest.json"):
         inputs = {"text": corpus.sha256(), "tokenizer": sha256_file(tokenizer) if tokenizer else ""}
         whole_key = stage_key("tokenize", section, inputs)

@@ -16,10 +16,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from harness import Result, command, run_here
 
 from pgolf.config.run import TokenizeConfig
+from pgolf.core.shards import write_shard
 from pgolf.corpus.tokenizer import train_tokenizer
 from pgolf.dataset import open_dataset
 from pgolf.stages.signals import Interrupted
@@ -204,21 +206,32 @@ def test_kill_9_at_random_moments_changes_nothing(
 
 @pytest.mark.slow
 def test_kill_9_very_often(tmp_path: Path, argv: list[object], straight: Path, older: Path) -> None:
-    draw = random.Random(7)
+    draw, key, complete = random.Random(7), json.loads((straight / "manifest.json").read_text())["key"], 0
     for round_ in range(40):
         process = start(tmp_path, 0.0, *argv, "--out", older, "--set", f"tokenize.workers={1 + round_ % 2}")
-        wait_for(process, lambda: reached(older) >= 0)
-        time.sleep(draw.random() * 0.4)
+        while process.poll() is None and reached(older) < 0:
+            time.sleep(0.005)
+        time.sleep(0.2 + draw.random())
         process.kill()
         process.communicate()
-        if process.returncode == 0 or (older / ".partial" / "manifest.json").exists():
-            run_here(*argv, "--out", older).good()
+        gone(process.pid)
+        if not (older / "manifest.json").exists():
+            assert (older / ".partial" / "manifest.json").exists()
+        elif json.loads((older / "manifest.json").read_text())["key"] != key:
+            usable(older)
+        else:
+            shutil.rmtree(older / ".partial", ignore_errors=True)  # the very last step
+            (older / ".manifest.json.owner").unlink(missing_ok=True)
             whole(older, straight)
             shutil.rmtree(older)
-        elif (older / "manifest.json").exists():
-            usable(older)
-    run_here(*argv, "--out", older).good()
+            older.mkdir()
+            complete += 1
+        if complete and not (older / "manifest.json").exists() and not (older / ".partial").exists():
+            shutil.copytree(straight, older, dirs_exist_ok=True)
+            run_here(*argv, "--set", "tokenize.shard_tokens=30000", "--out", older, "--quiet").good()
+    run_here(*argv, "--out", older, "--quiet").good()
     whole(older, straight)
+    assert complete > 2
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -728,3 +741,17 @@ def test_memory_stays_bounded(tmp_path: Path, kind: str, limit: float, transform
     print(f"{peak / 1e6:,.0f} MB")
     assert peak < limit
     usable(tmp_path / "data")
+
+
+def test_shards_that_nobody_accounts_for_are_not_removed(tmp_path: Path) -> None:
+    text = tmp_path / "text.jsonl"
+    text.write_text("".join(json.dumps({"text": f"{topic} {index}"}) + "\n" for index, topic in enumerate(topics())))
+    out = tmp_path / "data"
+    out.mkdir()
+    write_shard(out / "fineweb_train_000007.bin", np.array([1, 2, 3]))
+    before = (out / "fineweb_train_000007.bin").read_bytes()
+    line = ("tokenize", text, "--out", out, "--preset", "tiny", "--quiet")
+    run_here(*line).refused(2, "fineweb_train_000007.bin", "--force")
+    assert (out / "fineweb_train_000007.bin").read_bytes() == before
+    run_here(*line, "--force").good()
+    assert not (out / "fineweb_train_000007.bin").exists()
