@@ -63,7 +63,7 @@ KEPT_BITS = {
     "zstd": (14.7, 29.5),
 }
 """Bits per value of Gaussian float16 and float32 tensors as coded."""
-CODE_BYTES_GUESS = 15_000
+CODE_BYTES_GUESS = 20_000
 """Typical size of the packed script; the exact one is known after pgolf compress."""
 SMALL_MODEL_BYTES = 15_000
 """What trained weights may differ by, however small the model: it widens the interval of small artifacts."""

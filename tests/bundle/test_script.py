@@ -196,7 +196,7 @@ def test_every_preset_bundles(preset: str) -> None:
     compile(unpack(script.packed), "packed", "exec")
     size = len(script.packed)
     print(f"{preset}: {size:,} bytes packed, {len(script.minified):,} minified, {len(script.readable):,} readable")
-    assert size < 21_500
+    assert size < (18_500 if preset == "baseline_sp1024" else 19_700 if preset in ("demo", "tiny") else 21_200)
 
 
 FITTING = {
