@@ -56,6 +56,7 @@ CATALOG: dict[str, dict[str, str]] = {
     "Window": {
         "none": "pgolf.core.model.slots:Absent",
         "sliding": "pgolf.core.model.parts.window:SlidingWindow",
+        "pattern": "pgolf.core.model.parts.window:PatternWindow",
     },
     "ValueExclusion": {
         "none": "pgolf.core.model.slots:Absent",
@@ -95,6 +96,10 @@ CATALOG: dict[str, dict[str, str]] = {
         "parallel": "pgolf.core.model.parts.parallel_residual:ParallelResidual",
         "two_lanes": "pgolf.core.model.parts.two_lanes:TwoLanes",
         "two_lanes_in_turn": "pgolf.core.model.parts.two_lanes_in_turn:TwoLanesInTurn",
+    },
+    "Retraction": {
+        "none": "pgolf.core.model.slots:Absent",
+        "backout": "pgolf.core.model.parts.backout:Backout",
     },
     "LogitBias": {
         "none": "pgolf.core.model.slots:Absent",

@@ -111,6 +111,7 @@ class Checkpoints:
             "step": state.step,
             "position": state.stream.position,
             "elapsed_s": elapsed,
+            "looped": state.looped,
             "key": self.key,
         }
         save_tensors(resume, tensors, facts)
@@ -149,6 +150,7 @@ class Checkpoints:
             torch.set_rng_state(tensors["rng.torch"])
             state.step, state.stream.position = int(facts["step"]), int(facts["position"])
             state.clock.spent_s = float(facts["elapsed_s"])
+            state.looped = bool(facts.get("looped", False))
             return state.step
         if problems:
             raise InputError("no checkpoint of this run can be read", str(self.folder), START_OVER)

@@ -36,6 +36,7 @@ from pgolf.core.model.slots import (
     Precision,
     QueryHook,
     Residual,
+    Retraction,
     Skips,
     Smear,
     Softcap,
@@ -105,6 +106,8 @@ class ModelConfig:
     """Layers that run more than once."""
     residual: Residual = OneStream()
     """How blocks add to the residual stream."""
+    backout: Retraction = Absent()
+    """An earlier state of the stream, taken out of the last one."""
     logit_bias: LogitBias = Absent()
     """Added to raw logits."""
     logit_softcap: Softcap = TanhSoftcap()
@@ -138,7 +141,12 @@ class ModelConfig:
                 raise ConfigError(error.what, f"{slot}.{error.where}" if error.where else slot, error.fix) from None
             if not part.layers(self.num_layers):
                 raise ConfigError("it acts on no layer of this model", slot, f"there are {self.num_layers} layers")
-        param_specs(self)
+        specs = param_specs(self)
+        for slot, part in model_parts(self).items():
+            try:
+                part.fits(model_parts(self), specs)
+            except ConfigError as error:
+                raise ConfigError(error.what, f"{slot}.{error.where}" if error.where else slot, error.fix) from None
 
 
 def model_parts(config: ModelConfig) -> dict[str, Any]:
@@ -217,5 +225,6 @@ def param_specs(config: ModelConfig) -> tuple[ParamSpec, ...]:
     """Every parameter once, in canonical order; positions in this tuple are the name ids of the artifact."""
     specs = [spec for part in model_parts(config).values() for spec in part.params(layer_shape(config))]
     for layer in range(config.num_layers):
-        specs += [spec.under(f"blocks.{layer}") for spec in block_specs(config, layer_shape(config, layer))]
+        block = block_specs(config, layer_shape(config, layer))
+        specs += [spec.under(f"blocks.{layer}") for spec in (*block, *config.loop.later(block, layer))]
     return tuple(spec.drawn(config.matrix_init, LARGE) for spec in specs)

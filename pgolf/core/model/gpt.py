@@ -59,6 +59,37 @@ class Node(nn.Module):
         return F.linear(x, (self.weight if master else self.used()).to(x.dtype))
 
 
+class Face:
+    """A place as a later pass through a loop sees it: what that pass has of its own stands before what all share; a
+    linear map may have a low-rank addition of its own (arXiv:2410.20672).
+    """
+
+    def __init__(self, shared: Any, own: Any) -> None:
+        self.shared, self.own = shared, own
+        inner = dict(own.named_children())
+        self.names = [name for name, _ in own.named_parameters(recurse=False)]
+        self.inner = {
+            name: Face(child, inner[name]) if name in inner else child for name, child in shared.named_children()
+        }
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self.inner:
+            return self.inner[name]
+        return getattr(self.own if name in self.names else self.shared, name)
+
+    def linear(self, x: Tensor) -> Tensor:
+        """x W^T with the pass's own W, or with the shared one and x A^T B^T beside it."""
+        if self.names:
+            return self.own.linear(x)
+        return self.shared.linear(x) + self.own.lora_b.linear(self.own.lora_a.linear(x))
+
+
+def faces(block: Node, passes: int) -> list[Any]:
+    """A block as each pass through it sees it; the first sees the block itself."""
+    own: dict[str, Any] = dict(block.named_children())
+    return [Face(block, own[f"pass{turn}"]) if f"pass{turn}" in own else block for turn in range(passes)]
+
+
 def grow(node: nn.Module, name: str, parameter: nn.Parameter) -> None:
     """Register `parameter` at a dotted name, making the nodes on the way."""
     head, _, rest = name.partition(".")
@@ -82,6 +113,10 @@ def initialise(parameter: Tensor, spec: ParamSpec, generator: torch.Generator) -
         parameter.zero_()[0] = number
     elif rule == "normal":
         parameter.normal_(0.0, number, generator=generator)
+    elif rule == "overtone":
+        left, values, right = torch.linalg.svd(parameter.normal_(0.0, number, generator=generator), full_matrices=False)
+        ranks = torch.arange(1, len(values) + 1)
+        parameter.copy_((left * (values[0] / ranks.sqrt())) @ right)
     elif rule == "split":
         parameter[0], parameter[1] = number, 1 - number
     elif rule == "eye":
@@ -117,7 +152,9 @@ class GPT(Node):
                 node.precision, node.role = precision, spec.role
                 node.closing = spec.role in (ATTN, MLP) and spec.init == ("fill", 0.0)
         self.parts: list[Any] = parts
-        self.layers: list[Any] = [self.get_submodule(f"blocks.{layer}") for layer in range(config.num_layers)]
+        order = [step.layer for step in self.plans[True]]
+        blocks: list[Any] = [self.get_submodule(f"blocks.{layer}") for layer in range(config.num_layers)]
+        self.layers = [faces(block, order.count(layer)) for layer, block in enumerate(blocks)]
         self.acting = [
             [part for part in parts if layer in part.layers(config.num_layers)] for layer in range(config.num_layers)
         ]
@@ -130,9 +167,9 @@ class GPT(Node):
         self.attention_backend = choose_attention(self.config, device, self.compute_dtype, attention)[0]
         return self.to(device)
 
-    def attention(self, layer: int, n_BTC: Tensor, flow: Flow) -> Tensor:
+    def attention(self, attn: Any, layer: int, n_BTC: Tensor, flow: Flow) -> Tensor:
         """Grouped-query attention with QK-norm and rotation; normalised input (B,T,C) -> (B,T,C)."""
-        config, attn, parts = self.config, self.layers[layer].attn, self.acting[layer]
+        config, parts = self.config, self.acting[layer]
         raw_q = q = attn.c_q.linear(n_BTC).unflatten(-1, (config.num_heads, -1))
         k = attn.c_k.linear(n_BTC).unflatten(-1, (config.num_kv_heads, -1))
         v = attn.c_v.linear(n_BTC).unflatten(-1, (config.num_kv_heads, -1))
@@ -156,10 +193,13 @@ class GPT(Node):
 
     def step(self, step: LayerStep, lanes: tuple[Tensor, ...], x0_BTC: Tensor, flow: Flow) -> tuple[Tensor, ...]:
         """One transformer block on the residual lanes."""
-        config, block = self.config, self.layers[step.layer]
+        config, block, parts = self.config, self.layers[step.layer][step.turn], self.acting[step.layer]
 
         def attention(x: Tensor) -> Tensor:
-            return block.attn_scale.to(x.dtype) * self.attention(step.layer, self.normalised(step.layer, x), flow)
+            for part in parts:
+                x = part.attended(flow, step.layer, x)
+            n = self.normalised(step.layer, x)
+            return block.attn_scale.to(x.dtype) * self.attention(block.attn, step.layer, n, flow)
 
         def mlp(x: Tensor) -> Tensor:
             return block.mlp_scale.to(x.dtype) * config.mlp.apply(block.mlp, self.normalised(step.layer, x))
@@ -168,9 +208,21 @@ class GPT(Node):
             return config.mix.apply(block, x, x0_BTC)
 
         lanes = config.residual.block(self, step.layer, lanes, mix, attention, mlp)
-        for part in self.acting[step.layer]:
-            lanes = tuple(part.closed(block, lane) for lane in lanes)
+        for part in parts:
+            lanes = tuple(part.closed(block, flow, step.layer, lane) for lane in lanes)
         return lanes
+
+    @torch.no_grad()
+    def begin_loop(self) -> None:
+        """What later passes have of their own begins as what the first pass has; to be called once in training, when
+        the loop is switched on. Source: PR #1204.
+        """
+        named = dict(self.named_parameters())
+        for name, weight in named.items():
+            head, _, rest = name.partition(".pass")
+            shared = named.get(f"{head}.{rest.partition('.')[2]}") if rest else None
+            if shared is not None:
+                weight.copy_(shared)
 
     def starts(self, ids_BT: Tensor) -> Tensor | None:
         """What flash-attention must know of documents. How many there are decides a shape, so it is found outside the
@@ -217,7 +269,10 @@ class GPT(Node):
             lanes = self.step(step, lanes, x, flow)
             if step.push:
                 stack.append(lanes[0])
-        return rms_norm(config.residual.leave(lanes))
+        x = config.residual.leave(lanes)
+        for part in self.parts:
+            x = part.left(self, flow, x)
+        return rms_norm(x)
 
     def head(self, hidden_BTC: Tensor) -> Tensor:
         """Soft-capped logits (B,T,V) in float32."""

@@ -17,7 +17,8 @@ MATRIX, TOKEN, SCALAR = "matrix", "token", "scalar"
 @dataclass(frozen=True)
 class ParamSpec:
     """One parameter. `init` is (rule, number): fill x, rows (first row x, rest 0), normal std, linear
-    (uniform within ±x / sqrt(columns)), orthogonal gain x."""
+    (uniform within ±x / sqrt(columns)), orthogonal gain x, overtone std (normal, the k-th singular value then set to
+    the first one's k^-1/2), split (first row x, second 1 - x), eye."""
 
     name: str
     shape: tuple[int, ...]

@@ -8,7 +8,7 @@ loaded (configuration must load in milliseconds), only inside the function that 
 Shapes: B batch, T time, C model dim, H query heads, K key/value heads, D head dim, V vocabulary, F hidden width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -71,7 +71,12 @@ class Part:
     def check(self, shape: LayerShape) -> None:
         """ConfigError, with a key relative to the part's own, if it cannot work on a model of this shape."""
 
-    def layers(self, num_layers: int) -> range:
+    def fits(self, parts: dict[str, Any], specs: tuple[ParamSpec, ...]) -> None:
+        """ConfigError, with a key relative to the part's own, if it cannot work beside the model's other parts (slot ->
+        part) or on its parameters.
+        """
+
+    def layers(self, num_layers: int) -> Sequence[int]:
         """The layers on which it acts."""
         return range(num_layers)
 
@@ -83,6 +88,10 @@ class Part:
 
     def entered(self, root: Any, flow: Flow, x_BTC: "Tensor") -> "Tensor":
         """The normalised embedding, before the blocks."""
+        return x_BTC
+
+    def left(self, root: Any, flow: Flow, x_BTC: "Tensor") -> "Tensor":
+        """The stream after the blocks, before the last norm."""
         return x_BTC
 
     def scored(self, root: Any, logits_BTV: "Tensor") -> "Tensor":
@@ -123,8 +132,12 @@ class Part:
         """What attention has gathered, from values v; raw_q are the queries as projected."""
         return y_BTHD
 
-    def closed(self, block: Any, x_BTC: "Tensor") -> "Tensor":
-        """The stream as it leaves a block."""
+    def attended(self, flow: Flow, layer: int, x_BTC: "Tensor") -> "Tensor":
+        """The stream as attention reads it, before the norm."""
+        return x_BTC
+
+    def closed(self, block: Any, flow: Flow, layer: int, x_BTC: "Tensor") -> "Tensor":
+        """The stream as it leaves a block; each lane, where there are several."""
         return x_BTC
 
     # Linear maps
@@ -191,6 +204,11 @@ class Loop(Protocol):
     def starts(self, fraction: float) -> bool:
         """Whether the loop is on at this fraction of training."""
 
+    def later(self, specs: tuple[ParamSpec, ...], layer: int) -> tuple[ParamSpec, ...]:
+        """What later passes through a layer have of their own, given the parameters of its block. Under `pass1.`,
+        `pass2.` ... stands what such a pass takes instead of the block's, or adds to it as NAME.lora_a and NAME.lora_b.
+        """
+
 
 class Residual(Protocol):
     """How blocks add to the residual stream, which may run in several lanes."""
@@ -214,6 +232,10 @@ class Residual(Protocol):
 
     def leave(self, lanes: "tuple[Tensor, ...]") -> "Tensor":
         """The lanes as one stream."""
+
+
+class Retraction(Protocol):
+    """Takes an earlier state of the stream out of the last one."""
 
 
 class Softcap(Protocol):

@@ -35,17 +35,16 @@ class Optimizers:
 
     @torch.no_grad()
     def step(self, step: int, lr_scale: float) -> float:
-        """One update of every parameter from its gradient; returns the global gradient norm (0 when not clipping)."""
+        """One update of every parameter that has a gradient, which a part without work in this pass has not; returns
+        the global gradient norm (0 when not clipping).
+        """
         norm = 0.0
         everything = [*self.matrices.values(), *self.others.values()]
-        for weight in everything:
-            if weight.grad is None and weight.numel():  # a part that had nothing to do in this pass
-                weight.grad = torch.zeros_like(weight)
         if self.config.grad_clip > 0:
             norm = float(torch.nn.utils.clip_grad_norm_(everything, self.config.grad_clip))
-        weights = list(self.matrices.values())
-        grads = [weight.grad for weight in weights]
-        self.config.matrix.step(weights, grads, list(self.buffers.values()), lr_scale, step, self.world)
+        moved = [name for name, weight in self.matrices.items() if weight.grad is not None]
+        weights, buffers = [self.matrices[name] for name in moved], [self.buffers[name] for name in moved]
+        self.config.matrix.step(weights, [weight.grad for weight in weights], buffers, lr_scale, step, self.world)
         for group in self.adam.param_groups:
             group["lr"] = group["base_lr"] * lr_scale
         self.adam.step()
@@ -66,8 +65,7 @@ class Optimizers:
         for name, buffer in self.buffers.items():
             buffer.copy_(tensors[f"momentum.{name}"])
         self.adam.state.clear()
-        started = any(key.startswith("exp_avg.") for key in tensors)
         for name, weight in self.others.items():
-            if started and weight.numel():
+            if f"exp_avg.{name}" in tensors:
                 keys = ("step", "exp_avg", "exp_avg_sq")
                 self.adam.state[weight] = {key: tensors[f"{key}.{name}"].clone().to(weight.device) for key in keys}

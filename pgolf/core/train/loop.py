@@ -33,6 +33,8 @@ class TrainState:
     stream: TokenStream
     clock: Clock
     step: int = 0
+    looped: bool = False
+    """Whether the loop has ever been switched on."""
 
 
 @dataclass
@@ -133,7 +135,9 @@ def fit(
         stopping = world.any(watch.stop_asked())
         now = Progress(state.step, config.iterations, clock.elapsed_s, budget_s)
         looping = world.any(state.model.config.loop.starts(now.fraction))
-        if looping and not state.model.looping:
+        if looping and not state.looped:
+            state.model.begin_loop()
+            state.looped = True
             watch.log({"event": "loop", "step": state.step, "elapsed_s": clock.elapsed_s, "fraction": now.fraction})
         state.model.looping = looping
         last = state.step >= config.iterations or out_of_time

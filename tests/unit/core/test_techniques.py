@@ -28,7 +28,7 @@ SLOTS = {
 }
 SIZES: dict[str, dict[str, Any]] = {
     "rope": {"dims": 4},
-    "layers": {"start": 1, "end": 2},
+    "layers": {"start": 1, "end": 2, "lora_rank": 2, "own": "control"},
     "parallel": {"start": 3},
     "two_lanes": {"start": 3},
     "two_lanes_in_turn": {"start": 3},
@@ -41,6 +41,8 @@ SIZES: dict[str, dict[str, Any]] = {
     "ternary": {"group": 16},
     "binary": {"group": 16},
     "low_rank": {"rank": 8},
+    "pattern": {"tokens": 3},
+    "backout": {"after": 2},
 }
 ALL = [(slot, kind) for slot, name in SLOTS.items() for kind in CATALOG[name] if kind != "none"]
 IDLE = {
@@ -189,6 +191,18 @@ def test_documents_do_not_leak():
         ({"value_embed": load("ValueEmbed", "shared")(on="7")}, "value_embed.on"),
         ({"precision": load("Precision", "ternary")(group=24)}, "precision.group"),
         ({"window": load("Window", "sliding")(full_layers=5)}, "window"),
+        ({"window": load("Window", "pattern")(pattern="L")}, "window"),
+        ({"backout": load("Retraction", "backout")(after=4)}, "backout.after"),
+        ({"loop": LayerLoop(start=1, end=2, lora_rank=16)}, "loop.lora_rank"),
+        ({"documents": ByDocument(), "smear": load("Smear", "cumulative")()}, "smear"),
+        (
+            {"loop": LayerLoop(start=1, end=2, lora_rank=3), "precision": load("Precision", "ternary")(group=16)},
+            "precision.group",
+        ),
+        (
+            {"mlp": load("Mlp", "relu2")(mult=1.25), "precision": load("Precision", "ternary")(group=16)},
+            "precision.group",
+        ),
         ({"key_offset": load("KeyOffset", "partial")(dims=8)}, "key_offset.dims"),
         ({"vocab_size": 60_000, "hash_embed": load("HashEmbed", "bigram")()}, "hash_embed"),
     ],
@@ -211,6 +225,13 @@ def test_what_cannot_work_is_refused_by_its_key(changed, key):
         ("residual", "two_lanes", {"final": "both"}),
         ("xsa", "xsa", {"last_n": -1}),
         ("window", "sliding", {"tokens": 0}),
+        ("window", "pattern", {"tokens": 0}),
+        ("window", "pattern", {"pattern": "SSM"}),
+        ("window", "pattern", {"pattern": ""}),
+        ("backout", "backout", {"after": -1}),
+        ("loop", "layers", {"lora_rank": -1}),
+        ("loop", "layers", {"own": "all"}),
+        ("embed", "tied", {"spectrum": "white"}),
         ("head_gate", "output", {"reads": "k"}),
         ("mlp", "leaky_relu2", {"slope": 1.5}),
         ("mlp", "low_rank", {"rank": 0}),
@@ -227,6 +248,85 @@ def test_bad_values_are_refused(slot, kind, values):
     with pytest.raises(ConfigError) as caught:
         load(SLOTS[slot], kind)(**values)
     assert caught.value.where in values
+
+
+def later_passes(**options: Any) -> ModelConfig:
+    """The small model with a loop whose later passes have something of their own."""
+    return ModelConfig(**SMALL, loop=LayerLoop(start=1, end=2, extra_passes=2, **options))
+
+
+@pytest.mark.parametrize(
+    "options", [{"lora_rank": 3}, {"own": "control"}, {"own": "mlp"}, {"own": "mlp", "lora_rank": 2}]
+)
+def test_later_passes_learn_what_is_their_own_and_begin_like_the_first(make_model, options):
+    plain, config = GPT(later_passes(), 4), later_passes(**options)
+    model = GPT(config, 5)
+    model.load_state_dict(make_model(later_passes()).state_dict(), strict=False)
+    plain.load_state_dict({name: model.state_dict()[name] for name in plain.state_dict()})
+    model.begin_loop()
+    ids = batch()
+    assert torch.equal(model(ids[:, :-1], ids[:, 1:]), plain(ids[:, :-1], ids[:, 1:]))
+    own = [name for name in model.state_dict() if ".pass" in name]
+    per_block = {name.split(".", 3)[3] for name in own}
+    assert len(own) == 4 * len(per_block) > 0
+    assert len(own) + len(plain.state_dict()) == len(param_specs(config))
+    optimizers, before = Optimizers(model, OptimConfig(), World()), model.state_dict()
+    before = {name: tensor.clone() for name, tensor in before.items()}
+    model.looping = False
+    for step, looping in enumerate((False, True, True, True)):
+        model.looping = looping
+        model(ids[:, :-1], ids[:, 1:]).backward()
+        optimizers.step(step, 1.0)
+        if not looping:
+            assert all(torch.equal(before[name], model.state_dict()[name]) for name in own)
+    assert not [name for name in own if torch.equal(before[name], model.state_dict()[name])]
+
+
+def test_low_rank_additions_are_the_product_of_their_factors(make_model):
+    model = make_model(later_passes(lora_rank=3))
+    merged = GPT(later_passes(own="mlp"), 7)
+    state = {name: tensor for name, tensor in model.state_dict().items() if ".pass" not in name}
+    merged.load_state_dict(state, strict=False)
+    merged.begin_loop()
+    weights = model.state_dict()
+    for layer, turn, name in itertools.product((1, 2), (1, 2), ("mlp.fc", "mlp.proj")):
+        root = f"blocks.{layer}.pass{turn}.{name}"
+        product = weights[f"{root}.lora_b.weight"] @ weights[f"{root}.lora_a.weight"]
+        merged.state_dict()[f"{root}.weight"].add_(product)
+    with torch.no_grad():
+        for name in weights:
+            if ".pass" in name and ".attn." in name:
+                weights[name].zero_()
+    ids = batch()
+    assert torch.allclose(merged.hidden(ids), model.hidden(ids), atol=2e-5)
+
+
+def test_the_pattern_of_windows():
+    pattern = load("Window", "pattern")
+    assert pattern(pattern="SSSL").layers(11) == (0, 1, 2, 4, 5, 6, 8, 9)
+    assert pattern(pattern="S").layers(3) == (0, 1)
+    assert pattern(pattern="SL").layers(5) == (0, 2)
+
+
+def test_overtone_spectrum():
+    config = ModelConfig(**SMALL, embed=load("Embed", "tied")(spectrum="overtone", init_std=0.5))
+    values = torch.linalg.svdvals(GPT(config, 3).state_dict()["tok_emb.weight"])
+    assert torch.allclose(values, values[0] / torch.arange(1, 33).sqrt(), rtol=1e-4)
+    normal = GPT(ModelConfig(**SMALL, embed=load("Embed", "tied")(init_std=0.5)), 3).state_dict()["tok_emb.weight"]
+    assert float(values[0]) == pytest.approx(float(torch.linalg.svdvals(normal)[0]), rel=1e-4)
+
+
+def test_backout_takes_out_what_a_layer_left(make_model):
+    backout = load("Retraction", "backout")
+    ids, plain = batch(), make_model(ModelConfig(**SMALL)).eval()
+    for read in (False, True):
+        model = GPT(ModelConfig(**SMALL, backout=backout(after=2, read=read)), 1).eval()
+        model.load_state_dict(plain.state_dict(), strict=False)
+        for weight in (0.0, 0.5):
+            with torch.no_grad():
+                model.backout_lambda.fill_(weight)
+                same = torch.equal(model.hidden(ids), plain.hidden(ids))
+            assert same == (weight == 0 and not read)
 
 
 def test_the_loop_of_the_records():

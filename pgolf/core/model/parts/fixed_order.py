@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from pgolf.core.model.params import ParamSpec
 from pgolf.core.model.slots import Part
 
 
@@ -16,3 +17,7 @@ class FixedOrder(Part):
     def starts(self, fraction: float) -> bool:
         """There is nothing to switch on."""
         return False
+
+    def later(self, specs: tuple[ParamSpec, ...], layer: int) -> tuple[ParamSpec, ...]:
+        """There are no later passes."""
+        return ()

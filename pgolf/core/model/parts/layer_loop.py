@@ -1,15 +1,19 @@
-"""Depth recurrence: a stretch of layers runs several times (PR #1204, #1394)."""
+"""Depth recurrence: a stretch of layers runs several times (PR #1204, #1394).
+
+Passes beyond the first may have something of their own beside the weights all share.
+"""
 
 from dataclasses import dataclass
 
 from pgolf.core.errors import ConfigError
+from pgolf.core.model.params import CONTROL, MATRIX, MLP, ParamSpec, matrix
 from pgolf.core.model.slots import LayerShape, Part
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerLoop(Part):
     """Layers start .. end run extra_passes more times, with the same weights, once training has come to `enable_at`.
-    Source: PR #1204, #1334, #1394, #1493.
+    Source: PR #1204, #1334, #1394, #1493; low-rank additions: arXiv:2410.20672.
     """
 
     start: int = 4
@@ -21,6 +25,13 @@ class LayerLoop(Part):
     enable_at: float = 0.5
     """Fraction of the training budget at which the loop begins; 0 trains with it throughout."""
 
+    lora_rank: int = 0
+    """Rank of what each later pass adds to every matrix of its blocks, nothing at the start; 0 adds nothing."""
+    own: str = "none"
+    """What later passes have of their own, copied when the loop begins: none, control (gains, scales, mixes), mlp
+    (its matrices too).
+    """
+
     def __post_init__(self) -> None:
         if not 0 <= self.start <= self.end:
             raise ConfigError(f"the loop from layer {self.start} to {self.end} is none", "start", "start <= end")
@@ -29,8 +40,15 @@ class LayerLoop(Part):
         if not 0 <= self.enable_at < 1:
             raise ConfigError(f"enable_at must lie in [0, 1), not {self.enable_at}", "enable_at")
 
+        if self.lora_rank < 0:
+            raise ConfigError(f"lora_rank must not be negative, not {self.lora_rank}", "lora_rank")
+        if self.own not in ("none", "control", "mlp"):
+            raise ConfigError(f"{self.own!r} is none of none, control, mlp", "own")
+
     def check(self, shape: LayerShape) -> None:
-        """The loop lies within the model."""
+        """The loop lies within the model, and low rank is low."""
+        if self.lora_rank >= (least := shape.num_kv_heads * shape.head_dim) and self.lora_rank:
+            raise ConfigError(f"{self.lora_rank} is not below {least}, the rows of the smallest matrix", "lora_rank")
         if self.end >= shape.num_layers:
             raise ConfigError(f"layer {self.end} is beyond the last, {shape.num_layers - 1}", "end", "lower it")
 
@@ -46,3 +64,17 @@ class LayerLoop(Part):
     def starts(self, fraction: float) -> bool:
         """Whether the loop is on at this fraction of training."""
         return fraction >= self.enable_at
+
+    def later(self, specs: tuple[ParamSpec, ...], layer: int) -> tuple[ParamSpec, ...]:
+        """Copies and low-rank factors, pass by pass."""
+        owned = {"none": (), "control": (CONTROL,), "mlp": (CONTROL, MLP)}[self.own]
+        found = list[ParamSpec]()
+        for turn in range(1, self.extra_passes + 1) if layer in self.layers(layer + 1) else ():
+            for spec in (spec.under(f"pass{turn}") for spec in specs):
+                if spec.role in owned:
+                    found.append(spec)
+                elif self.lora_rank and spec.group == MATRIX:
+                    (rows, cols), name = spec.shape, spec.name.removesuffix(".weight")
+                    found.append(matrix(f"{name}.lora_a", self.lora_rank, cols, spec.role))
+                    found.append(matrix(f"{name}.lora_b", rows, self.lora_rank, spec.role, ("fill", 0.0)))
+        return tuple(found)

@@ -75,7 +75,12 @@ class CumulativeSmear(Part):
         """smear.gate (C,) of every block."""
         return () if shape.layer < 0 else (control("smear.gate", (shape.model_dim,), 0.0),)
 
-    def closed(self, block: Any, x_BTC: "Tensor") -> "Tensor":
+    def fits(self, parts: dict[str, Any], specs: tuple[ParamSpec, ...]) -> None:
+        """The mean is one of the whole row."""
+        if getattr(parts.get("documents"), "narrows", False):
+            raise ConfigError("it averages over the whole row, across documents", "", "set model.documents=whole_rows")
+
+    def closed(self, block: Any, flow: Flow, layer: int, x_BTC: "Tensor") -> "Tensor":
         """Mix with the causal mean, computed in float32."""
         import torch
 

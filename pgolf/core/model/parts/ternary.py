@@ -1,10 +1,10 @@
 """Weights of few values while they are trained (BitNet b1.58)."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pgolf.core.errors import ConfigError
-from pgolf.core.model.params import ATTN, MLP
+from pgolf.core.model.params import ATTN, MLP, ParamSpec
 from pgolf.core.model.slots import LayerShape, Part
 
 if TYPE_CHECKING:
@@ -33,6 +33,14 @@ class Ternary(Part):
         """Groups fill the model's width."""
         if shape.model_dim % self.group:
             raise ConfigError(f"the model's width {shape.model_dim} is no multiple of {self.group}", "group")
+
+    def fits(self, parts: dict[str, Any], specs: tuple[ParamSpec, ...]) -> None:
+        """Groups fill every row of the blocks' matrices."""
+        for spec in specs:
+            if spec.role in (ATTN, MLP) and spec.shape[-1] % self.group:
+                raise ConfigError(
+                    f"the {spec.shape[-1]} columns of {spec.name} are no multiple of {self.group}", "group"
+                )
 
     def weights(self, weight: "Tensor", role: str) -> "Tensor":
         """The values used forward, the identity backward."""

@@ -1,4 +1,4 @@
-"""How far back attention looks (PR #1512)."""
+"""How far back attention looks (PR #1512, nanochat)."""
 
 from dataclasses import dataclass
 
@@ -27,6 +27,33 @@ class SlidingWindow(Part):
     def layers(self, num_layers: int) -> range:
         """All but the last."""
         return range(num_layers - self.full_layers)
+
+    def reach(self, length: int) -> int:
+        """How many tokens back."""
+        return self.tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatternWindow(Part):
+    """A pattern of letters, repeated over the layers, says which of them look at most `tokens` back (S) and which all
+    the way (L); the last layer always does. Source: nanochat.
+    """
+
+    narrows = True
+    pattern: str = "SSSL"
+    """Letters S and L, the first for layer 0."""
+    tokens: int = 512
+    """Farthest token of a layer S (nanochat: a quarter of the training length, rounded up to a multiple of 128)."""
+
+    def __post_init__(self) -> None:
+        if self.tokens < 1:
+            raise ConfigError(f"tokens must be at least 1, not {self.tokens}", "tokens")
+        if not self.pattern or set(self.pattern) - {"S", "L"}:
+            raise ConfigError(f"{self.pattern!r} is no row of letters S and L", "pattern", "write it as SSSL")
+
+    def layers(self, num_layers: int) -> tuple[int, ...]:
+        """Those marked S but the last."""
+        return tuple(i for i in range(num_layers - 1) if self.pattern[i % len(self.pattern)] == "S")
 
     def reach(self, length: int) -> int:
         """How many tokens back."""
