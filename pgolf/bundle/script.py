@@ -1,6 +1,7 @@
 """train_gpt.py: the recipe as a value, plus the code it reaches, in one file (spec: submission 7)."""
 
 import ast
+import copy
 import lzma
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -94,6 +95,51 @@ def without_methods(definition: Definition, mentioned: frozenset[str]) -> Defini
     return replaced(definition, kept)
 
 
+class IdlePlaces(ast.NodeTransformer):
+    """Takes out of loops over parts what calls only places where no part of the recipe does anything."""
+
+    def __init__(self, idle: frozenset[str]) -> None:
+        self.idle = idle
+
+    def visit_For(self, node: ast.For) -> ast.For | None:
+        """Drop statements, and the loop if none is left."""
+        if not isinstance(node.target, ast.Name):
+            return node
+        kept = [item for item in node.body if not self.is_idle(item, node.target.id)]
+        if len(kept) == len(node.body):
+            return node
+        return ast.For(node.target, node.iter, kept, node.orelse) if kept else None
+
+    def is_idle(self, node: ast.stmt, part: str) -> bool:
+        """Whether all it asks of the part is idle."""
+        asked = {
+            inner.attr
+            for inner in ast.walk(node)
+            if isinstance(inner, ast.Attribute) and isinstance(inner.value, ast.Name) and inner.value.id == part
+        }
+        return bool(asked) and asked <= self.idle
+
+
+def idle_places(chosen: list[Definition]) -> frozenset[str]:
+    """Methods of `Part` that no other class among the definitions has."""
+    classes = {d.node.name: methods(d.node) for d in chosen if isinstance(d.node, ast.ClassDef)}
+    places = classes.pop("Part", frozenset())
+    return places - frozenset().union(*classes.values())
+
+
+def methods(node: ast.ClassDef) -> frozenset[str]:
+    """Names of a class's own methods."""
+    return frozenset(item.name for item in node.body if isinstance(item, ast.FunctionDef))
+
+
+def without_idle(definition: Definition, idle: frozenset[str]) -> Definition:
+    """The definition without loops that would do nothing. The core's own trees stay as they are."""
+    if not any(isinstance(node, ast.Attribute) and node.attr in idle for node in ast.walk(definition.node)):
+        return definition
+    node = IdlePlaces(idle).visit(copy.deepcopy(definition.node))
+    return definition if ast.dump(node) == ast.dump(definition.node) else replaced(definition, node)
+
+
 def mentions(nodes: Iterable[ast.AST]) -> frozenset[str]:
     """Every name and attribute that the nodes use, and `forward`."""
     found = {"forward"}
@@ -106,16 +152,16 @@ def mentions(nodes: Iterable[ast.AST]) -> frozenset[str]:
 
 
 def needed(core: Core, tree: ast.AST, configured: frozenset[str]) -> list[Definition]:
-    """Definitions that `tree` reaches. Configuration classes are simplified and methods that nothing mentions dropped,
-    until nothing more falls away.
+    """Definitions that `tree` reaches. Configuration classes are simplified, and places where no part acts and methods
+    that nothing mentions dropped, until nothing more falls away.
     """
     slim = {id(d): with_constants(d, configured) for d in core.order}
     while True:
         definitions = {name: slim[id(d)] for name, d in core.definitions.items()}
         order = tuple(slim[id(d)] for d in core.order)
         chosen = reach(Core(definitions, order, core.externals), used_names(tree))
-        mentioned = mentions([tree, *(definition.node for definition in chosen)])
-        smaller = {key: without_methods(definition, mentioned) for key, definition in slim.items()}
+        mentioned, idle = mentions([tree, *(definition.node for definition in chosen)]), idle_places(chosen)
+        smaller = {key: without_idle(without_methods(d, mentioned), idle) for key, d in slim.items()}
         if all(smaller[key] is slim[key] for key in slim if slim[key] in chosen):
             return chosen
         slim = smaller

@@ -362,3 +362,14 @@ def test_several_seeds_make_one_folder(pgolf: Any, copy_run: Path, tmp_path: Pat
     assert document["total_bytes"] == max(sizes) + (out / "train_gpt.py").stat().st_size
     twice = pgolf("package-submission", artifacts[0], artifacts[0], "--out", tmp_path / "twice", "--quiet")
     twice.refused(3, "1337")
+
+
+def test_places_where_no_part_acts_are_not_in_the_script() -> None:
+    from pgolf.bundle.script import emit
+
+    plain, _ = emit(resolve("tiny").config, "{}")
+    looped, _ = emit(resolve("tiny", ["model.loop=layers", "model.loop.start=0", "model.loop.end=0"]).config, "{}")
+    smeared, _ = emit(resolve("tiny", ["model.smear=gated"]).config, "{}")
+    for place, source in (("embedded", smeared), ("LaterPass", looped)):
+        assert place in source and place not in plain
+    assert "for part in self.parts" in smeared and "for part in self.parts" not in plain

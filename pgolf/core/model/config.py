@@ -136,7 +136,7 @@ class ModelConfig:
         shape = layer_shape(self)
         for slot, part in model_parts(self).items():
             try:
-                part.check(shape)
+                part.suits(shape)
             except ConfigError as error:
                 raise ConfigError(error.what, f"{slot}.{error.where}" if error.where else slot, error.fix) from None
             if not part.layers(self.num_layers):

@@ -59,37 +59,6 @@ class Node(nn.Module):
         return F.linear(x, (self.weight if master else self.used()).to(x.dtype))
 
 
-class Face:
-    """A place as a later pass through a loop sees it: what that pass has of its own stands before what all share; a
-    linear map may have a low-rank addition of its own (arXiv:2410.20672).
-    """
-
-    def __init__(self, shared: Any, own: Any) -> None:
-        self.shared, self.own = shared, own
-        inner = dict(own.named_children())
-        self.names = [name for name, _ in own.named_parameters(recurse=False)]
-        self.inner = {
-            name: Face(child, inner[name]) if name in inner else child for name, child in shared.named_children()
-        }
-
-    def __getattr__(self, name: str) -> Any:
-        if name in self.inner:
-            return self.inner[name]
-        return getattr(self.own if name in self.names else self.shared, name)
-
-    def linear(self, x: Tensor) -> Tensor:
-        """x W^T with the pass's own W, or with the shared one and x A^T B^T beside it."""
-        if self.names:
-            return self.own.linear(x)
-        return self.shared.linear(x) + self.own.lora_b.linear(self.own.lora_a.linear(x))
-
-
-def faces(block: Node, passes: int) -> list[Any]:
-    """A block as each pass through it sees it; the first sees the block itself."""
-    own: dict[str, Any] = dict(block.named_children())
-    return [Face(block, own[f"pass{turn}"]) if f"pass{turn}" in own else block for turn in range(passes)]
-
-
 def grow(node: nn.Module, name: str, parameter: nn.Parameter) -> None:
     """Register `parameter` at a dotted name, making the nodes on the way."""
     head, _, rest = name.partition(".")
@@ -154,7 +123,7 @@ class GPT(Node):
         self.parts: list[Any] = parts
         order = [step.layer for step in self.plans[True]]
         blocks: list[Any] = [self.get_submodule(f"blocks.{layer}") for layer in range(config.num_layers)]
-        self.layers = [faces(block, order.count(layer)) for layer, block in enumerate(blocks)]
+        self.layers = [config.loop.passes(block, order.count(layer)) for layer, block in enumerate(blocks)]
         self.acting = [
             [part for part in parts if layer in part.layers(config.num_layers)] for layer in range(config.num_layers)
         ]
@@ -179,7 +148,8 @@ class GPT(Node):
         k = config.position.apply(rms_norm(k), flow.tables)
         window = 0
         for part in parts:
-            q, k = part.queries(attn, q), part.keys(attn, flow, k)
+            q = part.queries(attn, q)
+            k = part.keys(attn, flow, k)
             window = part.reach(n_BTC.size(1)) or window
         y = attend(q, k, v, window, flow.segments_BT, self.attention_backend, flow.memory)
         for part in parts:
@@ -211,18 +181,6 @@ class GPT(Node):
         for part in parts:
             lanes = tuple(part.closed(block, flow, step.layer, lane) for lane in lanes)
         return lanes
-
-    @torch.no_grad()
-    def begin_loop(self) -> None:
-        """What later passes have of their own begins as what the first pass has; to be called once in training, when
-        the loop is switched on. Source: PR #1204.
-        """
-        named = dict(self.named_parameters())
-        for name, weight in named.items():
-            head, _, rest = name.partition(".pass")
-            shared = named.get(f"{head}.{rest.partition('.')[2]}") if rest else None
-            if shared is not None:
-                weight.copy_(shared)
 
     def starts(self, ids_BT: Tensor) -> Tensor | None:
         """What flash-attention must know of documents. How many there are decides a shape, so it is found outside the
@@ -271,7 +229,7 @@ class GPT(Node):
                 stack.append(lanes[0])
         x = config.residual.leave(lanes)
         for part in self.parts:
-            x = part.left(self, flow, x)
+            x = part.departed(self, flow, x)
         return rms_norm(x)
 
     def head(self, hidden_BTC: Tensor) -> Tensor:

@@ -68,7 +68,7 @@ class Part:
         """The parameters this part adds to the model (shape.layer -1), or to a block and its `attn.` and `mlp.`."""
         return ()
 
-    def check(self, shape: LayerShape) -> None:
+    def suits(self, shape: LayerShape) -> None:
         """ConfigError, with a key relative to the part's own, if it cannot work on a model of this shape."""
 
     def fits(self, parts: dict[str, Any], specs: tuple[ParamSpec, ...]) -> None:
@@ -90,7 +90,7 @@ class Part:
         """The normalised embedding, before the blocks."""
         return x_BTC
 
-    def left(self, root: Any, flow: Flow, x_BTC: "Tensor") -> "Tensor":
+    def departed(self, root: Any, flow: Flow, x_BTC: "Tensor") -> "Tensor":
         """The stream after the blocks, before the last norm."""
         return x_BTC
 
@@ -205,9 +205,13 @@ class Loop(Protocol):
         """Whether the loop is on at this fraction of training."""
 
     def later(self, specs: tuple[ParamSpec, ...], layer: int) -> tuple[ParamSpec, ...]:
-        """What later passes through a layer have of their own, given the parameters of its block. Under `pass1.`,
-        `pass2.` ... stands what such a pass takes instead of the block's, or adds to it as NAME.lora_a and NAME.lora_b.
-        """
+        """What later passes through a layer have of their own, given the parameters of its block."""
+
+    def passes(self, block: Any, count: int) -> list[Any]:
+        """The block as each pass through it sees it."""
+
+    def begin(self, model: Any) -> None:
+        """Called once in training, when the loop is switched on."""
 
 
 class Residual(Protocol):

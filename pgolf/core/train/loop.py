@@ -136,7 +136,7 @@ def fit(
         now = Progress(state.step, config.iterations, clock.elapsed_s, budget_s)
         looping = world.any(state.model.config.loop.starts(now.fraction))
         if looping and not state.looped:
-            state.model.begin_loop()
+            state.model.config.loop.begin(state.model)
             state.looped = True
             watch.log({"event": "loop", "step": state.step, "elapsed_s": clock.elapsed_s, "fraction": now.fraction})
         state.model.looping = looping

@@ -263,7 +263,7 @@ def test_later_passes_learn_what_is_their_own_and_begin_like_the_first(make_mode
     model = GPT(config, 5)
     model.load_state_dict(make_model(later_passes()).state_dict(), strict=False)
     plain.load_state_dict({name: model.state_dict()[name] for name in plain.state_dict()})
-    model.begin_loop()
+    config.loop.begin(model)
     ids = batch()
     assert torch.equal(model(ids[:, :-1], ids[:, 1:]), plain(ids[:, :-1], ids[:, 1:]))
     own = [name for name in model.state_dict() if ".pass" in name]
@@ -287,7 +287,7 @@ def test_low_rank_additions_are_the_product_of_their_factors(make_model):
     merged = GPT(later_passes(own="mlp"), 7)
     state = {name: tensor for name, tensor in model.state_dict().items() if ".pass" not in name}
     merged.load_state_dict(state, strict=False)
-    merged.begin_loop()
+    merged.config.loop.begin(merged)
     weights = model.state_dict()
     for layer, turn, name in itertools.product((1, 2), (1, 2), ("mlp.fc", "mlp.proj")):
         root = f"blocks.{layer}.pass{turn}.{name}"

@@ -28,7 +28,7 @@ class Backout(Part):
         if self.after < 0:
             raise ConfigError(f"after must not be negative, not {self.after}", "after")
 
-    def check(self, shape: LayerShape) -> None:
+    def suits(self, shape: LayerShape) -> None:
         """There are layers after it."""
         if self.after >= shape.num_layers - 1:
             raise ConfigError(f"no layer follows layer {self.after}", "after", f"there are {shape.num_layers} layers")
@@ -52,7 +52,7 @@ class Backout(Part):
             flow.memory["left"] = x_BTC
         return x_BTC
 
-    def left(self, root: Any, flow: Flow, x_BTC: "Tensor") -> "Tensor":
+    def departed(self, root: Any, flow: Flow, x_BTC: "Tensor") -> "Tensor":
         """Take it out."""
         taken: Tensor = root.backout_lambda.to(x_BTC.dtype) * flow.memory["left"]
         return x_BTC - taken

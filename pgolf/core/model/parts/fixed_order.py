@@ -1,6 +1,7 @@
 """Every layer once, in order (naive baseline)."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from pgolf.core.model.params import ParamSpec
 from pgolf.core.model.slots import Part
@@ -21,3 +22,10 @@ class FixedOrder(Part):
     def later(self, specs: tuple[ParamSpec, ...], layer: int) -> tuple[ParamSpec, ...]:
         """There are no later passes."""
         return ()
+
+    def passes(self, block: Any, count: int) -> list[Any]:
+        """One."""
+        return [block]
+
+    def begin(self, model: Any) -> None:
+        """Never called."""

@@ -32,7 +32,7 @@ class BigramHash(Part):
         if self.buckets < 2 or self.dim < 1:
             raise ConfigError("a table has at least 2 buckets and 1 dim", "buckets")
 
-    def check(self, shape: LayerShape) -> None:
+    def suits(self, shape: LayerShape) -> None:
         """Hashes stay within int32."""
         limit = 41_701 if self.trigram else 59_138
         if shape.vocab_size > limit:

@@ -68,7 +68,7 @@ class SparseGate(Part):
         if self.window < 1:
             raise ConfigError(f"window must be at least 1, not {self.window}", "window")
 
-    def check(self, shape: LayerShape) -> None:
+    def suits(self, shape: LayerShape) -> None:
         """The window lies within the model's width."""
         if self.window > shape.model_dim:
             raise ConfigError(f"{self.window} channels, but the model has {shape.model_dim}", "window", "lower it")
@@ -101,7 +101,7 @@ class OutputGate(Part):
         if self.window < 1:
             raise ConfigError(f"window must be at least 1, not {self.window}", "window")
 
-    def check(self, shape: LayerShape) -> None:
+    def suits(self, shape: LayerShape) -> None:
         """The window lies within the model's width."""
         if self.window > shape.model_dim:
             raise ConfigError(f"{self.window} channels, but the model has {shape.model_dim}", "window", "lower it")

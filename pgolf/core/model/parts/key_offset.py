@@ -21,7 +21,7 @@ class PartialKeyOffset(Part):
     first: int = 0
     """First layer that does (in PR #1512 those with full attention)."""
 
-    def check(self, shape: LayerShape) -> None:
+    def suits(self, shape: LayerShape) -> None:
         """Some dimension is left to shift."""
         if not 0 <= self.dims < shape.head_dim:
             raise ConfigError(f"dims must lie in [0, {shape.head_dim}), not {self.dims}", "dims")

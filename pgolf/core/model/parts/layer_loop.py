@@ -4,10 +4,38 @@ Passes beyond the first may have something of their own beside the weights all s
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from pgolf.core.errors import ConfigError
 from pgolf.core.model.params import CONTROL, MATRIX, MLP, ParamSpec, matrix
 from pgolf.core.model.slots import LayerShape, Part
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class LaterPass:
+    """A place in the parameter tree as a later pass sees it: what that pass has of its own stands before what all
+    share; a linear map may have a low-rank addition of its own.
+    """
+
+    def __init__(self, shared: Any, own: Any) -> None:
+        self.shared, self.own = shared, own
+        inner = dict(own.named_children())
+        self.names = [name for name, _ in own.named_parameters(recurse=False)]
+        self.inner = {
+            name: LaterPass(child, inner[name]) if name in inner else child for name, child in shared.named_children()
+        }
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self.inner:
+            return self.inner[name]
+        return getattr(self.own if name in self.names else self.shared, name)
+
+    def linear(self, x: "Tensor") -> "Tensor":
+        """x W^T with the pass's own W, or with the shared one and x A^T B^T beside it."""
+        y: Tensor = self.own.linear(x) if self.names else self.shared.linear(x)
+        return y if self.names else y + self.own.lora_b.linear(self.own.lora_a.linear(x))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +73,7 @@ class LayerLoop(Part):
         if self.own not in ("none", "control", "mlp"):
             raise ConfigError(f"{self.own!r} is none of none, control, mlp", "own")
 
-    def check(self, shape: LayerShape) -> None:
+    def suits(self, shape: LayerShape) -> None:
         """The loop lies within the model, and low rank is low."""
         if self.lora_rank >= (least := shape.num_kv_heads * shape.head_dim) and self.lora_rank:
             raise ConfigError(f"{self.lora_rank} is not below {least}, the rows of the smallest matrix", "lora_rank")
@@ -66,7 +94,9 @@ class LayerLoop(Part):
         return fraction >= self.enable_at
 
     def later(self, specs: tuple[ParamSpec, ...], layer: int) -> tuple[ParamSpec, ...]:
-        """Copies and low-rank factors, pass by pass."""
+        """Pass by pass, under `pass1.`, `pass2.` ...: what it takes instead of the block's, and NAME.lora_a (r,in),
+        NAME.lora_b (out,r) that it adds to a matrix NAME.
+        """
         owned = {"none": (), "control": (CONTROL,), "mlp": (CONTROL, MLP)}[self.own]
         found = list[ParamSpec]()
         for turn in range(1, self.extra_passes + 1) if layer in self.layers(layer + 1) else ():
@@ -78,3 +108,20 @@ class LayerLoop(Part):
                     found.append(matrix(f"{name}.lora_a", self.lora_rank, cols, spec.role))
                     found.append(matrix(f"{name}.lora_b", rows, self.lora_rank, spec.role, ("fill", 0.0)))
         return tuple(found)
+
+    def passes(self, block: Any, count: int) -> list[Any]:
+        """The block itself, then what later passes make of it."""
+        own: dict[str, Any] = dict(block.named_children())
+        return [LaterPass(block, own[f"pass{turn}"]) if f"pass{turn}" in own else block for turn in range(count)]
+
+    def begin(self, model: Any) -> None:
+        """What later passes have of their own takes the values of the first."""
+        from torch import no_grad
+
+        named = dict(model.named_parameters())
+        for name, weight in named.items():
+            head, _, rest = name.partition(".pass")
+            shared = named.get(f"{head}.{rest.partition('.')[2]}") if rest else None
+            if shared is not None:
+                with no_grad():
+                    weight.copy_(shared)

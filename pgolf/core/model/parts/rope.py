@@ -35,7 +35,7 @@ class Rope(Part):
                 f"reference must not be negative, and needs more than 2 dims; it is {self.reference}", "reference"
             )
 
-    def check(self, shape: LayerShape) -> None:
+    def suits(self, shape: LayerShape) -> None:
         """No more dimensions than a head has."""
         if self.dims > shape.head_dim:
             raise ConfigError(f"{self.dims} dims, but a head has {shape.head_dim}", "dims", "lower it")

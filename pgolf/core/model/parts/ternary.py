@@ -29,7 +29,7 @@ class Ternary(Part):
         if self.tables not in ("fp8", "float"):
             raise ConfigError(f"{self.tables!r} is neither fp8 nor float", "tables")
 
-    def check(self, shape: LayerShape) -> None:
+    def suits(self, shape: LayerShape) -> None:
         """Groups fill the model's width."""
         if shape.model_dim % self.group:
             raise ConfigError(f"the model's width {shape.model_dim} is no multiple of {self.group}", "group")

@@ -34,7 +34,7 @@ class ValueEmbedding(Part):
         """The layers."""
         return tuple(sorted({int(part) for part in self.on.split(",")}))
 
-    def check(self, shape: LayerShape) -> None:
+    def suits(self, shape: LayerShape) -> None:
         """The layers are there."""
         if self.chosen[-1] >= shape.num_layers:
             raise ConfigError(f"layer {self.chosen[-1]} is beyond the last, {shape.num_layers - 1}", "on", "lower it")
@@ -86,7 +86,7 @@ class LayerValueEmbedding(Part):
     window: int = 12
     """Channels the gate sees."""
 
-    def check(self, shape: LayerShape) -> None:
+    def suits(self, shape: LayerShape) -> None:
         """The window lies within the model's width."""
         if not 1 <= self.window <= shape.model_dim:
             raise ConfigError(f"window must lie in [1, {shape.model_dim}], not {self.window}", "window")
