@@ -91,7 +91,7 @@ def score(
     from pgolf.stages.inputs import model_and_data
 
     console = Console(quiet)
-    model, resolved, dataset = model_and_data(path, data, tokenizer, preset, sets, console)
+    model, resolved, dataset = model_and_data(path, data, tokenizer, preset, sets, console, scoring=True)
     if dry_run:
         method = getattr(resolved.config, stage)
         targets = sum(map(len, dataset.split("val"))) - 1
@@ -108,7 +108,7 @@ def score(
         else:
             note(f"would score {targets:,} targets of {data} with {resolved.values[stage]['method']}")
         return
-    document = score_model(path, dataset, stage, resolved, device, console, out, force)
+    document = score_model(model, dataset, stage, resolved, device, console, out, force)
     if as_json:
         print_json(document)
     else:
@@ -131,6 +131,8 @@ def show(document: dict[str, Any]) -> None:
             f"{document['seconds']['score']:.1f}" + (" (nothing to do: unchanged)" if document["fresh"] else ""),
         ],
     ]
+    if document["model"]["overridden"]:
+        rows.insert(1, ["not as trained", ", ".join(document["model"]["overridden"])])
     if document["partial"]:
         rows.insert(1, ["partial", f"the first {document['share']:.1%} of the validation targets"])
     table("", ["", ""], rows)

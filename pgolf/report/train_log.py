@@ -13,6 +13,7 @@ from pgolf.core.files import append_text, write_bytes
 from pgolf.core.model.gpt import GPT
 from pgolf.dataset import Dataset
 from pgolf.report.console import Console
+from pgolf.report.touched import touched
 from pgolf.stages.manifest import package_versions
 
 
@@ -42,6 +43,7 @@ class TrainLog:
         append_text(self.log, f"versions: {versions}\n")
         self.text(f"train_shards: {len(dataset.shards['train'])}")
         self.text(f"model_params:{sum(p.numel() for p in model.parameters())}")
+        append_text(self.log, "".join(f"part {part}: {text}\n" for part, text in touched(model.config).items()))
         self.text(
             f"world_size:{world.size} device:{world.device} compile:{compiled} attention:{attention} "
             f"seed:{self.config.train.seed}"

@@ -16,7 +16,7 @@ from pgolf.core.model.attend import choose_attention
 from pgolf.dataset import Dataset
 from pgolf.report.console import Console, bar
 from pgolf.stages.manifest import fresh_entry, guarded, provenance, record, stage_key
-from pgolf.stages.model_files import ModelFile, check_tokenizer, load_model
+from pgolf.stages.model_files import ModelFile, check_tokenizer
 from pgolf.stages.quantize import rounded
 
 SCORE_SCHEMA = "pgolf.score/1"
@@ -69,7 +69,7 @@ def run_method(
 
 
 def score_model(
-    path: Path,
+    model: ModelFile,
     dataset: Dataset,
     stage: str,
     resolved: Resolved,
@@ -80,18 +80,18 @@ def score_model(
 ) -> dict[str, Any]:
     """Score a model file; with `out` the document is written there and reused while it is fresh."""
     started = time.monotonic()
-    model = load_model(path)
     method = getattr(resolved.config, stage)
     if out is None:
         return (
             run_method(model, dataset, stage, method, device, console, started) | provenance(device) | {"fresh": False}
         )
+    changed = {"overridden": list(model.overridden)} if model.overridden else {}
     section = {stage: to_values(method, "EvalMethod" if stage == "eval" else "TttMethod")}
     inputs = {"model": model.sha256, "data": dataset.fingerprint("val"), "tokenizer": dataset.tokenizer_sha256}
     place = pick_device(device, 0)
     attention, _ = choose_attention(model.config.model, place, activation_dtype("auto", place))
     machine = {"device": str(place), "threads": torch.get_num_threads(), "attention": attention}
-    key = stage_key(stage, section | machine, inputs)
+    key = stage_key(stage, section | machine | changed, inputs)
     with guarded(out):
         if not force and (entry := fresh_entry(out, key)):
             return dict(entry["figures"]) | {"fresh": True}

@@ -1,14 +1,19 @@
 """Opening what commands are given: a model with its stored configuration, and the data that belongs to it."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 from pgolf.config.load import Resolved, resolve
 from pgolf.config.tree import flatten
 from pgolf.core.errors import ConfigError
+from pgolf.core.model.config import ModelConfig, param_specs
 from pgolf.dataset import Dataset, open_dataset
 from pgolf.report.console import Console
 from pgolf.stages.model_files import ModelFile, load_model
+
+HOW_WEIGHTS_ARE_USED = ("window", "documents", "loop", "position", "smear")
+"""Parts of a model that a score may change, to see what that does; the score then says so."""
 
 
 def model_config(model: ModelFile, preset: str, sets: list[str]) -> Resolved:
@@ -23,6 +28,36 @@ def model_config(model: ModelFile, preset: str, sets: list[str]) -> Resolved:
     return resolved
 
 
+def rescored(model: ModelFile, preset: str, sets: list[str], console: Console) -> tuple[ModelFile, Resolved]:
+    """The model and configuration to score with: those of the file, or, after a warning and marked, with another way to
+    use its weights. ConfigError for other changes of the model, or those that need weights it does not have.
+    """
+    resolved = resolve(preset=preset, sets=sets, stored=model.stored, stored_name=model.path.name)
+    changed = changed_keys(model.stored["model"], resolved.values["model"], "model")
+    if not changed or not all(text.split(".")[1] in HOW_WEIGHTS_ARE_USED for text in changed):
+        return model, model_config(model, preset, sets)
+    console.warn(f"not the model as it was trained: {', '.join(changed)}; the score is marked")
+    other = resolved.config.model
+    weights = leading_weights(other, model)
+    config = dataclasses.replace(model.config, model=other)
+    return dataclasses.replace(model, config=config, weights=weights, overridden=tuple(changed)), resolved
+
+
+def leading_weights(config: ModelConfig, model: ModelFile) -> dict[str, Any]:
+    """What a model of `config` takes of a file's weights: all of a tensor, or its first rows where it needs fewer (a
+    loop with fewer passes has fewer long connections). ConfigError if something is missing.
+    """
+    found = {}
+    for spec in param_specs(config):
+        weight = model.weights.get(spec.name)
+        if weight is None or weight.shape[1:] != spec.shape[1:] or len(weight) < spec.shape[0]:
+            have = "the file has none" if weight is None else f"the file's is {tuple(weight.shape)}"
+            what = f"the changed model needs {spec.name} {spec.shape}, {have}"
+            raise ConfigError(what, str(model.path), "leave out the preset or --set that changes it")
+        found[spec.name] = weight[: spec.shape[0]]
+    return found
+
+
 def changed_keys(old: dict[str, Any], new: dict[str, Any], path: str = "") -> list[str]:
     """Dotted keys whose values differ, as `key old -> new`; keys that `old` does not have are left out."""
     before, after = flatten(old, path), flatten(new, path)
@@ -30,11 +65,19 @@ def changed_keys(old: dict[str, Any], new: dict[str, Any], path: str = "") -> li
 
 
 def model_and_data(
-    path: Path, data: Path, tokenizer: Path | None, preset: str, sets: list[str], console: Console
+    path: Path,
+    data: Path,
+    tokenizer: Path | None,
+    preset: str,
+    sets: list[str],
+    console: Console,
+    scoring: bool = False,
 ) -> tuple[ModelFile, Resolved, Dataset]:
-    """A model, its configuration, and the dataset, whose warnings are passed on."""
+    """A model, its configuration, and the dataset, whose warnings are passed on. To score it, its weights may be used
+    in another way (see `rescored`).
+    """
     model = load_model(path)
-    resolved = model_config(model, preset, sets)
+    model, resolved = rescored(model, preset, sets, console) if scoring else (model, model_config(model, preset, sets))
     dataset = open_dataset(data, tokenizer, model.config.model.vocab_size)
     for warning in dataset.warnings:
         console.warn(warning)

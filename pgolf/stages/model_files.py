@@ -39,6 +39,8 @@ class ModelFile:
     weights: dict[str, Tensor]
     meta: dict[str, Any]
     quantized: QuantizedModel | None = None
+    overridden: tuple[str, ...] = ()
+    """What is not as the file has it, as `key old -> new`."""
 
     def build(self, device: torch.device) -> GPT:
         """The model, ready to compute in float32 on a CPU or bfloat16 on a GPU."""
@@ -46,7 +48,12 @@ class ModelFile:
 
     def describe(self) -> dict[str, Any]:
         """What JSON documents say of a model."""
-        return {"path": str(self.path), "kind": self.kind, "sha256": self.sha256}
+        return {
+            "path": str(self.path),
+            "kind": self.kind,
+            "sha256": self.sha256,
+            "overridden": list(self.overridden),
+        }
 
 
 def ready(config: ModelConfig, weights: dict[str, Tensor], device: torch.device) -> GPT:

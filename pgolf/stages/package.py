@@ -121,6 +121,9 @@ def entry_of(artifact: Path, config: Any, data: Path | None, device: str, consol
     if score and score["method"] != {"name": score["method"]["name"], **to_values(getattr(config, claim))}:
         console.warn(f"the stored score of {artifact.name} was made with other {claim} settings; scoring anew")
         score = None
+    if score and score["model"].get("overridden"):
+        console.warn(f"the stored score of {artifact.name} is not one of the model as it was trained; scoring anew")
+        score = None
     dataset = open_data(place, model)
     if score and score["data"]["sha256"] != dataset.fingerprint("val"):
         raise InputError(

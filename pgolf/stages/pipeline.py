@@ -273,6 +273,7 @@ class Pipeline:
         from pgolf.core.dist import join_world
         from pgolf.core.quant.gptq import Gptq
         from pgolf.stages.evaluate import score_model
+        from pgolf.stages.model_files import load_model
         from pgolf.stages.quantize import calibration_stream
         from pgolf.stages.train import train
 
@@ -287,7 +288,7 @@ class Pipeline:
             self.force,
         )
         score = score_model(
-            self.layout.checkpoint,
+            load_model(self.layout.checkpoint),
             self.dataset(),
             "eval",
             self.plain(),
@@ -301,6 +302,7 @@ class Pipeline:
     def quantize(self) -> dict[str, Any]:
         """Quantize, then score the codes."""
         from pgolf.stages.evaluate import score_model
+        from pgolf.stages.model_files import load_model
         from pgolf.stages.quantize import quantize
 
         entry = quantize(
@@ -313,7 +315,7 @@ class Pipeline:
             force=self.force,
         )
         score = score_model(
-            self.layout.quantized,
+            load_model(self.layout.quantized),
             self.dataset(),
             "eval",
             self.plain(),
@@ -335,9 +337,10 @@ class Pipeline:
     def scored(self, stage: str) -> dict[str, Any]:
         """Score the artifact as it lies on disk."""
         from pgolf.stages.evaluate import score_model
+        from pgolf.stages.model_files import load_model
 
         document = score_model(
-            self.layout.artifact,
+            load_model(self.layout.artifact),
             self.dataset(),
             stage,
             self.resolved,

@@ -22,6 +22,7 @@ from pgolf.core.tensorfile import load_tensors, save_tensors
 from pgolf.core.train.loop import TrainState, Watch, fit, start_state, validator
 from pgolf.dataset import Dataset
 from pgolf.report.console import Console, ProgressLine, bar, clock
+from pgolf.report.touched import touched
 from pgolf.report.train_log import TrainLog
 from pgolf.stages.inputs import changed_keys
 from pgolf.stages.manifest import fresh_entry, guarded, provenance, read_entries, record, stage_key
@@ -306,7 +307,7 @@ def run_training(
         "attention": attention,
         "world_size": world.size,
     }
-    figures |= {"parameters": sum(p.numel() for p in model.parameters())}
+    figures |= {"parameters": sum(p.numel() for p in model.parameters()), "parts": touched(config.model)}
     entry: dict[str, Any] = {"figures": figures}
     if world.leads:
         save_checkpoint(

@@ -208,6 +208,7 @@ FITTING = {
     "binary": ("group=32",),
     "shared": ("on=1",),
     "sliding": ("full_layers=1",),
+    "backout": ("after=0",),
 }
 """What makes a technique fit two layers of width 64."""
 

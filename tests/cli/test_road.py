@@ -443,3 +443,35 @@ def test_text_files_are_cut_at_the_separator(pgolf: Any, tmp_path: Path) -> None
     assert (splits["train"]["documents"], splits["val"]["documents"]) == (180, 20)
     ids = np.fromfile(tmp_path / "data" / "fineweb_val_000000.bin", dtype="<u2", offset=1024)
     assert int((ids == 1).sum()) == 20 and ids[0] == 1
+
+
+def test_a_score_of_changed_weights_use_is_marked(pgolf: Any, tiny_run: Path, tmp_path: Path) -> None:
+    parts = ["model.window=sliding", "model.window.tokens=8", "model.window.full_layers=1", "model.skips=gated"]
+    loop = ["model.loop=layers", "model.loop.start=0", "model.loop.end=1", "model.loop.extra_passes=2"]
+    sets = [word for text in [*parts, *loop, "train.iterations=4"] for word in ("--set", text)]
+    out, data = tmp_path / "run", tiny_run / "data"
+    pgolf("train", data, "--out", out, *QUICK, *sets).good()
+    command = ("eval", out / "checkpoint.safetensors", "--data", data, "--set", "eval.max_tokens=512", "--json")
+    plain = pgolf(*command).good().document
+    assert plain["model"]["overridden"] == [] and not [text for text in plain["warnings"] if "trained" in text]
+    for change, mark in (
+        ("model.window.tokens=64", "model.window.tokens 8 -> 64"),
+        ("model.window=none", "model.window.kind sliding -> none"),
+        ("model.loop.extra_passes=1", "model.loop.extra_passes 2 -> 1"),
+        ("model.position.reference=32", "model.position.reference 0 -> 32"),
+    ):
+        other = pgolf(*command, "--set", change).good().document
+        assert mark in other["model"]["overridden"]
+        assert any("not the model as it was trained" in text for text in other["warnings"])
+        assert other["score"]["bpb"] != plain["score"]["bpb"]
+    pgolf(*command[:-1], "--set", "model.loop.extra_passes=3").refused(2, "skip_weights")
+    pgolf(*command[:-1], "--set", "model.qk_gain.init=2").refused(2, "cannot be changed")
+    quantize = ("quantize", out / "checkpoint.safetensors", "--data", data, "--out", tmp_path / "q.safetensors")
+    pgolf(*quantize, "--set", "model.window.tokens=64").refused(2, "cannot be changed")
+    kept = tmp_path / "score.json"
+    pgolf(*command, "--out", kept).good()
+    pgolf(*command, "--out", kept, "--set", "model.window=none").good()
+    assert "model.window.kind sliding -> none" in json.loads(kept.read_text())["model"]["overridden"]
+    figures = json.loads((out / "manifest.json").read_text())["outputs"]["checkpoint.safetensors"]["figures"]
+    assert figures["parts"]["window sliding"] == "1 layers"
+    assert "part window sliding: 1 layers" in (out / "train.log").read_text()

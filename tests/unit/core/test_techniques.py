@@ -142,6 +142,14 @@ def test_bfloat16_is_the_same_function_within_its_precision(make_model, slot, ki
 
 
 @pytest.mark.parametrize(("slot", "kind"), ALL)
+def test_it_compiles_as_one_graph(slot, kind):
+    model, ids = GPT(config_with(slot, kind), 1), batch()
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="eager", fullgraph=True, dynamic=False)(ids[:, :-1], ids[:, 1:])
+    assert torch.equal(compiled, model(ids[:, :-1], ids[:, 1:]))
+
+
+@pytest.mark.parametrize(("slot", "kind"), ALL)
 def test_fields_do_not_hide_places_and_have_values_as_defaults(slot, kind):
     cls = load(SLOTS[slot], kind)
     assert issubclass(cls, Part)
