@@ -2,8 +2,9 @@
 one thing changed, on the same tokens, for the same steps, with the same seeds.
 
 BPB of the validation split after training, as the mean over seeds with its standard error; `gain` is the baseline's BPB
-minus the technique's, seed by seed, so that positive is better. `time` is the time of a step against the baseline's in
-the same process, taken in turns. With --pairs the best ones are also tried two by two: gains do not add.
+minus the technique's, seed by seed, so that positive is better. `time` is processor time of a training against the
+baseline's. With --pairs the best ones are also tried two by two, each beside the sum of the single gains: gains do not
+add. With --write the figures go where `pgolf techniques` and docs/techniques.md take them from.
 
 Small models over few steps say little about large ones over many: this finds what is broken and what hurts early.
 """
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report import parser, show
+from pgolf.core.files import write_json
 
 BASE = {
     "model.num_layers": 6,
@@ -26,65 +28,86 @@ BASE = {
     "model.num_heads": 4,
     "model.num_kv_heads": 2,
     "train.seq_len": 128,
-    "train.batch_tokens": 2048,
-    "train.micro_batch_tokens": 2048,
+    "train.batch_tokens": 1024,
+    "train.micro_batch_tokens": 1024,
     "train.val_every": 0,
     "train.log_every": 0,
     "train.checkpoint_every": 0,
     "optim.matrix.momentum_warmup_steps": 50,
+    "optim.matrix.bfloat16": False,
 }
 """Over the preset demo."""
 
 TECHNIQUES: dict[str, dict[str, Any]] = {
-    "matrix_init orthogonal": {"model.matrix_init": "orthogonal"},
-    "embed untied": {"model.embed": "untied"},
-    "embed factored": {"model.embed": "factored", "model.embed.width": 48},
-    "documents by_document": {"model.documents": "by_document", "model.documents.max_tokens": 128},
-    "hash_embed bigram": {"model.hash_embed": "bigram", "model.hash_embed.dim": 32, "model.hash_embed.muon": True},
-    "hash_embed engram_lite": {"model.hash_embed": "engram_lite", "model.hash_embed.dim": 16},
-    "smear static": {"model.smear": "static"},
-    "smear gated": {"model.smear": "gated"},
-    "smear cumulative": {"model.smear": "cumulative"},
-    "position partial": {"model.position.dims": 8},
-    "position yarn": {"model.position": "yarn", "model.position.longest": 256, "model.position.trained": 128},
-    "norm_scale depth": {"model.norm_scale": "depth"},
-    "head_mix learned": {"model.head_mix": "learned"},
-    "value_embed shared": {"model.value_embed": "shared", "model.value_embed.dim": 32, "model.value_embed.on": "4,5"},
-    "value_residual mix": {"model.value_residual": "mix"},
-    "value_residual add": {"model.value_residual": "add"},
-    "key_offset partial": {"model.key_offset": "partial"},
-    "qk_gain 4": {"model.qk_gain.init": 4.0},
-    "window sliding": {"model.window": "sliding", "model.window.tokens": 32, "model.window.full_layers": 3},
-    "xsa xsa": {"model.xsa": "xsa"},
-    "xsa gated": {"model.xsa": "gated"},
-    "head_gate biased": {"model.head_gate": "biased"},
-    "head_gate dense": {"model.head_gate": "dense"},
-    "head_gate sparse": {"model.head_gate": "sparse"},
-    "head_gate output": {"model.head_gate": "output"},
-    "mlp leaky_relu2": {"model.mlp": "leaky_relu2"},
-    "mlp swiglu": {"model.mlp": "swiglu"},
-    "mlp low_rank": {"model.mlp": "low_rank", "model.mlp.rank": 48},
-    "mlp mult 3": {"model.mlp.mult": 3.0},
-    "mix phase": {"model.mix": "phase"},
-    "mix scalar": {"model.mix": "scalar"},
-    "mix plain": {"model.mix": "plain"},
-    "skips gated": {"model.skips": "gated"},
-    "skips none": {"model.skips": "none"},
-    "loop layers": {"model.loop": "layers", "model.loop.start": 2, "model.loop.end": 3, "model.loop.enable_at": 0.35},
-    "residual parallel": {"model.residual": "parallel", "model.residual.start": 4},
-    "residual two_lanes": {"model.residual": "two_lanes", "model.residual.start": 4},
-    "residual two_lanes_in_turn": {"model.residual": "two_lanes_in_turn", "model.residual.start": 4},
-    "logit_bias learned": {"model.logit_bias": "learned"},
-    "logit_softcap poly5": {"model.logit_softcap": "poly5"},
-    "logit_softcap sigmoid": {"model.logit_softcap": "sigmoid"},
-    "aux_loss z_loss": {"model.aux_loss": "z_loss"},
-    "aux_loss multi_token": {"model.aux_loss": "multi_token"},
-    "precision ternary": {"model.precision": "ternary", "model.precision.group": 32},
-    "precision binary": {"model.precision": "binary", "model.precision.group": 32},
-    "matrix rows l2": {"optim.matrix.rows": "l2"},
-    "matrix polar": {"optim.matrix.coefficients": "polar"},
+    "model.embed untied": {},
+    "model.embed factored": {"width": 48},
+    "model.documents by_document": {"max_tokens": 128},
+    "model.hash_embed bigram": {"dim": 32, "muon": True},
+    "model.hash_embed engram_lite": {"dim": 16},
+    "model.smear static": {},
+    "model.smear gated": {},
+    "model.smear cumulative": {},
+    "model.position yarn": {"longest": 256, "trained": 128},
+    "model.norm_scale depth": {},
+    "model.head_mix learned": {},
+    "model.value_embed shared": {"dim": 32, "on": "4,5"},
+    "model.value_embed by_layer": {},
+    "model.value_residual mix": {},
+    "model.value_residual add": {},
+    "model.key_offset partial": {},
+    "model.window sliding": {"tokens": 32, "full_layers": 3},
+    "model.window pattern": {"tokens": 32},
+    "model.xsa xsa": {},
+    "model.xsa gated": {},
+    "model.head_gate biased": {},
+    "model.head_gate dense": {},
+    "model.head_gate sparse": {},
+    "model.head_gate output": {},
+    "model.mlp leaky_relu2": {},
+    "model.mlp swiglu": {},
+    "model.mlp low_rank": {"rank": 48},
+    "model.mix phase": {},
+    "model.mix scalar": {},
+    "model.mix plain": {},
+    "model.skips gated": {},
+    "model.skips none": {},
+    "model.loop layers": {"start": 2, "end": 3, "enable_at": 0.35},
+    "model.residual parallel": {"start": 4},
+    "model.residual two_lanes": {"start": 4},
+    "model.residual two_lanes_in_turn": {"start": 4},
+    "model.backout backout": {"after": 3},
+    "model.logit_bias learned": {},
+    "model.logit_softcap poly5": {},
+    "model.logit_softcap sigmoid": {},
+    "model.aux_loss z_loss": {},
+    "model.aux_loss multi_token": {},
+    "model.precision ternary": {"group": 32},
+    "model.precision binary": {"group": 32},
 }
-"""Technique -> keys it sets."""
+"""Key and name of a technique, as `pgolf techniques` has them -> settings of the part that fit the small model."""
+
+LOOP = {"model.loop": "layers", "model.loop.start": 2, "model.loop.end": 3, "model.loop.enable_at": 0.35}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "matrix_init orthogonal": {"model.matrix_init": "orthogonal"},
+    "embed.spectrum overtone": {"model.embed.spectrum": "overtone"},
+    "position.dims 8 of 24": {"model.position.dims": 8},
+    "qk_gain.init 4": {"model.qk_gain.init": 4.0},
+    "mlp.mult 3": {"model.mlp.mult": 3.0},
+    "loop.own control": LOOP | {"model.loop.own": "control"},
+    "loop.own mlp": LOOP | {"model.loop.own": "mlp"},
+    "loop.lora_rank 8": LOOP | {"model.loop.lora_rank": 8},
+    "optim.matrix.rows l2": {"optim.matrix.rows": "l2"},
+    "optim.matrix.coefficients polar": {"optim.matrix.coefficients": "polar"},
+}
+"""Settings that are no part of their own -> keys they set."""
+
+
+def changes_of(name: str) -> dict[str, Any]:
+    """The keys a technique or setting sets."""
+    if name in SETTINGS:
+        return SETTINGS[name]
+    key, kind = name.split()
+    return {key: kind} | {f"{key}.{field}": value for field, value in TECHNIQUES[name].items()}
 
 
 def configuration(changes: dict[str, Any], steps: int, vocab_size: int) -> Any:
@@ -115,9 +138,9 @@ def train_once(job: tuple[str, dict[str, Any], int, int, int, str]) -> dict[str,
     watch = Watch(
         lambda event: None, lambda: {"val_loss": 0.0, "val_bpb": 0.0, "val_tokens": 0}, lambda s: None, lambda: False
     )
-    started = time.perf_counter()
+    started = time.process_time()
     fit(state, config.train, config.optim, world, watch, False)
-    seconds = time.perf_counter() - started
+    seconds = time.process_time() - started
     tokens, charges = dataset.validation()
     method = PlainEval(seq_len=config.train.seq_len, max_tokens=min(targets, len(tokens) - 1))
     score, _ = evaluate(state.model.eval(), tokens, charges, method)
@@ -152,14 +175,14 @@ def row_of(name: str, runs: list[dict[str, Any]], base: dict[int, dict[str, Any]
         "gain": round(statistics.mean(gains), 4),
         "standard_error": round(error, 4),
         "time": round(ratio, 2),
-        "parameters": runs[0]["parameters"],
+        "parameters_percent": round(100 * runs[0]["parameters"] / base[runs[0]["seed"]]["parameters"] - 100, 2),
     }
 
 
 def measure(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     """All rows, best gain first, then the pairs if they are asked for."""
     data = str(prepare(folder, options.data, options.vocab_size))
-    chosen = {name: TECHNIQUES[name] for name in options.only or TECHNIQUES}
+    chosen = {name: changes_of(name) for name in options.only or [*TECHNIQUES, *SETTINGS]}
     seeds = range(1, options.seeds + 1)
 
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
@@ -176,16 +199,35 @@ def measure(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
         rows = [row_of(name, found, base) for name, found in first.items()]
         rows.sort(key=lambda row: -row["gain"])
         if options.pairs:
-            best = [row["technique"] for row in rows if row["technique"] != "baseline"][: options.pairs]
+            gain = {row["technique"]: row["gain"] for row in rows}
+            best = [name for name in gain if name != "baseline"][: options.pairs]
             both = {
                 f"{one} + {two}": {**chosen[one], **chosen[two]}
                 for one, two in itertools.combinations(best, 2)
-                if one.split()[0] != two.split()[0]
+                if not set(chosen[one]) & set(chosen[two])
             }
-            rows += sorted(
-                (row_of(name, found, base) for name, found in runs(both).items()), key=lambda row: -row["gain"]
-            )
+            sums = {name: round(sum(gain[one] for one in name.split(" + ")), 4) for name in both}
+            pairs = [row_of(name, found, base) | {"sum": sums[name]} for name, found in runs(both).items()]
+            rows += sorted(pairs, key=lambda row: -row["gain"])
     return rows
+
+
+def document(options: argparse.Namespace, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What `pgolf techniques` and docs/techniques.md tell of a measurement."""
+    named = {row.pop("technique"): row for row in rows}
+    words = ["python -m benchmarks.ablate", f"--steps {options.steps} --seeds {options.seeds} --pairs {options.pairs}"]
+    words += [f"--data {options.data.name}"] if options.data else []
+    settings = f"6 layers of width 96, {BASE['train.seq_len']} tokens a sequence, {BASE['train.batch_tokens']:,} a step"
+    where = f"{options.seeds} seeds, {options.steps} steps, {options.targets:,} targets, on a CPU"
+    return {
+        "schema": "pgolf.measured/1",
+        "command": " ".join([*words, "--write pgolf/config/measured.json"]),
+        "setting": f"{settings}, {where}",
+        "baseline": named.pop("baseline"),
+        "techniques": {name: row for name, row in named.items() if name in TECHNIQUES},
+        "settings": {name: row for name, row in named.items() if name in SETTINGS},
+        "pairs": {name: row for name, row in named.items() if "sum" in row},
+    }
 
 
 def main() -> None:
@@ -198,11 +240,15 @@ def main() -> None:
     arguments.add_argument("--targets", type=int, default=32768, help="validation targets to score")
     arguments.add_argument("--pairs", type=int, default=0, help="try this many of the best two by two")
     arguments.add_argument("--jobs", type=int, default=2, help="trainings at a time, one thread each")
-    arguments.add_argument("--only", nargs="*", choices=sorted(TECHNIQUES), help="these techniques alone")
+    arguments.add_argument("--only", nargs="*", choices=[*TECHNIQUES, *SETTINGS], help="these alone")
+    arguments.add_argument("--write", type=Path, metavar="FILE", help="keep the figures for docs and pgolf techniques")
     options = arguments.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         rows = measure(options, Path(folder))
-    options.data = str(options.data or "Python's documentation")
+    if options.write:
+        write_json(options.write, document(options, [dict(row) for row in rows]))
+    options.data, options.write = str(options.data or "Python's documentation"), str(options.write or "")
+    rows = [{**row, "sum": row.get("sum", "-")} for row in rows] if options.pairs else rows
     show("ablate", options, rows, [f"{len(rows)} rows; a gain below two standard errors is none"])
 
 

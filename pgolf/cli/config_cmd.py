@@ -94,18 +94,23 @@ def shown(value: Any) -> str:
 
 
 def techniques(as_json: options.Json = False, quiet: options.Quiet = False) -> None:
-    """Every technique there is: where it goes, what it does, and its source."""
-    from pgolf.config.describe import technique_rows
+    """Every technique there is: where it goes, what it does, its source, and what it is worth, published and measured
+    by us.
+    """
+    from pgolf.config.describe import measured, our_effect, technique_rows
 
-    rows = technique_rows()
+    ours = measured()["techniques"]
+    rows = [row | {"our_effect": our_effect(ours.get(f"{row['key']} {row['name']}"))} for row in technique_rows()]
     if as_json:
-        print_json({"schema": "pgolf.techniques/1", "techniques": rows})
+        print_json({"schema": "pgolf.techniques/1", "setting": measured()["setting"], "techniques": rows})
     else:
+        columns = ("key", "name", "summary", "source", "published_effect", "our_effect")
         table(
             "",
-            ["key", "name", "what it does", "source"],
-            [[row["key"], row["name"], row["summary"], row["source"]] for row in rows],
+            ["key", "name", "what it does", "source", "published, BPB", "ours, BPB"],
+            [[row[column] for column in columns] for row in rows],
         )
+        note(f"BPB against the same model without it, less is better; ours: {measured()['setting']}")
 
 
 def doctor(as_json: options.Json = False, quiet: options.Quiet = False) -> None:

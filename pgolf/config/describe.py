@@ -11,6 +11,7 @@ from typing import Any
 from pgolf.catalog import CATALOG, load
 from pgolf.config.run import RunConfig
 from pgolf.config.tree import join, slot_of
+from pgolf.core.files import read_json
 
 
 @cache
@@ -80,9 +81,29 @@ def technique_rows() -> list[dict[str, str]]:
     transforms = [("tokenize.transform", name, type(transform)) for name, transform in TRANSFORMS.items()]
     parts = [(keys[slot], name, load(slot, name)) for slot, choices in CATALOG.items() for name in choices]
     for key, name, cls in parts + transforms:
-        text = class_doc(cls)
-        match = re.search(r"\s*Source: (.*?)\.?$", text)
-        summary, source = (text[: match.start()], match[1]) if match else (text, "")
+        match = re.fullmatch(r"(.*?)(?: Effect: (.*?)\.)?(?: Source: (.*?)\.?)?", class_doc(cls))
+        summary, effect, source = match.groups("") if match else ("", "", "")
         file = cls.__module__.replace(".", "/") + ".py"
-        rows.append({"key": key, "name": name, "summary": summary, "source": source, "file": file})
+        rows.append(
+            {"key": key, "name": name, "summary": summary, "source": source, "published_effect": effect, "file": file}
+        )
     return rows
+
+
+@cache
+def measured() -> dict[str, Any]:
+    """What `python -m benchmarks.ablate --write` found: its setting, and a row per technique under `KEY NAME`."""
+    found = read_json(Path(__file__).parent / "measured.json")
+    return found if isinstance(found, dict) else {}
+
+
+def our_effect(row: dict[str, Any] | None) -> str:
+    """A measured row in words: BPB against the baseline with standard error, step time and parameters in percent."""
+    if not row:
+        return ""
+    doubt = 2 * row["standard_error"]
+    verdict = "" if abs(row["gain"]) <= doubt else " (helps)" if row["gain"] > 0 else " (hurts)"
+    return (
+        f"{-row['gain']:+.4f} ± {row['standard_error']:.4f}{verdict}; time {100 * row['time'] - 100:+.0f} %, "
+        f"parameters {row['parameters_percent']:+.1f} %"
+    )

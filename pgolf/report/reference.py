@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pgolf.catalog import CATALOG, load, name_of, selector
-from pgolf.config.describe import field_doc, slot_keys, technique_rows
+from pgolf.config.describe import field_doc, measured, our_effect, slot_keys, technique_rows
 from pgolf.config.load import preset_description, preset_names
 from pgolf.config.run import RunConfig
 from pgolf.config.tree import join, slot_of
@@ -117,19 +117,55 @@ def configuration_page() -> str:
 
 def techniques_page() -> str:
     """techniques.md."""
+    ours = measured()["techniques"]
     counts = f"{len(technique_rows())} techniques in {len({row['key'] for row in technique_rows()})} slots"
     parts = [
         f"{MADE_BY}\n\n# Techniques\n\n"
         f"{counts}: everything `pgolf techniques` knows. A slot is a place in a run that can be filled in several "
         "ways; the selector key (`kind` for parts of a model, `method` for stages) chooses. How to add one is told in "
-        "[architecture.md](architecture.md).\n"
+        "[architecture.md](architecture.md). Effects are in BPB: published ones in their authors' words, mostly of one "
+        "seed; ours with standard errors, explained [below](#what-each-is-worth).\n"
     ]
     for key, rows in groupby(technique_rows(), key=lambda row: row["key"]):
         own = list(rows)
         title = next((f"{key}.{selector(slot)}" for slot, where in slot_keys(RunConfig()).items() if where == key), key)
         parts.append(f"\n## {title}\n\n")
-        table = [(code(row["name"]), row["summary"], row["source"] or "-", code(row["file"])) for row in own]
-        parts.append(markdown_table(("name", "what it does", "source", "file"), table))
+        table = [
+            (
+                code(row["name"]),
+                row["summary"],
+                row["source"] or "-",
+                row["published_effect"] or "-",
+                our_effect(ours.get(f"{row['key']} {row['name']}")) or "-",
+                code(row["file"]),
+            )
+            for row in own
+        ]
+        columns = ("name", "what it does", "source", "published effect", "our effect", "file")
+        parts.append(markdown_table(columns, table))
+    return "".join([*parts, worth()])
+
+
+def worth() -> str:
+    """The section of techniques.md with every measured change, pairs included."""
+    found = measured()
+    rows = {**found["techniques"], **found["settings"]}
+    order = sorted(rows, key=lambda name: -rows[name]["gain"])
+    parts = [
+        f"\n## What each is worth\n\nMade by `{found['command']}`: {found['setting']}. The baseline's BPB is "
+        f"{found['baseline']['bpb']:.4f}. BPB is less for better; a change within two standard errors is none that was "
+        "seen. A model this small after so few steps says which techniques work and which hurt at the start; it does "
+        "not rank them at full size.\n\n"
+    ]
+    parts.append(
+        markdown_table(("technique", "our effect"), [(code(name), our_effect(rows[name])) for name in order])
+        if order
+        else ""
+    )
+    if pairs := found["pairs"]:
+        table = [(code(name), our_effect(row), f"{-row['sum']:+.4f}") for name, row in pairs.items()]
+        parts.append("\nThe best five two by two, beside the sum of their single effects: gains do not add.\n\n")
+        parts.append(markdown_table(("pair", "our effect", "sum of the two"), table))
     return "".join(parts)
 
 

@@ -207,7 +207,7 @@ FITTING = {
     "ternary": ("group=32",),
     "binary": ("group=32",),
     "shared": ("on=1",),
-    "sliding": ("full_layers=1",),
+    "Window-sliding": ("full_layers=1",),
     "backout": ("after=0",),
 }
 """What makes a technique fit two layers of width 64."""
@@ -225,7 +225,8 @@ def test_every_technique_bundles(choice: tuple[str, str]) -> None:
 
     slot, name = choice
     key = slot_keys(RunConfig())[slot]
-    config = resolve("tiny", [f"{key}={name}", *(f"{key}.{value}" for value in FITTING.get(name, ()))]).config
+    fitting = FITTING.get(f"{slot}-{name}", FITTING.get(name, ()))
+    config = resolve("tiny", [f"{key}={name}", *(f"{key}.{value}" for value in fitting)]).config
     compile(build_script(config).minified, "minified", "exec")
 
 

@@ -16,7 +16,7 @@ SMALLEST = {
     "train_speed": ["--preset", "tiny", "--steps", "1", "--rounds", "1", "--threads", "1"],
     "codec_overhead": ["--rows", "64", "--columns", "64", "--steps", "0.8", "0.06"],
     "size_prediction": ["--presets", "tiny", "--quantizers", "sdclip int6", "--codecs", "zlib", "brotli"],
-    "ablate": ["--steps", "2", "--seeds", "1", "--targets", "256", "--jobs", "1", "--only", "xsa xsa"],
+    "ablate": ["--steps", "2", "--seeds", "1", "--targets", "256", "--jobs", "1", "--only", "model.xsa xsa"],
     "tokenize_speed": ["--megabytes", "0.05", "--vocab-size", "400", "--rounds", "1"],
 }
 KEYS = {
@@ -42,7 +42,7 @@ KEYS = {
         "predicted_over_actual",
         "within_stated_interval",
     },
-    "ablate": {"technique", "bpb", "gain", "standard_error", "time", "parameters"},
+    "ablate": {"technique", "bpb", "gain", "standard_error", "time", "parameters_percent"},
     "tokenize_speed": {"what", "min_s", "median_s", "mb_per_s", "over_encode"},
 }
 

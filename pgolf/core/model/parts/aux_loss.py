@@ -32,7 +32,8 @@ class ZLoss(Part):
 @dataclass(frozen=True, kw_only=True)
 class MultiToken(Part):
     """Heads of their own predict the tokens after the next one; their mean loss is added with a weight. They are zero
-    at the start and of no use after training. Source: arXiv:2404.19737, PR #1019.
+    at the start and of no use after training. Effect: +0.0094 on a fork of PR #1493, whose one output was to predict
+    both tokens. Source: arXiv:2404.19737, PR #1019.
     """
 
     extra_tokens: int = 2

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class Backout(Part):
     """x <- x - lambda s at the end, s the stream as layer `after` left it (in its last lane, on its last pass); the
-    attention of later layers reads s too. Source: modded-nanogpt; tried, and found to hurt, in PR #1512.
+    attention of later layers reads s too. Effect: hurt (PR #1512). Source: modded-nanogpt; tried, and found to hurt, in
+    PR #1512.
     """
 
     after: int = 6

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ByDocument(Part):
-    """Attention stops at the start of a document, and every `max_tokens` within a longer one. Source: PR #1530."""
+    """Attention stops at the start of a document, and every `max_tokens` within a longer one. Effect: about -0.001 nats
+    per token and 2 % faster (PR #1530). Source: PR #1530.
+    """
 
     narrows = True
     bos_id: int = 1

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class FactoredEmbed(Part):
-    """A tied table of width E with a projection in and one out. Source: ternary record (PR #640); with norm_first an
-    option of PR #1394.
+    """A tied table of width E with a projection in and one out. Effect: -0.024 from width 128 to 256 in the ternary
+    record. Source: ternary record (PR #640); with norm_first an option of PR #1394.
     """
 
     width: int = 254

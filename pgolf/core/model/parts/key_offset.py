@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class PartialKeyOffset(Part):
     """The dimensions of a key from `dims` on come from the token before, on layers `first` .. L-1. Test-time training
-    by SGD suffers from it (+0.02 BPB in PR #1512). Source: modded-nanogpt, PR #1512.
+    by SGD suffers from it (+0.02 BPB in PR #1512). Effect: with a gain of 2.5 -0.0026 (PR #1512); +0.0009 on PR #1493,
+    and +0.02 after TTT. Source: modded-nanogpt, PR #1512.
     """
 
     dims: int = 0

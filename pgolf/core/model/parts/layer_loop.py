@@ -41,7 +41,8 @@ class LaterPass:
 @dataclass(frozen=True, kw_only=True)
 class LayerLoop(Part):
     """Layers start .. end run extra_passes more times, with the same weights, once training has come to `enable_at`.
-    Source: PR #1204, #1334, #1394, #1493; low-rank additions: arXiv:2410.20672.
+    Effect: -0.003 for two layers in three passes (PR #1394). Source: PR #1204, #1334, #1394, #1493; low-rank additions:
+    arXiv:2410.20672.
     """
 
     start: int = 4

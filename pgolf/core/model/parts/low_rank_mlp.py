@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class LowRankMlp(LeakyRelu2):
-    """Both matrices as products of factors of rank r. Source: community, never in a record."""
+    """Both matrices as products of factors of rank r. Effect: never measured. Source: community, never in a record."""
 
     rank: int = 128
     """Rank r of both matrices."""

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class QkGain(Part):
-    """Multiplies normalised queries: the largest attention logit becomes gain * sqrt(D). Source: naive baseline."""
+    """Multiplies normalised queries: the largest attention logit becomes gain * sqrt(D). Effect: better up to 5.25 with
+    a vocabulary of 8,192 (PR #1493). Source: naive baseline.
+    """
 
     init: float = 1.5
     """Initial gain (upstream: qk_gain_init)."""

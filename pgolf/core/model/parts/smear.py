@@ -34,7 +34,8 @@ class StaticSmear(Part):
 @dataclass(frozen=True, kw_only=True)
 class GatedSmear(Part):
     """x <- x + lam sigma(w . x[:n]) x_prev on the raw embedding, off at the start (lam = 0), never across the token
-    that begins a document. Source: PR #1667; the mask: PR #1851, #1855.
+    that begins a document. Effect: -0.0004 before and +0.0003 after TTT, alone on PR #1493. Source: PR #1667; the mask:
+    PR #1851, #1855.
     """
 
     window: int = 12
@@ -67,8 +68,8 @@ class GatedSmear(Part):
 
 @dataclass(frozen=True, kw_only=True)
 class CumulativeSmear(Part):
-    """x <- x + tanh(g) (mean of all x so far - x) per channel of every block's output, off at the start. Source:
-    ternary record (PR #640).
+    """x <- x + tanh(g) (mean of all x so far - x) per channel of every block's output, off at the start. Effect:
+    -0.0012 at 1,500 steps, 22 ms a step. Source: ternary record (PR #640).
     """
 
     def params(self, shape: LayerShape) -> tuple[ParamSpec, ...]:

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class SwiGlu(Relu2):
-    """W_down (silu(W_gate x) * (W_up x)). Source: arXiv:2002.05202."""
+    """W_down (silu(W_gate x) * (W_up x)). Effect: -0.004 at equal steps, but slower; in no record. Source:
+    arXiv:2002.05202.
+    """
 
     def params(self, shape: LayerShape) -> tuple[ParamSpec, ...]:
         """mlp.gate.weight (F,C) beside fc and proj."""

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ValueEmbedding(Part):
-    """v <- v + s_l c P E[token] on some layers, one table for all of them. Source: PR #374."""
+    """v <- v + s_l c P E[token] on some layers, one table for all of them. Effect: none, when taken out of PR #1394's
+    forerunner. Source: PR #374.
+    """
 
     dim: int = 128
     """Width of the table (upstream: ve_dim)."""

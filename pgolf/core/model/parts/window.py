@@ -9,7 +9,8 @@ from pgolf.core.model.slots import Part
 @dataclass(frozen=True, kw_only=True)
 class SlidingWindow(Part):
     """Attention looks at most `tokens` back, except on the last `full_layers` layers. Part of the model: training,
-    calibration and evaluation all use it. Source: PR #1512.
+    calibration and evaluation all use it. Effect: a step is 13 % faster with 8 windowed layers of 11 (PR #1512).
+    Source: PR #1512.
     """
 
     narrows = True

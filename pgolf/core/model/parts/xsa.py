@@ -13,8 +13,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Xsa(Part):
-    """Takes out of each head's output what points along the token's own value. Source: arXiv:2603.09078, PR #265,
-    #287, #478.
+    """Takes out of each head's output what points along the token's own value. Effect: -0.0047 on the last 4 layers,
+    with EMA (PR #287); on all 11 another -0.006 (PR #638); worse in looped layers (+0.001, PR #363). Source:
+    arXiv:2603.09078, PR #265, #287, #478.
     """
 
     last_n: int = 0
