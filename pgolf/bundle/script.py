@@ -128,6 +128,7 @@ def emit(config: RunConfig, info: str) -> tuple[str, tuple[Definition, ...]]:
     named = used_names(tree)
     attention = {"sdpa", config.train.attention, *attention_names(config.model)}
     core = without_entries(parse_core(), "BACKENDS", attention)
+    core = without_entries(core, "NETWORKS", {"eager", config.train.kernels})
     configured = with_bases(core, frozenset(name for name in used_names(ast.parse(recipe)) if name in core.definitions))
     chosen = needed(core, tree, configured)
     used = frozenset().union(named, *(definition.needs for definition in chosen))
@@ -144,6 +145,7 @@ def minify(source: str) -> str:
         python_minifier.minify(
             source,
             remove_literal_statements=True,
+            remove_annotations=False,
             rename_locals=False,
             rename_globals=False,
             hoist_literals=False,
