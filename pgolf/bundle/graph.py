@@ -33,11 +33,15 @@ class Core:
 
 
 class Strip(ast.NodeTransformer):
-    """Removes what only a reader or a type checker needs: annotations, TYPE_CHECKING blocks, imports inside pgolf."""
+    """Removes what only a reader or a type checker needs: annotations, TYPE_CHECKING blocks, imports inside pgolf.
+    Annotations of a Triton kernel stay: they say which arguments are constants.
+    """
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
         """Drop the annotations of arguments and result."""
         self.generic_visit(node)
+        if is_kernel_node(node):
+            return node
         node.returns = None
         arguments = node.args
         for argument in (
@@ -81,6 +85,11 @@ class Strip(ast.NodeTransformer):
 def is_dataclass_node(node: ast.ClassDef) -> bool:
     """Whether a class is decorated as a dataclass."""
     return any("dataclass" in ast.dump(decorator) for decorator in node.decorator_list)
+
+
+def is_kernel_node(node: ast.FunctionDef) -> bool:
+    """Whether a function is decorated with triton.jit."""
+    return any(ast.unparse(decorator) == "triton.jit" for decorator in node.decorator_list)
 
 
 def bound_names(node: ast.stmt) -> tuple[str, ...]:

@@ -6,7 +6,9 @@ import lzma
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
+from pgolf.bundle.fold import Fold, fixed_values
 from pgolf.bundle.graph import Core, Definition, parse_core, reach, used_names
 from pgolf.config.run import RunConfig
 from pgolf.core.errors import PgolfError
@@ -56,6 +58,26 @@ def with_constants(definition: Definition, configured: frozenset[str]) -> Defini
     if not isinstance(node, ast.ClassDef) or node.name not in configured:
         return definition
     return replaced(definition, constant_class(node))
+
+
+def with_values(definition: Definition, values: dict[str, dict[str, Any]]) -> Definition:
+    """The definition without branches that the recipe never takes. The core's own trees stay as they are."""
+    node = definition.node
+    if not isinstance(node, ast.ClassDef) or not values.get(node.name):
+        return definition
+    return replaced(definition, Fold(values[node.name]).visit(copy.deepcopy(node)))
+
+
+def fixed_fields(core: Core, recipe: ast.AST, slim: dict[int, Definition]) -> dict[str, dict[str, Any]]:
+    """Class -> field -> value of what the recipe fixes."""
+    bases = {
+        name: tuple(with_bases(core, frozenset({name})) - {name})
+        for name, definition in core.definitions.items()
+        if isinstance(definition.node, ast.ClassDef)
+    }
+    calls = (node for d in slim.values() for node in ast.walk(d.node) if isinstance(node, ast.Call))
+    made = frozenset(call.func.id for call in calls if isinstance(call.func, ast.Name) and call.func.id in bases)
+    return fixed_values(recipe, bases, made)
 
 
 def without_entries(core: Core, table: str, kept: set[str]) -> Core:
@@ -156,6 +178,8 @@ def needed(core: Core, tree: ast.AST, configured: frozenset[str]) -> list[Defini
     that nothing mentions dropped, until nothing more falls away.
     """
     slim = {id(d): with_constants(d, configured) for d in core.order}
+    values = fixed_fields(core, tree, slim)
+    slim = {key: with_values(definition, values) for key, definition in slim.items()}
     while True:
         definitions = {name: slim[id(d)] for name, d in core.definitions.items()}
         order = tuple(slim[id(d)] for d in core.order)
@@ -174,6 +198,7 @@ def emit(config: RunConfig, info: str) -> tuple[str, tuple[Definition, ...]]:
     named = used_names(tree)
     attention = {"sdpa", config.train.attention, *attention_names(config.model)}
     core = without_entries(parse_core(), "BACKENDS", attention)
+    core = without_entries(core, "NETWORKS", {"eager", config.train.kernels})
     configured = with_bases(core, frozenset(name for name in used_names(ast.parse(recipe)) if name in core.definitions))
     chosen = needed(core, tree, configured)
     used = frozenset().union(named, *(definition.needs for definition in chosen))
@@ -190,6 +215,7 @@ def minify(source: str) -> str:
         python_minifier.minify(
             source,
             remove_literal_statements=True,
+            remove_annotations=False,
             rename_locals=False,
             rename_globals=False,
             hoist_literals=False,

@@ -146,7 +146,7 @@ def train(
     from pgolf.dataset import open_dataset
     from pgolf.report.console import Console
     from pgolf.stages.inputs import changed_keys
-    from pgolf.stages.train import check_data, check_gpu, choose_compile, planned_attention
+    from pgolf.stages.train import check_data, check_gpu, choose_compile, planned_attention, planned_kernels
     from pgolf.stages.train import train as run_stage
 
     resolved = resolve(preset, options.merged(sets, seed))
@@ -171,6 +171,7 @@ def train(
             "device": str(world.device),
             "compile": choose_compile(options_.compile, world.device)[1],
             "attention": "{} ({})".format(*planned_attention(resolved.config, world.device)),
+            "kernels": "{} ({})".format(*planned_kernels(resolved.config, world.device)),
             "predicted": True,
             **size.document(),
         }

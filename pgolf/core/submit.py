@@ -69,7 +69,8 @@ def train_recipe(
     parameters = sum(weight.numel() for weight in state.model.parameters())
     say(
         world,
-        f"train_shards: {len(shards)}\nmodel_params:{parameters}\nattention:{state.model.attention_backend}",
+        f"train_shards: {len(shards)}\nmodel_params:{parameters}\nattention:{state.model.attention_backend} "
+        f"kernels:{recipe.train.kernels}",
     )
 
     validate = validator(state.model, recipe.train, tokens, charges)

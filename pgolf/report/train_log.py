@@ -32,7 +32,7 @@ class TrainLog:
         append_text(self.log, line + "\n")
         self.console.line(line)
 
-    def header(self, model: GPT, dataset: Dataset, world: World, compiled: str, attention: str) -> None:
+    def header(self, model: GPT, dataset: Dataset, world: World, compiled: str, attention: str, kernels: str) -> None:
         """Hyperparameters, data and environment, and what was chosen for it."""
         append_text(
             self.log,
@@ -46,7 +46,7 @@ class TrainLog:
         append_text(self.log, "".join(f"part {part}: {text}\n" for part, text in touched(model.config).items()))
         self.text(
             f"world_size:{world.size} device:{world.device} compile:{compiled} attention:{attention} "
-            f"seed:{self.config.train.seed}"
+            f"kernels:{kernels} seed:{self.config.train.seed}"
         )
 
     def event(self, event: dict[str, Any]) -> None:

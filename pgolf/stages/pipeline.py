@@ -144,7 +144,7 @@ def preflight(
     """
     from pgolf.bundle.script import build_script
     from pgolf.core.dist import pick_device
-    from pgolf.stages.train import check_gpu, choose_compile, planned_attention
+    from pgolf.stages.train import check_gpu, choose_compile, planned_attention, planned_kernels
 
     config, checked = resolved.config, []
     check_writable(out)
@@ -177,6 +177,7 @@ def preflight(
     if "train" in stages and not rehearsal:
         check_gpu(config, device_name)
         checked.append("attention {} ({})".format(*planned_attention(config, device)))
+        checked.append("kernels {} ({})".format(*planned_kernels(config, device)))
     checked.append(f"device {device}; compile {choose_compile(config.train.compile, device)[1]}")
     if {"compress", "package"} & set(stages):
         code_bytes = len(build_script(config).packed)

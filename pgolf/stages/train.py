@@ -17,6 +17,7 @@ from pgolf.core.errors import ConfigError, InputError, SetupError, StorageError
 from pgolf.core.files import clean_parts, free_bytes, make_dir
 from pgolf.core.model.attend import choose_attention
 from pgolf.core.model.config import param_specs
+from pgolf.core.model.fused import choose_kernels
 from pgolf.core.optim.optimizers import Optimizers
 from pgolf.core.tensorfile import load_tensors, save_tensors
 from pgolf.core.train.loop import TrainState, Watch, fit, start_state, validator
@@ -60,6 +61,12 @@ def planned_attention(config: RunConfig, device: torch.device) -> tuple[str, str
     """What will compute attention in training, and why. SetupError when what is configured is not possible here."""
     dtype = activation_dtype(config.train.precision, device)
     return choose_attention(config.model, device, dtype, config.train.attention)
+
+
+def planned_kernels(config: RunConfig, device: torch.device) -> tuple[str, str]:
+    """What will compute MLP and loss in training, and why. SetupError when what is configured is not possible here."""
+    dtype = activation_dtype(config.train.precision, device)
+    return choose_kernels(config.model, device, dtype, config.train.kernels)
 
 
 def check_gpu(config: RunConfig, device_name: str) -> None:
@@ -256,6 +263,7 @@ def run_training(
     started = time.monotonic()
     compiled, why = choose_compile(config.train.compile, world.device)
     attention, attention_why = planned_attention(config, world.device)
+    kernels, kernels_why = planned_kernels(config, world.device)
     shards, (tokens, charges) = check_data(dataset, config), dataset.validation()
     state = start_state(config.model, config.train, config.optim, shards, config.train.seed, world)
     model = state.model
@@ -269,7 +277,14 @@ def run_training(
     make_dir(out)
     log = TrainLog(out, config, console, resumed) if world.leads else None
     if log:
-        log.header(model, dataset, world, f"{compiled} ({why})", f"{attention} ({attention_why})")
+        log.header(
+            model,
+            dataset,
+            world,
+            f"{compiled} ({why})",
+            f"{attention} ({attention_why})",
+            f"{kernels} ({kernels_why})",
+        )
         if resumed:
             console.line(f"train: resumed at step {resumed}, {state.clock.elapsed_s:.1f} s of the budget are spent")
     last_bpb = 0.0
@@ -305,6 +320,7 @@ def run_training(
         "stopped_by": event["reason"],
         "compiled": compiled,
         "attention": attention,
+        "kernels": kernels,
         "world_size": world.size,
     }
     figures |= {"parameters": sum(p.numel() for p in model.parameters()), "parts": touched(config.model)}

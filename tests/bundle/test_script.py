@@ -1,6 +1,7 @@
 """The packed script: alone it scores and trains as pgolf does; what is in it, how large it is, and what guards it."""
 
 import ast
+import importlib.util
 import json
 import re
 import shutil
@@ -45,7 +46,7 @@ def room(run: Path, place: Path, *splits: str) -> Path:
     return place
 
 
-def alone(place: Path, *argv: str, code: int = 0) -> str:
+def alone(place: Path, *argv: str, code: int = 0, environment: dict[str, str] | None = None) -> str:
     """Run the script in its room under python -I, in which pgolf cannot be imported."""
     line = [
         sys.executable,
@@ -59,7 +60,8 @@ def alone(place: Path, *argv: str, code: int = 0) -> str:
         "tokenizer.model",
         *argv,
     ]
-    done = subprocess.run(line, cwd=place, capture_output=True, text=True, timeout=120, env={"OMP_NUM_THREADS": "1"})
+    known = {"OMP_NUM_THREADS": "1"} | (environment or {})
+    done = subprocess.run(line, cwd=place, capture_output=True, text=True, timeout=120, env=known)
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr, done.stderr
     return done.stdout if code == 0 else done.stderr
@@ -187,6 +189,50 @@ def test_the_script_knows_the_ways_of_attention_it_may_take(sets: list[str], pre
     found = {node.name for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)}
     assert found & {"by_reference", "by_flex"} == present
     assert {"by_sdpa", "by_flash"} <= found
+
+
+def test_kernels_are_in_the_script_that_asks_for_them() -> None:
+    from pgolf.bundle.script import emit
+
+    for kernels in ("auto", "eager", "triton"):
+        source, _ = emit(resolve("tiny", [f"train.kernels={kernels}"]).config, "{}")
+        found = classes(source)
+        assert ("FusedGPT" in found) == ("triton.jit" in source) == (kernels == "triton")
+
+
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="needs Triton, which pgolf[kernels] installs"
+)
+
+
+@needs_triton
+def test_triton_finds_the_source_of_kernels_in_a_packed_script(tmp_path: Path) -> None:
+    (tmp_path / "train_gpt.py").write_bytes(build_script(resolve("tiny", ["train.kernels=triton"]).config).packed)
+    code = """if True:
+        import sys
+        names = {"__name__": "train_gpt"}
+        exec(compile(open(sys.argv[1], "rb").read(), sys.argv[1], "exec"), names)
+        for kernel in (*names["nll_kernels"](), names["mlp_kernel"]()):
+            print(kernel.src.startswith("def "), *(one.name for one in kernel.params if one.is_constexpr))
+    """
+    line = [sys.executable, "-I", "-c", code, str(tmp_path / "train_gpt.py")]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=120)
+    assert done.stdout.split("\n") == ["True BLOCK", "True BLOCK", "True BACKWARD ROWS COLUMNS DEPTH", ""], done.stderr
+
+
+@needs_triton
+@pytest.mark.slow
+def test_kernels_run_from_the_packed_script(tiny_run: Path, tmp_path: Path) -> None:
+    place = room(tiny_run, tmp_path / "room", "train", "val")
+    losses = []
+    for kernels in ("triton", "eager"):
+        sets = ["train.iterations=2", "train.val_every=0", "eval=plain", "eval.max_tokens=512"]
+        config = resolve("tiny", [*sets, f"train.kernels={kernels}"]).config
+        (place / "train_gpt.py").write_bytes(build_script(config).packed)
+        text = alone(place, "--out", f"{kernels}.pgz", "--device", "cpu", environment={"TRITON_INTERPRET": "1"})
+        assert f"kernels:{kernels}" in text
+        losses.append(result(text)["score"]["val_loss"])
+    assert abs(losses[0] - losses[1]) < 1e-3
 
 
 @pytest.mark.parametrize("preset", preset_names())

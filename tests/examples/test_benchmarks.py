@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 NAMES = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem not in ("__init__", "report"))
@@ -16,6 +17,7 @@ SMALLEST = {
     "train_speed": ["--preset", "tiny", "--steps", "1", "--rounds", "1", "--threads", "1"],
     "codec_overhead": ["--rows", "64", "--columns", "64", "--steps", "0.8", "0.06"],
     "size_prediction": ["--presets", "tiny", "--quantizers", "sdclip int6", "--codecs", "zlib", "brotli"],
+    "kernels": ["--tokens", "256", "--vocab", "1024", "--widths", "64", "--rounds", "1"],
     "ablate": ["--steps", "2", "--seeds", "1", "--targets", "256", "--jobs", "1", "--only", "model.xsa xsa"],
     "tokenize_speed": ["--megabytes", "0.05", "--vocab-size", "400", "--rounds", "1"],
 }
@@ -42,6 +44,7 @@ KEYS = {
         "predicted_over_actual",
         "within_stated_interval",
     },
+    "kernels": {"what", "way", "min_s", "median_s", "over_eager", "peak_mb"},
     "ablate": {"technique", "bpb", "gain", "standard_error", "time", "parameters_percent"},
     "tokenize_speed": {"what", "min_s", "median_s", "mb_per_s", "over_encode"},
 }
@@ -68,7 +71,20 @@ def test_every_benchmark_is_tested_and_explained() -> None:
     assert all(f"python -m benchmarks.{name}" in readme for name in NAMES)
 
 
-@pytest.mark.parametrize("name", NAMES)
+ON_GPU = pytest.param(
+    "kernels",
+    marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")],
+)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_benchmark_of_kernels_says_what_it_needs() -> None:
+    done = run("kernels")
+    assert done.returncode == 5 and not done.stdout
+    assert done.stderr.startswith("error: this benchmark needs a CUDA device")
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "kernels"] + [ON_GPU])
 def test_benchmark_prints_its_document(name: str) -> None:
     result = document(name, *SMALLEST[name])
     assert result["schema"] == "pgolf.benchmark/1" and result["benchmark"] == name

@@ -986,6 +986,19 @@ def test_attention_that_is_not_possible(tiny_run: Path, tmp_path: Path) -> None:
     assert "attention:reference (reference: as configured)" in (tmp_path / "t" / "train.log").read_text()
 
 
+def test_kernels_that_are_not_possible(tiny_run: Path, tmp_path: Path) -> None:
+    argv = ["train", tiny_run / "data", "--out", tmp_path / "t", *TRAIN, "--device", "cpu", "--set"]
+    run_here(*argv, "train.kernels=triton").refused(5, "train.kernels", "set train.kernels=auto")
+    run_here(*argv, "train.kernels=triton", "--set", "model.mlp=swiglu").refused(5, "model.mlp=SwiGlu")
+    run_here(*argv, "train.kernels=liger").refused(2, "train.kernels", "triton")
+    line = ["run", *QUICK, "--out", tmp_path / "run", "--device", "cpu", "--set", "train.kernels=triton"]
+    run_here(*line).refused(5, "train.kernels")
+    assert not (tmp_path / "run" / "data").exists() and not (tmp_path / "t" / "checkpoint.safetensors").exists()
+    document = run_here(*argv, "train.kernels=eager", "--json").good().document
+    assert document["kernels"] == "eager"
+    assert "kernels:eager (eager: as configured)" in (tmp_path / "t" / "train.log").read_text()
+
+
 @pytest.mark.parametrize(("codec", "missing"), [("brotli", "brotli"), ("zstd", "zstandard")])
 def test_a_missing_codec_is_found_before_training(
     tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch, codec: str, missing: str

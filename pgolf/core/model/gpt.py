@@ -156,6 +156,10 @@ class GPT(Node):
             y = part.heads(attn, y, v, n_BTC, raw_q)
         return attn.proj.linear(y.flatten(2))
 
+    def mlp(self, mlp: Any, n_BTC: Tensor) -> Tensor:
+        """The feed-forward half of a block; normalised input (B,T,C) -> (B,T,C)."""
+        return self.config.mlp.apply(mlp, n_BTC)
+
     def normalised(self, layer: int, x_BTC: Tensor) -> Tensor:
         """The input of a block's attention or MLP."""
         n = rms_norm(x_BTC)
@@ -172,7 +176,7 @@ class GPT(Node):
             return block.attn_scale.to(x.dtype) * self.attention(block.attn, step.layer, n, flow)
 
         def mlp(x: Tensor) -> Tensor:
-            return block.mlp_scale.to(x.dtype) * config.mlp.apply(block.mlp, self.normalised(step.layer, x))
+            return block.mlp_scale.to(x.dtype) * self.mlp(block.mlp, self.normalised(step.layer, x))
 
         def mix(x: Tensor) -> Tensor:
             return config.mix.apply(block, x, x0_BTC)
@@ -232,12 +236,16 @@ class GPT(Node):
             x = part.departed(self, flow, x)
         return rms_norm(x)
 
-    def head(self, hidden_BTC: Tensor) -> Tensor:
-        """Soft-capped logits (B,T,V) in float32."""
+    def raw(self, hidden_BTC: Tensor) -> Tensor:
+        """Logits (B,T,V) before the soft-cap, in the compute dtype."""
         logits = self.config.embed.project(self, hidden_BTC)
         for part in self.parts:
             logits = part.scored(self, logits)
-        return self.config.logit_softcap.apply(logits).float()
+        return logits
+
+    def head(self, hidden_BTC: Tensor) -> Tensor:
+        """Soft-capped logits (B,T,V) in float32."""
+        return self.config.logit_softcap.apply(self.raw(hidden_BTC)).float()
 
     def nll(self, ids_BT: Tensor, targets_BT: Tensor, start: int = 0) -> Tensor:
         """Negative log-likelihood in nats of the targets from position `start` on: (B, T - start) float32."""

@@ -180,6 +180,9 @@ class Mlp(Protocol):
     def apply(self, mlp: Any, x_BTC: "Tensor") -> "Tensor":
         """(B,T,C) -> (B,T,C)."""
 
+    def fused_apply(self, mlp: Any, x_BTC: "Tensor") -> "Tensor":
+        """The same by a kernel; only of classes in `FUSIBLE` (`fused.py`)."""
+
 
 class Mix(Protocol):
     """Mixes the embedding stream x0 into a block's input."""
@@ -247,6 +250,9 @@ class Softcap(Protocol):
 
     def apply(self, logits: "Tensor") -> "Tensor":
         """Same shape and dtype."""
+
+    def fused_nll(self, logits_NV: "Tensor", targets_N: "Tensor") -> "Tensor":
+        """Cross-entropy of the bounded logits, (N,) float32 nats, by a kernel; only of classes in `FUSIBLE`."""
 
 
 class Documents(Protocol):

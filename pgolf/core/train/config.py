@@ -49,6 +49,10 @@ class TrainConfig:
     """What computes attention: auto (the fastest that can), reference, sdpa, flex, fa2, fa3. Not part of the model:
     quantization and scores choose for themselves, as auto does.
     """
+    kernels: str = "auto"
+    """What computes MLP and loss in training: eager (torch's operations), triton (fused kernels), or auto, which is
+    eager until the kernels have been measured on a GPU. Calibration and scores are always eager.
+    """
     precision: str = "auto"
     """Activations, and the embedding table, in float32 or bfloat16; auto is bfloat16 on a GPU, float32 on a CPU."""
     needs_gpu: bool = False
@@ -60,6 +64,7 @@ class TrainConfig:
         for key, values in (
             ("compile", ("auto", "on", "off")),
             ("attention", ("auto", "reference", "sdpa", "flex", "fa2", "fa3")),
+            ("kernels", ("auto", "eager", "triton")),
             ("precision", ("auto", "float32", "bfloat16")),
         ):
             if getattr(self, key) not in values:

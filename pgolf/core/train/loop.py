@@ -14,6 +14,7 @@ from pgolf.core.dist import World
 from pgolf.core.errors import RuleError
 from pgolf.core.evals.ledger import evaluate
 from pgolf.core.model.config import ModelConfig, param_specs
+from pgolf.core.model.fused import NETWORKS
 from pgolf.core.model.gpt import GPT
 from pgolf.core.model.params import TOKEN
 from pgolf.core.optim.config import OptimConfig
@@ -61,7 +62,7 @@ def start_state(
     """A run before its first step: every generator seeded, weights drawn, data at its beginning."""
     random.seed(seed)
     torch.manual_seed(seed)
-    network = GPT(model, seed).settle(world.device, train.precision, train.attention)
+    network = NETWORKS[train.kernels](model, seed).settle(world.device, train.precision, train.attention)
     if network.compute_dtype == torch.bfloat16:
         halve_embeddings(network)
     return TrainState(network, Optimizers(network, optim, world), TokenStream(shards), Clock())

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pgolf.core.errors import ConfigError
+from pgolf.core.model.kernels import leaky_relu2_mlp
 from pgolf.core.model.params import MLP, ParamSpec, matrix
 from pgolf.core.model.slots import LayerShape, Part
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 class Relu2(Part):
     """W_down max(W_up x, 0)^2. Source: naive baseline."""
 
+    slope = 0.0
     mult: float = 2.0
     """Hidden width as a multiple of the model width (upstream: mlp_mult)."""
 
@@ -37,6 +39,13 @@ class Relu2(Part):
     def apply(self, mlp: Any, x_BTC: "Tensor") -> "Tensor":
         """(B,T,C) -> (B,T,C)."""
         return mlp.proj.linear(self.activation(mlp.fc.linear(x_BTC)))
+
+    def fused_apply(self, mlp: Any, x_BTC: "Tensor") -> "Tensor":
+        """(B,T,C) -> (B,T,C). While something listens to the hidden units, as calibration does, it is `apply`."""
+        if mlp.proj.tap is not None:
+            return self.apply(mlp, x_BTC)
+        up, down = (node.weight.to(x_BTC.dtype) for node in (mlp.fc, mlp.proj))
+        return leaky_relu2_mlp(x_BTC.flatten(0, 1), up, down, self.slope).view_as(x_BTC)
 
     def activation(self, u_BTF: "Tensor") -> "Tensor":
         """The hidden units, same shape."""

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pgolf.core.errors import ConfigError
+from pgolf.core.model.kernels import softcapped_nll
 from pgolf.core.model.slots import Part
 
 if TYPE_CHECKING:
@@ -31,3 +32,7 @@ class SigmoidSoftcap(Part):
     def apply(self, logits: "Tensor") -> "Tensor":
         """Bounded logits."""
         return self.scale * ((logits + self.shift) / self.width).sigmoid()
+
+    def fused_nll(self, logits_NV: "Tensor", targets_N: "Tensor") -> "Tensor":
+        """(N,) float32."""
+        return softcapped_nll(logits_NV, targets_N, self.scale, self.shift, self.width)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pgolf.core.errors import ConfigError
+from pgolf.core.model.kernels import softcapped_nll
 from pgolf.core.model.slots import Part
 
 if TYPE_CHECKING:
@@ -24,3 +25,7 @@ class TanhSoftcap(Part):
     def apply(self, logits: "Tensor") -> "Tensor":
         """Bounded logits."""
         return self.cap * (logits / self.cap).tanh()
+
+    def fused_nll(self, logits_NV: "Tensor", targets_N: "Tensor") -> "Tensor":
+        """(N,) float32; s tanh(z/s) = 2s sigma(2z/s) - s, and the constant cancels."""
+        return softcapped_nll(logits_NV, targets_N, 2 * self.cap, 0.0, self.cap / 2)
