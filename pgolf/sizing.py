@@ -11,7 +11,7 @@ from typing import Any
 
 from pgolf.accounting import Size
 from pgolf.catalog import name_of
-from pgolf.config.run import RunConfig
+from pgolf.config.run import RunConfig, SizeConfig
 from pgolf.core.model.config import param_specs
 from pgolf.core.model.params import CONTROL, ParamSpec
 from pgolf.core.quant.sdclip import SdClip
@@ -109,7 +109,7 @@ def coded_bits(entropy: float, codec: str) -> float:
 
 
 def predict_tensor(spec: ParamSpec, config: RunConfig) -> Prediction:
-    """Expected bits per weight and bytes of one parameter."""
+    """Expected bits per weight and bytes of one parameter, from quantizer and codec."""
     codec, step = name_of("Codec", type(config.compress)), config.quant.step_over_sigma(spec)
     if not step:
         return kept(spec, codec)
@@ -127,9 +127,41 @@ def kept(spec: ParamSpec, codec: str) -> Prediction:
 def predict(config: RunConfig) -> tuple[list[Prediction], Size, float]:
     """Every tensor, the predicted size, and the relative half-width of the interval around the artifact's bytes."""
     rows = [predict_tensor(spec, config) for spec in param_specs(config.model)]
-    artifact = round(sum(row.bytes for row in rows)) + FIXED_OVERHEAD_BYTES
-    width = (0.019 if isinstance(config.quant, SdClip) else 0.059) + SMALL_MODEL_BYTES / artifact
-    return rows, Size(artifact, CODE_BYTES_GUESS, config.package.cap_bytes), width
+    return rows, Size(whole(rows), CODE_BYTES_GUESS, config.package.cap_bytes), half_width(config, whole(rows))
+
+
+def whole(rows: list[Prediction]) -> int:
+    """Bytes of an artifact of these tensors."""
+    return round(sum(row.bytes for row in rows)) + FIXED_OVERHEAD_BYTES
+
+
+def half_width(config: RunConfig, artifact_bytes: int) -> float:
+    """Relative half-width of the interval around predicted bytes: 2 % where steps follow the rows' deviations, else 6 %,
+    more for small models.
+    """
+    return (0.019 if isinstance(config.quant, SdClip) else 0.059) + SMALL_MODEL_BYTES / artifact_bytes
+
+
+def as_recorded(config: RunConfig) -> dict[str, Any]:
+    """The size by the bits per weight that the preset states of its record, which had another script and may have had
+    another quantizer and codec; empty where it states none.
+    """
+    if config.size == SizeConfig():
+        return {}
+    rows = []
+    for spec in param_specs(config.model):
+        bits = float(getattr(config.size, f"{spec.role}_bits"))
+        rows.append(Prediction(spec, bits, spec.numel * bits / 8) if bits else predict_tensor(spec, config))
+    size = Size(whole(rows), config.size.code_bytes or CODE_BYTES_GUESS, config.package.cap_bytes)
+    return size.document() | interval(size.artifact_bytes, half_width(config, size.artifact_bytes))
+
+
+def interval(artifact_bytes: int, width: float) -> dict[str, int]:
+    """Least and most bytes that the artifact is expected to have."""
+    return {
+        "artifact_bytes_low": round(artifact_bytes * (1 - width)),
+        "artifact_bytes_high": round(artifact_bytes * (1 + width)),
+    }
 
 
 def size_document(config: RunConfig, preset: str) -> dict[str, Any]:
@@ -141,8 +173,8 @@ def size_document(config: RunConfig, preset: str) -> dict[str, Any]:
         "parameters": sum(row.spec.numel for row in rows),
         "predicted": True,
         **size.document(),
-        "artifact_bytes_low": round(size.artifact_bytes * (1 - width)),
-        "artifact_bytes_high": round(size.artifact_bytes * (1 + width)),
+        **interval(size.artifact_bytes, width),
+        "as_recorded": as_recorded(config),
         "tensors": [
             {
                 "name": row.spec.name,

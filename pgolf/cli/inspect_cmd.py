@@ -83,6 +83,12 @@ def show_size(document: dict[str, Any]) -> None:
             f"predicted artifact {document['artifact_bytes']:,} bytes, "
             f"between {document['artifact_bytes_low']:,} and {document['artifact_bytes_high']:,}"
         )
+        if record := document["as_recorded"]:
+            note(
+                f"as the record coded it: artifact {record['artifact_bytes']:,} bytes, between "
+                f"{record['artifact_bytes_low']:,} and {record['artifact_bytes_high']:,}; with its script of "
+                f"{record['code_bytes']:,} bytes {record['total_bytes']:,}"
+            )
     else:
         table(
             "",

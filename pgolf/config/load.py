@@ -83,6 +83,14 @@ def upgraded(stored: dict[str, Any]) -> dict[str, Any]:
     return stored
 
 
+def forget_sizes(layers: list[Layer]) -> None:
+    """Drop the known sizes of every layer after which another one changes quantizer or codec."""
+    for index, layer in enumerate(layers):
+        later = (other.values.keys() for other in layers[index + 1 :])
+        if any({"quant", "compress"} & set(keys) for keys in later):
+            layer.values.pop("size", None)
+
+
 def resolve(
     preset: str = "",
     sets: list[str] | None = None,
@@ -93,5 +101,6 @@ def resolve(
     layers = [Layer(stored_name, upgraded(stored))] if stored else []
     layers += read_preset(preset) if preset else []
     layers += [Layer(f"--set {text}", parse_set(text), together=True) for text in sets or []]
+    forget_sizes(layers)
     config, origins = build_config(RunConfig(), layers)
     return Resolved(config, origins, preset)

@@ -98,6 +98,31 @@ class PackageConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SizeConfig:
+    """What a record's weights took as coded, row scales included. It holds for the quantizer and codec of the preset
+    that says so, and is forgotten as soon as another preset or --set changes one of these; 0 is not known: predicted.
+    """
+
+    attn_bits: float = 0.0
+    """Bits per weight of attention matrices."""
+    mlp_bits: float = 0.0
+    """Bits per weight of MLP matrices."""
+    embed_bits: float = 0.0
+    """Bits per weight of embedding tables."""
+    head_bits: float = 0.0
+    """Bits per weight of an output matrix of its own."""
+    control_bits: float = 0.0
+    """Bits per value of gains, scales and mixes."""
+    code_bytes: int = 0
+    """Bytes of the script."""
+
+    def __post_init__(self) -> None:
+        for key in self.__dataclass_fields__:
+            if getattr(self, key) < 0:
+                raise ConfigError(f"{key} must not be negative", key)
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig(Recipe):
     """Every section of a run, by the names the command line uses."""
 
@@ -105,6 +130,8 @@ class RunConfig(Recipe):
     """Documents to shards."""
     package: PackageConfig = PackageConfig()
     """The submission folder."""
+    size: SizeConfig = SizeConfig()
+    """Known sizes, for `pgolf size`."""
 
     @property
     def recipe(self) -> Recipe:

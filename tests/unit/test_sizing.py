@@ -1,0 +1,57 @@
+"""Sizes before training: the records' published ones, and what makes stated bits hold no longer."""
+
+import pytest
+
+from pgolf.config.load import preset_names, resolve
+from pgolf.sizing import as_recorded, predict, size_document
+
+PUBLISHED = {
+    "baseline_sp1024": (15_863_489, 0.06),
+    "pr638": (15_940_000, 0.06),
+    "pr1512": (16_118_346, 0.06),
+    "ternary": (15_995_705, 0.06),
+    "pr1394": (15_985_678, 0.02),
+    "pr1493": (15_992_694, 0.02),
+    "pr1855": (15_901_919, 0.02),
+    "leader": (15_901_919, 0.02),
+}
+"""Bytes of artifact and script, and the widest interval either way."""
+
+
+@pytest.mark.parametrize("preset", PUBLISHED)
+def test_the_interval_is_narrow_and_holds_the_published_size(preset: str) -> None:
+    published, widest = PUBLISHED[preset]
+    record = as_recorded(resolve(preset).config)
+    least, most = record["artifact_bytes_low"], record["artifact_bytes_high"]
+    assert least <= published - record["code_bytes"] <= most
+    assert most - record["artifact_bytes"] <= widest * record["artifact_bytes"]
+    assert abs(record["total_bytes"] - published) < 0.002 * published
+
+
+def test_every_record_states_its_bits_and_no_twin_does() -> None:
+    stating = {name for name in preset_names() if as_recorded(resolve(name).config)}
+    assert stating == set(PUBLISHED)
+
+
+@pytest.mark.parametrize("change", ["quant.bits=5", "compress.method=zstd", "quant.method=row_quantile"])
+def test_another_quantizer_or_codec_makes_stated_bits_void(change: str) -> None:
+    config = resolve("pr1394", [change]).config
+    assert as_recorded(config) == {} and size_document(config, "pr1394")["as_recorded"] == {}
+    stored = resolve("pr1394").values
+    assert as_recorded(resolve(stored=stored).config) and not as_recorded(resolve(stored=stored, sets=[change]).config)
+
+
+def test_stated_bits_hold_for_other_models() -> None:
+    smaller = resolve("pr1394", ["model.num_layers=10"]).config
+    layer = 2 * 512 * 512 + 2 * 256 * 512 + 2 * 512 * 2048
+    saved = as_recorded(resolve("pr1394").config)["artifact_bytes"] - as_recorded(smaller)["artifact_bytes"]
+    assert saved == pytest.approx(layer * 3.39 / 8, rel=0.01)
+
+
+def test_the_prediction_is_the_sum_of_its_tensors() -> None:
+    config = resolve("pr1493").config
+    rows, size, width = predict(config)
+    document = size_document(config, "pr1493")
+    assert document["artifact_bytes"] == size.artifact_bytes
+    assert abs(sum(row["bytes"] for row in document["tensors"]) - size.artifact_bytes) < 2000
+    assert document["artifact_bytes_low"] < size.artifact_bytes < document["artifact_bytes_high"] and width <= 0.02
