@@ -136,8 +136,8 @@ def whole(rows: list[Prediction]) -> int:
 
 
 def half_width(config: RunConfig, artifact_bytes: int) -> float:
-    """Relative half-width of the interval around predicted bytes: 2 % where steps follow the rows' deviations, else 6 %,
-    more for small models.
+    """Relative half-width of the interval around predicted bytes: 2 % where steps follow the rows' deviations, else
+    6 %, more for small models.
     """
     return (0.019 if isinstance(config.quant, SdClip) else 0.059) + SMALL_MODEL_BYTES / artifact_bytes
 

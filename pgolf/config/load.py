@@ -84,10 +84,10 @@ def upgraded(stored: dict[str, Any]) -> dict[str, Any]:
 
 
 def forget_sizes(layers: list[Layer]) -> None:
-    """Drop the known sizes of every layer after which another one changes quantizer or codec."""
+    """Drop the known sizes of every layer after which another one changes quantizer, codec or the length of rows."""
     for index, layer in enumerate(layers):
-        later = (other.values.keys() for other in layers[index + 1 :])
-        if any({"quant", "compress"} & set(keys) for keys in later):
+        later = [other.values for other in layers[index + 1 :]]
+        if any("quant" in values or "compress" in values or "model_dim" in values.get("model", {}) for values in later):
             layer.values.pop("size", None)
 
 

@@ -100,7 +100,8 @@ class PackageConfig:
 @dataclass(frozen=True, kw_only=True)
 class SizeConfig:
     """What a record's weights took as coded, row scales included. It holds for the quantizer and codec of the preset
-    that says so, and is forgotten as soon as another preset or --set changes one of these; 0 is not known: predicted.
+    that says so, and is forgotten as soon as another preset or --set changes one of these, or the model's width; 0 is
+    not known, and predicted.
     """
 
     attn_bits: float = 0.0

@@ -33,7 +33,9 @@ def test_every_record_states_its_bits_and_no_twin_does() -> None:
     assert stating == set(PUBLISHED)
 
 
-@pytest.mark.parametrize("change", ["quant.bits=5", "compress.method=zstd", "quant.method=row_quantile"])
+@pytest.mark.parametrize(
+    "change", ["quant.bits=5", "compress.method=zstd", "quant.method=row_quantile", "model.model_dim=256"]
+)
 def test_another_quantizer_or_codec_makes_stated_bits_void(change: str) -> None:
     config = resolve("pr1394", [change]).config
     assert as_recorded(config) == {} and size_document(config, "pr1394")["as_recorded"] == {}
@@ -50,7 +52,7 @@ def test_stated_bits_hold_for_other_models() -> None:
 
 def test_the_prediction_is_the_sum_of_its_tensors() -> None:
     config = resolve("pr1493").config
-    rows, size, width = predict(config)
+    _, size, width = predict(config)
     document = size_document(config, "pr1493")
     assert document["artifact_bytes"] == size.artifact_bytes
     assert abs(sum(row["bytes"] for row in document["tensors"]) - size.artifact_bytes) < 2000
