@@ -20,6 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report import parser, show
+from pgolf.catalog import CATALOG, name_of
+from pgolf.config.describe import slot_keys
+from pgolf.config.run import RunConfig
 from pgolf.core.files import write_json
 
 BASE = {
@@ -38,53 +41,37 @@ BASE = {
 }
 """Over the preset demo."""
 
-TECHNIQUES: dict[str, dict[str, Any]] = {
-    "model.embed untied": {},
+FITTING: dict[str, dict[str, Any]] = {
     "model.embed factored": {"width": 48},
     "model.documents by_document": {"max_tokens": 128},
     "model.hash_embed bigram": {"dim": 32, "muon": True},
     "model.hash_embed engram_lite": {"dim": 16},
-    "model.smear static": {},
-    "model.smear gated": {},
-    "model.smear cumulative": {},
     "model.position yarn": {"longest": 256, "trained": 128},
-    "model.norm_scale depth": {},
-    "model.head_mix learned": {},
     "model.value_embed shared": {"dim": 32, "on": "4,5"},
-    "model.value_embed by_layer": {},
-    "model.value_residual mix": {},
-    "model.value_residual add": {},
-    "model.key_offset partial": {},
     "model.window sliding": {"tokens": 32, "full_layers": 3},
     "model.window pattern": {"tokens": 32},
-    "model.xsa xsa": {},
-    "model.xsa gated": {},
-    "model.head_gate biased": {},
-    "model.head_gate dense": {},
-    "model.head_gate sparse": {},
-    "model.head_gate output": {},
-    "model.mlp leaky_relu2": {},
-    "model.mlp swiglu": {},
     "model.mlp low_rank": {"rank": 48},
-    "model.mix phase": {},
-    "model.mix scalar": {},
-    "model.mix plain": {},
-    "model.skips gated": {},
-    "model.skips none": {},
     "model.loop layers": {"start": 2, "end": 3, "enable_at": 0.35},
     "model.residual parallel": {"start": 4},
     "model.residual two_lanes": {"start": 4},
     "model.residual two_lanes_in_turn": {"start": 4},
     "model.backout backout": {"after": 3},
-    "model.logit_bias learned": {},
-    "model.logit_softcap poly5": {},
-    "model.logit_softcap sigmoid": {},
-    "model.aux_loss z_loss": {},
-    "model.aux_loss multi_token": {},
     "model.precision ternary": {"group": 32},
     "model.precision binary": {"group": 32},
 }
-"""Key and name of a technique, as `pgolf techniques` has them -> settings of the part that fit the small model."""
+"""Settings of techniques that do not fit the small model without."""
+
+
+def techniques() -> list[str]:
+    """Key and name of every part of a model that the baseline does not have, as `pgolf techniques` has them."""
+    keys, config = slot_keys(RunConfig()), RunConfig()
+    found = []
+    for slot, key in keys.items():
+        if key.startswith("model."):
+            usual = name_of(slot, type(getattr(config.model, key.split(".")[1])))
+            found += [f"{key} {name}" for name in CATALOG[slot] if name != usual]
+    return found
+
 
 LOOP = {"model.loop": "layers", "model.loop.start": 2, "model.loop.end": 3, "model.loop.enable_at": 0.35}
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -107,7 +94,7 @@ def changes_of(name: str) -> dict[str, Any]:
     if name in SETTINGS:
         return SETTINGS[name]
     key, kind = name.split()
-    return {key: kind} | {f"{key}.{field}": value for field, value in TECHNIQUES[name].items()}
+    return {key: kind} | {f"{key}.{field}": value for field, value in FITTING.get(name, {}).items()}
 
 
 def configuration(changes: dict[str, Any], steps: int, vocab_size: int) -> Any:
@@ -182,7 +169,7 @@ def row_of(name: str, runs: list[dict[str, Any]], base: dict[int, dict[str, Any]
 def measure(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     """All rows, best gain first, then the pairs if they are asked for."""
     data = str(prepare(folder, options.data, options.vocab_size))
-    chosen = {name: changes_of(name) for name in options.only or [*TECHNIQUES, *SETTINGS]}
+    chosen = {name: changes_of(name) for name in options.only or [*techniques(), *SETTINGS]}
     seeds = range(1, options.seeds + 1)
 
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
@@ -224,7 +211,7 @@ def document(options: argparse.Namespace, rows: list[dict[str, Any]]) -> dict[st
         "command": " ".join([*words, "--write pgolf/config/measured.json"]),
         "setting": f"{settings}, {where}",
         "baseline": named.pop("baseline"),
-        "techniques": {name: row for name, row in named.items() if name in TECHNIQUES},
+        "techniques": {name: row for name, row in named.items() if name in techniques()},
         "settings": {name: row for name, row in named.items() if name in SETTINGS},
         "pairs": {name: row for name, row in named.items() if "sum" in row},
     }
@@ -240,7 +227,7 @@ def main() -> None:
     arguments.add_argument("--targets", type=int, default=32768, help="validation targets to score")
     arguments.add_argument("--pairs", type=int, default=0, help="try this many of the best two by two")
     arguments.add_argument("--jobs", type=int, default=2, help="trainings at a time, one thread each")
-    arguments.add_argument("--only", nargs="*", choices=[*TECHNIQUES, *SETTINGS], help="these alone")
+    arguments.add_argument("--only", nargs="*", choices=[*techniques(), *SETTINGS], help="these alone")
     arguments.add_argument("--write", type=Path, metavar="FILE", help="keep the figures for docs and pgolf techniques")
     options = arguments.parse_args()
     with tempfile.TemporaryDirectory() as folder:

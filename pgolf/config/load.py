@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pgolf.config.run import RunConfig
-from pgolf.config.tree import Layer, build_config, nearest, parse_set, to_values
+from pgolf.config.tree import Layer, build_config, flatten, nearest, parse_set, to_values
 from pgolf.core.errors import ConfigError
 from pgolf.core.files import read_bytes
 
@@ -86,8 +86,8 @@ def upgraded(stored: dict[str, Any]) -> dict[str, Any]:
 def forget_sizes(layers: list[Layer]) -> None:
     """Drop the known sizes of every layer after which another one changes quantizer, codec or the length of rows."""
     for index, layer in enumerate(layers):
-        later = [other.values for other in layers[index + 1 :]]
-        if any("quant" in values or "compress" in values or "model_dim" in values.get("model", {}) for values in later):
+        later = [flatten(other.values) for other in layers[index + 1 :]]
+        if any(key.startswith(("quant.", "compress.")) or key == "model.model_dim" for keys in later for key in keys):
             layer.values.pop("size", None)
 
 
