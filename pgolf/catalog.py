@@ -73,6 +73,7 @@ CATALOG: dict[str, dict[str, str]] = {
     "Mlp": {
         "relu2": "pgolf.core.model.parts.relu2:Relu2",
         "leaky_relu2": "pgolf.core.model.parts.leaky_relu2:LeakyRelu2",
+        "learned_leaky_relu2": "pgolf.core.model.parts.leaky_relu2:LearnedLeakyRelu2",
         "swiglu": "pgolf.core.model.parts.swiglu:SwiGlu",
         "low_rank": "pgolf.core.model.parts.low_rank_mlp:LowRankMlp",
     },

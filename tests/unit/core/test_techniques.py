@@ -309,6 +309,16 @@ def test_low_rank_additions_are_the_product_of_their_factors(make_model):
     assert torch.allclose(merged.hidden(ids), model.hidden(ids), atol=2e-5)
 
 
+def test_a_learned_slope_begins_as_the_fixed_one_and_learns(make_model):
+    fixed = make_model(ModelConfig(**SMALL, mlp=load("Mlp", "leaky_relu2")(slope=0.3)))
+    learned = GPT(ModelConfig(**SMALL, mlp=load("Mlp", "learned_leaky_relu2")(slope=0.3)), 4)
+    learned.load_state_dict(fixed.state_dict(), strict=False)
+    ids = batch()
+    assert torch.allclose(learned.hidden(ids), fixed.hidden(ids), atol=1e-5)
+    learned(ids[:, :-1], ids[:, 1:]).backward()
+    assert all(float(layer[0].mlp.slope.grad.abs()) > 0 for layer in learned.layers)
+
+
 def test_the_pattern_of_windows():
     pattern = load("Window", "pattern")
     assert pattern(pattern="SSSL").layers(11) == (0, 1, 2, 4, 5, 6, 8, 9)

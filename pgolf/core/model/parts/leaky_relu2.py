@@ -1,10 +1,12 @@
 """Squared leaky ReLU (PR #493)."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pgolf.core.errors import ConfigError
+from pgolf.core.model.params import ParamSpec, control
 from pgolf.core.model.parts.relu2 import Relu2
+from pgolf.core.model.slots import LayerShape
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,3 +29,21 @@ class LeakyRelu2(Relu2):
         from torch.nn.functional import leaky_relu
 
         return leaky_relu(u_BTF, self.slope).square()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnedLeakyRelu2(LeakyRelu2):
+    """The same with a slope that each layer learns, `slope` at the start. Effect: unclear; a fork reports slopes of 0.1
+    to 0.47 by layer. Source: forks of PR #549 (spec: model 3).
+    """
+
+    def params(self, shape: LayerShape) -> tuple[ParamSpec, ...]:
+        """mlp.slope (1,) beside the matrices."""
+        matrices = super().params(shape)
+        return (control("mlp.slope", (1,), self.slope), *matrices) if matrices else ()
+
+    def apply(self, mlp: Any, x_BTC: "Tensor") -> "Tensor":
+        """(B,T,C) -> (B,T,C)."""
+        u = mlp.fc.linear(x_BTC)
+        leaky = u.relu() - mlp.slope.to(u.dtype) * (-u).relu()
+        return mlp.proj.linear(leaky.square())
