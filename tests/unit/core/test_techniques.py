@@ -141,6 +141,40 @@ def test_bfloat16_is_the_same_function_within_its_precision(make_model, slot, ki
     assert float((exact.mean() - rounded.mean()).abs()) < 0.1 * float(exact.mean())
 
 
+REFUSED = {
+    frozenset({"by_document", "cumulative"}),  # a mean over the row crosses documents
+    frozenset({"layers", "ternary"}),  # the low-rank factors of SIZES have 2 columns, a group 16
+    frozenset({"layers", "binary"}),
+    frozenset({"low_rank", "ternary"}),  # so it is with a rank of 8
+    frozenset({"low_rank", "binary"}),
+}
+"""Pairs that make no sense, or not at these sizes."""
+
+
+@pytest.mark.parametrize(("slot", "kind"), ALL)
+def test_any_two_go_together_or_are_refused_with_the_reason(slot, kind):
+    ids, refused = batch(rows=1)[:, :12], set()
+    other = ids.clone()
+    other[:, 8:] = 60
+    torch.manual_seed(3)
+    for slot_2, kind_2 in ALL:
+        if slot_2 <= slot:
+            continue
+        try:
+            config = ModelConfig(**SMALL, **{slot: part(slot, kind), slot_2: part(slot_2, kind_2)})
+        except ConfigError as error:
+            assert error.where and len(error.what) > 10
+            refused.add(frozenset({kind, kind_2}))
+            continue
+        model = GPT(config, 1)
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.add_(0.2 * torch.randn(weight.shape))
+            one, two = model.head(model.hidden(ids)), model.head(model.hidden(other))
+        assert one.isfinite().all() and torch.equal(one[:, :8], two[:, :8]), kind_2
+    assert refused <= REFUSED
+
+
 @pytest.mark.parametrize(("slot", "kind"), ALL)
 def test_it_compiles_as_one_graph(slot, kind):
     model, ids = GPT(config_with(slot, kind), 1), batch()
