@@ -126,6 +126,11 @@ CATALOG: dict[str, dict[str, str]] = {
         "iterations": "pgolf.core.optim.schedules:IterationWarmdown",
         "fraction": "pgolf.core.optim.schedules:FractionWarmdown",
     },
+    "Average": {
+        "none": "pgolf.core.train.average:LastWeights",
+        "ema": "pgolf.core.train.average:Ema",
+        "swa": "pgolf.core.train.average:Swa",
+    },
     "Loader": {"sequential": "pgolf.core.train.loaders:SequentialLoader"},
     "Quantizer": {
         "row_quantile": "pgolf.core.quant.row_quantile:RowQuantile",

@@ -11,9 +11,11 @@ from typing import Any
 from pgolf.bundle.fold import Fold, fixed_values
 from pgolf.bundle.graph import Core, Definition, parse_core, reach, used_names
 from pgolf.config.run import RunConfig
+from pgolf.core import errors
 from pgolf.core.errors import PgolfError
 from pgolf.core.model.config import attention_names
 
+ERRORS = {name for name, cls in vars(errors).items() if isinstance(cls, type) and issubclass(cls, PgolfError)}
 MAIN = 'if __name__ == "__main__":\n    sys.exit(run_submission(RECIPE, Path(__file__), sys.argv[1:]))\n'
 
 
@@ -191,6 +193,17 @@ def needed(core: Core, tree: ast.AST, configured: frozenset[str]) -> list[Defini
         slim = smaller
 
 
+class WithoutAdvice(ast.NodeTransformer):
+    """Errors of the lone script say what is wrong and where; how to mend it is told in terms of pgolf's commands."""
+
+    def visit_Call(self, node: ast.Call) -> ast.Call:
+        """Drop an error's third argument."""
+        self.generic_visit(node)
+        if isinstance(node.func, ast.Name) and node.func.id in ERRORS:
+            node.args = node.args[:2]
+        return node
+
+
 def emit(config: RunConfig, info: str) -> tuple[str, tuple[Definition, ...]]:
     """Readable source of the script, and the definitions in it."""
     recipe = recipe_source(config, info)
@@ -204,7 +217,8 @@ def emit(config: RunConfig, info: str) -> tuple[str, tuple[Definition, ...]]:
     used = frozenset().union(named, *(definition.needs for definition in chosen))
     imports = [node for name, node in core.externals.items() if name in used and name not in core.definitions]
     body = [*imports, *(definition.node for definition in chosen), *tree.body]
-    return ast.unparse(ast.fix_missing_locations(ast.Module(body, []))) + "\n", tuple(chosen)
+    module = WithoutAdvice().visit(copy.deepcopy(ast.Module(body, [])))
+    return ast.unparse(ast.fix_missing_locations(module)) + "\n", tuple(chosen)
 
 
 def minify(source: str) -> str:

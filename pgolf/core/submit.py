@@ -54,6 +54,8 @@ def log_event(world: World, event: dict[str, Any], iterations: int) -> None:
         say(world, f"{head} val_loss:{event['val_loss']:.4f} val_bpb:{event['val_bpb']:.4f} train_time:{ms:.0f}ms")
     elif event["event"] == "stop":
         say(world, f"stopped: {event['reason']} train_time:{ms:.0f}ms step:{event['step']}/{iterations}")
+    elif event["event"] == "average":
+        say(world, f"averaged val_loss:{event['val_loss']:.8f} val_bpb:{event['val_bpb']:.8f}")
     elif event["event"] == "loop":
         say(world, f"{head} layer loop on train_time:{ms:.0f}ms")
     elif event["shown"]:

@@ -59,6 +59,9 @@ class TrainLog:
             self.text(f"{head} train_loss:{event['loss']:.4f} {times} tok/s:{event['tokens_per_s']:.0f}")
         elif event["event"] == "val":
             self.text(f"{head} val_loss:{event['val_loss']:.4f} val_bpb:{event['val_bpb']:.4f} {times}")
+        elif event["event"] == "average":
+            self.text(f"ema:applying average weights of {event['taken']} steps")
+            self.text(f"pre-quantization averaged val_loss:{event['val_loss']:.8f} val_bpb:{event['val_bpb']:.8f}")
         elif event["event"] == "loop":
             self.text(f"{head} layer loop on {times}")
         elif event["event"] == "stop":

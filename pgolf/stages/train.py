@@ -20,7 +20,8 @@ from pgolf.core.model.config import param_specs
 from pgolf.core.model.fused import choose_kernels
 from pgolf.core.optim.optimizers import Optimizers
 from pgolf.core.tensorfile import load_tensors, save_tensors
-from pgolf.core.train.loop import TrainState, Watch, fit, start_state, validator
+from pgolf.core.train.average import LastWeights
+from pgolf.core.train.loop import TrainState, Watch, copy_weights, fit, start_state, validator
 from pgolf.dataset import Dataset
 from pgolf.report.console import Console, ProgressLine, bar, clock
 from pgolf.report.touched import touched
@@ -113,6 +114,7 @@ class Checkpoints:
         """Write a pair, the weights last because they make it count, then drop old pairs."""
         weights, resume = self.paths(state.step)
         tensors = state.optimizers.state() | {"rng.torch": torch.get_rng_state()}
+        tensors |= {f"average.{name}": tensor for name, tensor in state.averages.items()}
         elapsed = state.clock.elapsed_s
         facts = {
             "schema": RESUME_SCHEMA,
@@ -120,6 +122,7 @@ class Checkpoints:
             "position": state.stream.position,
             "elapsed_s": elapsed,
             "looped": state.looped,
+            "averaged": state.taken,
             "key": self.key,
         }
         save_tensors(resume, tensors, facts)
@@ -158,7 +161,8 @@ class Checkpoints:
             torch.set_rng_state(tensors["rng.torch"])
             state.step, state.stream.position = int(facts["step"]), int(facts["position"])
             state.clock.spent_s = float(facts["elapsed_s"])
-            state.looped = bool(facts.get("looped", False))
+            state.looped, state.taken = bool(facts.get("looped", False)), int(facts.get("averaged", 0))
+            copy_weights(state.averages, {name: tensors[f"average.{name}"] for name in state.averages})
             return state.step
         if problems:
             raise InputError("no checkpoint of this run can be read", str(self.folder), START_OVER)
@@ -192,7 +196,9 @@ def check_data(dataset: Dataset, config: RunConfig) -> list[np.ndarray]:
 
 def check_disk(out: Path, config: RunConfig) -> None:
     """StorageError when the checkpoints of this run would not fit on the disk."""
-    one = sum(spec.numel for spec in param_specs(config.model)) * 4 * 3
+    one = (
+        sum(spec.numel for spec in param_specs(config.model)) * 4 * (3 if config.train.average == LastWeights() else 4)
+    )
     needed = one * (config.train.keep_checkpoints + 1) + (1 << 20)
     if (free := free_bytes(out)) < needed:
         raise StorageError(
@@ -204,7 +210,7 @@ def progress_text(event: dict[str, Any], config: RunConfig, last_bpb: float) -> 
     """The live line: step, share of the budget, ETA, speed, loss, last BPB."""
     options, elapsed = config.train, event["elapsed_s"]
     by_steps = event["step"] / options.iterations
-    share = max(by_steps, elapsed / options.max_wallclock_seconds) if options.max_wallclock_seconds else by_steps
+    share = max(by_steps, elapsed / options.budget_s) if options.budget_s else by_steps
     left = elapsed / max(share, 1e-9) - elapsed
     bpb = f" · BPB {last_bpb:.4f}" if last_bpb else ""
     place = f"train {bar(share)} {share:4.0%} step {event['step']}/{options.iterations} · ETA {clock(left)}"
@@ -318,6 +324,7 @@ def run_training(
     figures |= {
         "train_seconds": round(state.clock.elapsed_s, 3),
         "stopped_by": event["reason"],
+        "averaged_steps": state.taken,
         "compiled": compiled,
         "attention": attention,
         "kernels": kernels,

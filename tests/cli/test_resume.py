@@ -17,7 +17,8 @@ from harness import command, flip, run_here, stray_files, tensor_hash
 STEPS = 60
 SHORT = [
     "--preset", "tiny", "--set", f"train.iterations={STEPS}", "--set", "train.checkpoint_every=3",
-    "--set", "train.val_every=20", "--set", "train.val_max_tokens=256", "--set", "train.log_every=1",
+    "--set", "train.average=ema", "--set", "train.average.decay=0.9", "--set", "train.val_every=20",
+    "--set", "train.val_max_tokens=256", "--set", "train.log_every=1",
 ]  # fmt: skip
 ENDLESS = [
     *("--preset", "tiny", "--set", "train.iterations=1000000", "--set", "train.checkpoint_every=3"),

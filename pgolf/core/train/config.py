@@ -5,7 +5,21 @@ from typing import Any, Protocol
 
 from pgolf.core.errors import ConfigError
 from pgolf.core.evals.plain import PlainEval
+from pgolf.core.train.average import LastWeights
 from pgolf.core.train.loaders import SequentialLoader
+
+
+class Average(Protocol):
+    """Averages weights over the steps of a run; see `Ema`."""
+
+    def start(self, model: Any) -> Any:
+        """What is kept beside the model, by name."""
+
+    def due(self, step: int, lr_scale: float) -> bool:
+        """Whether the weights after `step` count."""
+
+    def share(self, taken: int) -> float:
+        """Share of new weights in an average of which `taken` are part already."""
 
 
 class Loader(Protocol):
@@ -25,6 +39,8 @@ class TrainConfig:
     """Optimizer steps at most."""
     max_wallclock_seconds: float = 600.0
     """Training budget in seconds, validation excluded; 0 means no budget."""
+    reserve_seconds: float = 0.0
+    """Part of the budget kept for what follows training, as calibration (upstream: gptq_reserve_seconds)."""
     seq_len: int = 1024
     """Tokens per training sequence (upstream: train_seq_len)."""
     batch_tokens: int = 524288
@@ -57,6 +73,8 @@ class TrainConfig:
     """Activations, and the embedding table, in float32 or bfloat16; auto is bfloat16 on a GPU, float32 on a CPU."""
     needs_gpu: bool = False
     """Refuse to train on a CPU unless --device cpu is given."""
+    average: Average = LastWeights()
+    """What is exported: the last weights or an average."""
     loader: Loader = SequentialLoader()
     """Order of the training tokens."""
 
@@ -74,6 +92,7 @@ class TrainConfig:
                 raise ConfigError(f"{key} must be at least 1, not {getattr(self, key)}", key)
         for key in (
             "max_wallclock_seconds",
+            "reserve_seconds",
             "warmup_steps",
             "val_every",
             "val_max_tokens",
@@ -82,6 +101,8 @@ class TrainConfig:
         ):
             if getattr(self, key) < 0:
                 raise ConfigError(f"{key} must not be negative, not {getattr(self, key)}", key)
+        if 0 < self.max_wallclock_seconds <= self.reserve_seconds:
+            raise ConfigError(f"a reserve of {self.reserve_seconds} s leaves no time to train", "reserve_seconds")
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed must lie between 0 and 2^63 - 1, not {self.seed}", "seed")
         if self.micro_batch_tokens % self.seq_len:
@@ -93,6 +114,11 @@ class TrainConfig:
                 f"{self.batch_tokens} is not a multiple of micro_batch_tokens {self.micro_batch_tokens}",
                 "batch_tokens",
             )
+
+    @property
+    def budget_s(self) -> float:
+        """Seconds of training; 0 is no limit."""
+        return max(self.max_wallclock_seconds - self.reserve_seconds, 0.0)
 
     def validation(self) -> PlainEval:
         """How validation during training scores: plain windows of the training length."""

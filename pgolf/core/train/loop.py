@@ -3,7 +3,7 @@
 import math
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,10 @@ class TrainState:
     step: int = 0
     looped: bool = False
     """Whether the loop has ever been switched on."""
+    averages: dict[str, Tensor] = field(default_factory=dict)
+    """What is averaged so far, by parameter."""
+    taken: int = 0
+    """Steps that count in it."""
 
 
 @dataclass
@@ -65,7 +69,8 @@ def start_state(
     network = NETWORKS[train.kernels](model, seed).settle(world.device, train.precision, train.attention)
     if network.compute_dtype == torch.bfloat16:
         halve_embeddings(network)
-    return TrainState(network, Optimizers(network, optim, world), TokenStream(shards), Clock())
+    averages = train.average.start(network)
+    return TrainState(network, Optimizers(network, optim, world), TokenStream(shards), Clock(), averages=averages)
 
 
 def to_tensors(batch: tuple[np.ndarray, np.ndarray], world: World) -> list[Tensor]:
@@ -88,6 +93,13 @@ def train_step(
     world.mean_([weight.grad for weight in state.model.parameters() if weight.grad is not None])
     state.optimizers.step(state.step, lr_scale)
     return total
+
+
+@torch.no_grad()
+def copy_weights(weights: dict[str, Any], values: dict[str, Tensor]) -> None:
+    """Give parameters new values, each in its own dtype."""
+    for name, value in values.items():
+        weights[name].copy_(value)
 
 
 def validator(model: GPT, config: TrainConfig, tokens: np.ndarray, charges: np.ndarray) -> Callable[[], dict[str, Any]]:
@@ -127,7 +139,8 @@ def fit(
         forward = torch.compile(state.model, dynamic=False, fullgraph=True)
     if config.warmup_steps and state.step == 0 and compiled:
         warm_up(forward, state, config, optim, world)
-    clock, budget_s = state.clock, config.max_wallclock_seconds
+    clock, budget_s = state.clock, config.budget_s
+    weights = dict(state.model.named_parameters())
     first_step, first_s, event = state.step, clock.elapsed_s, dict[str, Any]()
     state.model.looping = False
     clock.start()
@@ -147,6 +160,9 @@ def fit(
             event = {"event": "val", "step": state.step, "elapsed_s": clock.elapsed_s}
             if not stopping:
                 watch.log(event := event | watch.validate())
+            if last and not stopping and state.taken:
+                copy_weights(weights, state.averages)
+                watch.log(event := event | {"event": "average", "taken": state.taken} | watch.validate())
             if last or stopping:
                 reason = (
                     "iterations" if state.step >= config.iterations else "wallclock_cap" if out_of_time else "signal"
@@ -157,6 +173,12 @@ def fit(
         scale = optim.warmdown.scale(now)
         loss = train_step(forward, state, config, scale, world)
         state.step += 1
+        if config.average.due(state.step, scale):
+            averages, new = (list(tensors) for tensors in (state.averages.values(), weights.values()))
+            torch._foreach_lerp_(
+                averages, [weight.detach().float() for weight in new], config.average.share(state.taken)
+            )
+            state.taken += 1
         talk = state.step <= 10 or (config.log_every and state.step % config.log_every == 0)
         if talk or world.device.type == "cpu":
             value = float(world.sum_(loss)) / world.size
