@@ -3,28 +3,35 @@
 Where no piece reaches over a blank, the ids of a text are those of its words in a row (`splits_at_blanks`). For BPE
 that holds to the letter, because merges only ever happen inside a piece-to-be; so each distinct word goes through the
 tokenizer once and is looked up ever after. Other tokenizers, and texts with a literal U+2581, go through whole.
+
+A long document goes through in parts, cut where it changes nothing: at a blank, or at a joint, a place that no piece,
+no normalisation rule and no word of the transform reaches over. BPE only ever merges two neighbours into a piece, so
+what lies left and right of a joint never meets.
 """
 
 import re
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from pgolf.core.bpb import load_tokenizer
 from pgolf.core.errors import InputError
-from pgolf.corpus.sp_model import BLANKS, BPE, SPACE, model_facts, splits_at_blanks
+from pgolf.corpus.sp_model import BLANKS, BPE, SPACE, UNIGRAM, Rules, model_facts, splits_at_blanks
 from pgolf.corpus.transforms import TextTransform
 
-PART_CHARS = 1 << 20
-"""A longer document is worked on in parts of about this size, cut at blanks, so that memory stays bounded."""
+PART_CHARS = 1 << 17
+"""A longer document is worked on in parts of about this size, so that memory stays bounded."""
 LONG_WORD_CHARS = 1 << 16
-"""A run without blanks beyond this is cut: the same text and the same bytes, perhaps another token."""
-SEAM = re.compile("(?<=[0-9\u4e00-\u9fff])(?=[0-9A-Za-z\u4e00-\u9fff])")
-"""Where such a cut changes neither what the normaliser nor what a transform does on its two sides."""
-CACHED_WORDS, CACHED_WORD_CHARS = 1 << 18, 64
+"""How far back from the end of a part a place to cut is looked for."""
+RUN_CHARS, CHARGED_RUN_CHARS = 1 << 20, 1 << 18
+"""The most that may go through whole for want of a place to cut; less where offsets are needed, because
+`encode_as_offset_mapping` takes some 300 bytes of memory per token, and a character may be four byte pieces."""
+CACHED_WORDS, CACHED_WORD_CHARS, CACHED_JOINTS = 1 << 18, 64, 1 << 14
 ODD_ASCII = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 ANCHOR = "x "
 """Encoded before a part and taken off again, so that the normaliser keeps the space before the part."""
@@ -57,16 +64,26 @@ class Words(dict[str, bytes]):
 
 @dataclass
 class Encoded:
-    """One document without BOS. Bytes are of the original text; `charges` stays empty where a byte table will do."""
+    """One document without BOS. Bytes are of the original text; `charges` stays empty where a byte table will do.
+    Whoever takes ids and charges out before the end leaves `begun` alone.
+    """
 
     ids: list[bytes] = field(default_factory=list)
     charges: list[bytes] = field(default_factory=list)
+    begun: bool = False
+    """Whether there has been a token."""
     raw_bytes: int = 0
     normalised_bytes: int = 0
     stripped_bytes: int = 0
     """What the normaliser drops at the two ends."""
     pending_bytes: int = 0
     """Blanks since the last token, which the next one is charged."""
+
+    def add(self, ids: bytes, charges: bytes = b"") -> None:
+        """Append packed ids with their charges."""
+        self.begun = True
+        self.ids.append(ids)
+        self.charges.append(charges)
 
 
 @dataclass
@@ -85,15 +102,17 @@ class Encoder:
     def __init__(self, model: bytes, transform: TextTransform, where: str = "tokenizer") -> None:
         self.tokenizer: Any = load_tokenizer(model, where)
         self.facts = model_facts(model, where)
+        self.pieces = [self.tokenizer.id_to_piece(index) for index in range(self.tokenizer.vocab_size())]
         self.transform = transform
         self.charging = bool(transform.operators)
         self.dropped = dict.fromkeys(map(ord, transform.operators))
-        self.cuts = splits_at_blanks(self.tokenizer, self.facts)
+        self.cuts = splits_at_blanks(self.tokenizer, self.facts, self.pieces)
         self.by_word = self.cuts and self.facts.model_type == BPE and self.facts.byte_fallback
         self.anchor_ids = len(self.tokenizer.encode(ANCHOR))
         self.anchor_bytes = len(self.normal(ANCHOR))
         self.charges = Words(lambda word: self.encode_word(word)[::-1])
         self.words = Words(self.encode_word, self.charges)
+        self.is_joint = lru_cache(CACHED_JOINTS)(self.find_joint)
 
     def normal(self, text: str) -> bytes:
         """A text as the tokenizer's normaliser leaves it, spaces as spaces, in UTF-8."""
@@ -102,38 +121,99 @@ class Encoder:
     def encode(self, text: str) -> Encoded:
         """A document; without ids if the normaliser leaves nothing of it.
 
-        InputError if the tokenizer or the transform loses text.
+        InputError if the tokenizer or the transform loses text, or there is no place to cut a long one.
         """
         state = Encoded()
-        for part, after_blank in self.parts(text):
-            anchored = after_blank and bool(state.ids)
+        for _ in self.encode_pieces([text], state):
+            pass
+        return state
+
+    def encode_pieces(self, pieces: Iterable[str], state: Encoded) -> Iterator[None]:
+        """`encode` of a document that comes in pieces; stops after each of its parts, so that ids and charges can be
+        taken out of `state`.
+        """
+        for part, after_blank in self.parts(pieces):
+            anchored = after_blank and state.begun
             state.raw_bytes += len(part.encode()) + after_blank
             state.pending_bytes += after_blank
             words = self.split(part) if self.by_word else []
             state.normalised_bytes += self.normalised_bytes(part, words, anchored)
             try:
-                if not self.by_word or (state.ids and not after_blank):
+                if not self.by_word or (state.begun and not after_blank):
                     raise IrregularWord
                 self.add_words(words, state)
             except IrregularWord:
                 self.add_part(part, state, anchored)
+            yield
         state.stripped_bytes += state.pending_bytes
-        return state
 
-    def parts(self, text: str) -> Iterator[tuple[str, bool]]:
-        """Pieces of a long text, each with whether a blank lies before it (and belongs to no piece)."""
-        start, after_blank = 0, False
-        while self.cuts and len(text) - start > PART_CHARS:
-            end = start + PART_CHARS
-            cut = max(text.rfind(blank, end - LONG_WORD_CHARS, end) for blank in BLANKS)
-            if cut < 0:
-                seams = [seam.start() for seam in SEAM.finditer(text, end - LONG_WORD_CHARS, end)]
-                if self.facts.dummy_prefix or (self.charging and not seams):
-                    break
-                end = seams[-1] if seams else end
-            yield text[start : cut if cut >= 0 else end], after_blank
-            start, after_blank = (cut + 1, True) if cut >= 0 else (end, False)
-        yield text[start:], after_blank
+    # Cutting
+
+    def parts(self, pieces: Iterable[str]) -> Iterator[tuple[str, bool]]:
+        """Parts of a long text, each with whether a blank lies before it (and belongs to no part). They do not depend
+        on how the text is cut into pieces.
+        """
+        rest, after_blank = "", False
+        for piece in pieces:
+            rest, start = rest + piece, 0
+            while found := self.place_to_cut(rest, start):
+                end, at_blank = found
+                yield rest[start:end], after_blank
+                start, after_blank = end + at_blank, at_blank
+            rest = rest[start:]
+        yield rest, after_blank
+
+    def place_to_cut(self, text: str, start: int) -> tuple[int, bool] | None:
+        """Where a part that begins at `start` ends, and whether at a blank; None if the text is not long enough.
+        InputError if there is no such place for too long.
+        """
+        longest = CHARGED_RUN_CHARS if self.charging else RUN_CHARS
+        for end in range(start + PART_CHARS, min(len(text), start + longest + 1), LONG_WORD_CHARS):
+            first = max(end - LONG_WORD_CHARS, start + 1)
+            blank = max(text.rfind(blank, first, end) for blank in BLANKS) if self.cuts else -1
+            if blank >= 0:
+                return blank, True
+            joint = next(
+                (place for place in range(end - 2, first, -1) if self.is_joint(text[place - 2 : place + 2])), 0
+            )
+            if joint:
+                return joint, False
+        if len(text) - start > longest:
+            where = f"{text[start : start + 20]!r} and on"
+            raise InputError(f"a run of {longest:,} characters has no place to cut it", where, "put blanks into it")
+        return None
+
+    @cached_property
+    def inside(self) -> set[str]:
+        """Two neighbouring characters of every piece."""
+        return {piece[at : at + 2] for piece in self.pieces for at in range(len(piece) - 1)}
+
+    @cached_property
+    def in_rules(self) -> np.ndarray:
+        """Which bytes are neighbours in a normalisation rule, (256, 256) bool."""
+        return Rules(self.facts.charsmap).neighbours()
+
+    @cached_property
+    def has_joints(self) -> bool:
+        """Whether this kind of tokenizer works on what lies between joints without a look beyond."""
+        return not self.facts.dummy_prefix and self.facts.plain_spaces and self.facts.model_type in (UNIGRAM, BPE)
+
+    def find_joint(self, four: str) -> bool:
+        """Whether nothing reaches over the middle of four characters: no normalisation rule, for which the outer two
+        count because they may change the inner ones, nor the transform, nor a piece. What CaseOps makes of a word
+        depends on its first letter and on whether all are capitals: it does not reach over two that it leaves alone.
+        """
+        left, right = four[1], four[2]
+        if not self.has_joints or self.transform.encode(left + right) != left + right:
+            return False
+        encoded = [char.encode() for char in four]
+        if any(self.in_rules[before[-1], after[0]] for before, after in pairwise(encoded)):
+            return False
+        ends, begins = self.tokenizer.normalize(left), self.tokenizer.normalize(right)
+        if not ends or not begins or SPACE in ends + begins:
+            return False
+        # A reserved symbol stays as it is, so the raw characters count, too.
+        return not any(a + b in self.inside for a in (left, ends[-1]) for b in (right, begins[0]))
 
     @staticmethod
     def split(part: str) -> list[str]:
@@ -178,7 +258,7 @@ class Encoder:
     def add_words(self, words: list[str], state: Encoded) -> None:
         """Add the words of a part. IrregularWord, with nothing added, if one of them has to go through whole."""
         empty, head = 0, None
-        if not state.ids:
+        if not state.begun:
             empty = next((index for index, word in enumerate(words) if word), len(words))
             if empty == len(words):
                 state.pending_bytes += empty - 1
@@ -189,11 +269,8 @@ class Encoder:
         if head:
             state.stripped_bytes += state.pending_bytes + empty + head.before
             state.pending_bytes = 1 if words else 0
-            state.ids.append(packed(head.ids))
-            state.charges.append(packed(head.charges))
-        state.ids.append(b"".join(ids))
-        if self.charging and words:
-            self.add_charges(words, ids, state)
+            state.add(packed(head.ids), packed(head.charges))
+        state.add(b"".join(ids), self.charges_of(words, ids, state) if self.charging and words else b"")
 
     def first_word(self, word: str) -> Slices:
         """The first word of a document, with no space before it. IrregularWord if it leaves nothing, or not all."""
@@ -204,8 +281,8 @@ class Encoder:
             raise IrregularWord
         return slices
 
-    def add_charges(self, words: list[str], ids: list[bytes], state: Encoded) -> None:
-        """Charge words that follow `pending_bytes` blanks, the space before each among them, and settle what is left
+    def charges_of(self, words: list[str], ids: list[bytes], state: Encoded) -> bytes:
+        """Charges of words that follow `pending_bytes` blanks, the space before each among them; settles what is left
         of these: every further blank goes to the first token after it, as SentencePiece's slices have it.
         """
         charges = np.frombuffer(b"".join(map(self.charges.__getitem__, words)), "<u2").astype(np.int64)
@@ -217,7 +294,7 @@ class Encoder:
             state.pending_bytes = len(words) - 1 - int(filled[-1])
         else:
             state.pending_bytes += len(words) - 1
-        state.charges.append(packed_charges(charges))
+        return packed_charges(charges)
 
     # A part at once
 
@@ -226,19 +303,18 @@ class Encoder:
         if not self.charging:
             anchor, skip = (ANCHOR, self.anchor_ids) if anchored else ("", 0)
             if ids := self.tokenizer.encode(anchor + part)[skip:]:
-                state.ids.append(packed(ids))
+                state.add(packed(ids))
             return
         slices = self.slices(part, anchored)
         if not slices.ids:
             state.pending_bytes += len(part.encode())
             return
-        if state.ids:
+        if state.begun:
             slices.charges[0] += state.pending_bytes - anchored + slices.before
         else:
             state.stripped_bytes += state.pending_bytes + slices.before
         state.pending_bytes = slices.after
-        state.ids.append(packed(slices.ids))
-        state.charges.append(packed_charges(np.array(slices.charges)))
+        state.add(packed(slices.ids), packed_charges(np.array(slices.charges)))
 
     def coded(self, text: str) -> str:
         """A text after the transform. InputError unless it can be had back."""

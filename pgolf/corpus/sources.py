@@ -174,15 +174,26 @@ def text_of(record: Record, text_field: str) -> str:
         found: Any = json.loads(utf8(record.content, record.where))
     except (ValueError, RecursionError) as error:
         raise InputError(f"not valid JSON: {error}", record.where) from None
+    value = text_in(found, text_field, record.where)
+    utf8_bytes(value, 0, record.where)
+    return value
+
+
+def text_in(found: Any, text_field: str, where: str) -> str:
+    """The text of a line's JSON. InputError if it is not an object with that text."""
     value = found.get(text_field) if isinstance(found, dict) else None
     if not isinstance(value, str):
         fix = "name the field with tokenize.text_field"
-        raise InputError(f"the line is not an object with a string {text_field!r}", record.where, fix)
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f"the text has half a surrogate pair at character {error.start}", record.where) from None
+        raise InputError(f"the line is not an object with a string {text_field!r}", where, fix)
     return value
+
+
+def utf8_bytes(text: str, before: int, where: str) -> bytes:
+    """Encoded text, of which so many characters come before. InputError for half a surrogate pair."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"the text has half a surrogate pair at character {before + error.start}", where) from None
 
 
 def parquet_records(path: Path, text_field: str) -> Iterator[Record]:

@@ -1,6 +1,5 @@
 """What a SentencePiece model file says of itself, beyond what its library tells (sentencepiece_model.proto)."""
 
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +8,7 @@ import numpy as np
 
 from pgolf.core.errors import InputError
 
-BPE = 2
+UNIGRAM, BPE = 1, 2
 SPACE = "\u2581"
 BLANKS = " \t\n\r"
 LABEL_BITS = 0x800000FF
@@ -50,9 +49,13 @@ def fields(content: bytes) -> Iterator[tuple[tuple[int, int], Any]]:
         at += size
 
 
-def nested(content: bytes, number: int) -> dict[tuple[int, int], Any]:
-    """The fields of a nested message, which protobuf joins if it occurs twice; the last of equal ones counts."""
-    return dict(fields(b"".join(value for key, value in fields(content) if key == (number, BYTES))))
+def nested(content: bytes, *numbers: int) -> list[dict[tuple[int, int], Any]]:
+    """The fields of nested messages, which protobuf joins if one occurs twice; the last of equal ones counts."""
+    joined = {number: bytearray() for number in numbers}
+    for (number, kind), value in fields(content):
+        if kind == BYTES and number in joined:
+            joined[number] += value
+    return [dict(fields(bytes(message))) for message in joined.values()]
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class ModelFacts:
 def model_facts(content: bytes, where: str) -> ModelFacts:
     """Read a model file. InputError if it is not one."""
     try:
-        trainer, normalizer = nested(content, 2), nested(content, 3)
+        trainer, normalizer = nested(content, 2, 3)
     except (ValueError, IndexError, TypeError) as error:
         raise InputError(f"not a SentencePiece model: {error}", where, "give the .model file") from None
     return ModelFacts(
@@ -84,46 +87,58 @@ def model_facts(content: bytes, where: str) -> ModelFacts:
     )
 
 
-def rules_cross_blanks(charsmap: bytes) -> bool:
-    """Whether a normalisation rule reads a blank together with its neighbours.
-
-    The rules are the keys of a double-array trie of 32-bit units (Aoe 1989; the layout of Darts-clone): a unit's
-    children lie at its own position xor its offset xor the next byte, and carry that byte as their label.
+class Rules:
+    """The left sides of the normalisation rules: the keys of a double-array trie of 32-bit units (Aoe 1989; the layout
+    of Darts-clone). A unit's children lie at its own position xor its offset xor the next byte, and carry that byte as
+    their label.
     """
-    if len(charsmap) < 4:
-        return False
-    size = min(struct.unpack_from("<I", charsmap)[0], len(charsmap) - 4)
-    units = np.frombuffer(charsmap, "<u4", size // 4, offset=4)
-    if not len(units):
-        return False
-    offset = (units >> 10) << ((units & 512) >> 6)
-    base = np.arange(len(units), dtype=np.int64) ^ offset
 
-    def has_child(parents: np.ndarray, label: int) -> np.ndarray:
-        places = base[parents] ^ label
-        inside = places < len(units)
-        result: np.ndarray = inside & (units[np.where(inside, places, 0)] & LABEL_BITS == label)
+    def __init__(self, charsmap: bytes) -> None:
+        """`charsmap` as the model file has it: the trie's size, the trie, the right sides."""
+        size = min(int.from_bytes(charsmap[:4], "little"), max(len(charsmap) - 4, 0))
+        self.units = np.frombuffer(charsmap, "<u4", size // 4, offset=4) if size >= 4 else np.zeros(0, "<u4")
+        self.base = np.arange(len(self.units), dtype=np.int64) ^ ((self.units >> 10) << ((self.units & 512) >> 6))
+
+    def have_child(self, parents: np.ndarray, label: int) -> np.ndarray:
+        """Which of the units at positions `parents` have a child of that label, bool."""
+        places = self.base[parents] ^ label
+        inside = places < len(self.units)
+        result: np.ndarray = inside & (self.units[np.where(inside, places, 0)] & LABEL_BITS == label)
         return result
 
-    for blank in BLANKS.encode():
-        if has_child(np.arange(1, len(units)), blank).any():
-            return True
-        if has_child(np.zeros(1, np.int64), blank)[0]:
-            child = np.array([base[0] ^ blank])
-            if any(has_child(child, label)[0] for label in range(1, 256)):
+    def cross_blanks(self) -> bool:
+        """Whether a rule reads a blank together with its neighbours."""
+        if not len(self.units):
+            return False
+        root, others = np.zeros(1, np.int64), np.arange(1, len(self.units))
+        for blank in BLANKS.encode():
+            if self.have_child(others, blank).any():
                 return True
-    return False
+            if self.have_child(root, blank)[0]:
+                child = np.array([self.base[0] ^ blank])
+                if any(self.have_child(child, label)[0] for label in range(1, 256)):
+                    return True
+        return False
+
+    def neighbours(self) -> np.ndarray:
+        """Which bytes stand side by side in a rule, (256, 256) bool; true of some that do not, as unused units are not
+        told from used ones.
+        """
+        pairs = np.zeros((256, 256), bool)
+        others = np.arange(1, len(self.units))
+        for label in range(1, 256):
+            pairs[self.units[1:][self.have_child(others, label)] & 255, label] = True
+        return pairs
 
 
-def splits_at_blanks(tokenizer: Any, facts: ModelFacts) -> bool:
+def splits_at_blanks(tokenizer: Any, facts: ModelFacts, pieces: list[str]) -> bool:
     """Whether the pieces of a text are those of its parts between blanks: no piece and no normalisation rule reaches
-    over a blank, so that a part's pieces do not depend on its neighbours.
+    over a blank, so that a part's pieces do not depend on its neighbours. `pieces` is the vocabulary.
     """
-    pieces = (tokenizer.id_to_piece(index) for index in range(tokenizer.vocab_size()))
     seen = f"{SPACE if facts.dummy_prefix else ''}a{SPACE}b"
     return (
         facts.plain_spaces
         and all(tokenizer.normalize(f"a{blank}b") == seen for blank in BLANKS)
         and not any(SPACE in piece[1:] or any(blank in piece for blank in BLANKS) for piece in pieces)
-        and not rules_cross_blanks(facts.charsmap)
+        and not Rules(facts.charsmap).cross_blanks()
     )

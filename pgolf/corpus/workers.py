@@ -7,8 +7,8 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from queue import SimpleQueue
 from typing import Any, NamedTuple
@@ -18,14 +18,16 @@ import numpy as np
 from pgolf.core.bpb import byte_table
 from pgolf.core.errors import InputError, PgolfError, SetupError
 from pgolf.corpus.encoder import Encoded, Encoder
+from pgolf.corpus.long_text import LongText
 from pgolf.corpus.sources import Record, text_of
 from pgolf.corpus.transforms import get_transform
 
 BOS = 1
 BATCH_BYTES, BATCH_DOCUMENTS = 1 << 20, 1024
 FLIGHT_BYTES = 64 << 20
-"""Text under way to and in the workers; one longer document may exceed it."""
-LONG_SUM = 1 << 22
+"""Text under way to and in the workers."""
+LONG_BYTES = 4 << 20
+"""A document beyond this never travels and is never decoded as a whole: its tokens may take ten times as much."""
 
 
 class Job(NamedTuple):
@@ -43,13 +45,19 @@ class Batch(NamedTuple):
     records: list[Record]
     size: int
 
+    @property
+    def is_long(self) -> bool:
+        """Whether it is a single long document."""
+        return len(self.records) == 1 and self.size > LONG_BYTES
+
 
 @dataclass(frozen=True)
 class Tokens:
     """A tokenized batch, an entry per document: ids with BOS, 0 tokens for a document of which nothing is left.
 
     `charges` (bytes per token) are there for transformed text; `table_bytes` is what the byte table would charge.
-    `hashes` are the first 64 bits of the SHA-256 of the text, big-endian.
+    `hashes` are the first 64 bits of the SHA-256 of the text, big-endian. Of a long document, whose `Fragment`s come
+    before, there are no ids and charges here.
     """
 
     first: int
@@ -63,14 +71,29 @@ class Tokens:
     charged_bytes: np.ndarray
 
 
+@dataclass(frozen=True)
+class Fragment:
+    """Some of the ids of a long document, BOS first; its `Tokens` follow. `hashes` has one entry."""
+
+    first: int
+    ids: np.ndarray
+    charges: np.ndarray | None
+    hashes: np.ndarray
+
+
 def batches(records: Iterable[Record], first: int) -> Iterator[Batch | PgolfError]:
-    """Records in batches of about 1 MiB; `first` is the index of the first record. If reading fails, the error comes
-    last, behind the records before it.
+    """Records in batches of about 1 MiB, long ones alone; `first` is the index of the first record. If reading fails,
+    the error comes last, behind the records before it.
     """
     held: list[Record] = []
     size, failure = 0, None
     try:
         for record in records:
+            if held and len(record.content) > LONG_BYTES:
+                first, batch = first + len(held), Batch(first, held, size)
+                held, size = [], 0
+                yield batch
+                del batch
             held.append(record)
             size += len(record.content)
             del record  # it may be long
@@ -107,7 +130,7 @@ class Tokenizing:
         rows, hashes = [], []
         for index, record in enumerate(batch.records):
             digest, found = self.document(record)
-            batch.records[index] = record._replace(content=b"")  # a long document is not to be here twice
+            batch.records[index] = record._replace(content=b"")
             tokens = sum(map(len, found.ids)) // 2
             rows.append((tokens and tokens + 1, found.raw_bytes, found.normalised_bytes, found.stripped_bytes))
             hashes.append(digest[:8])
@@ -121,7 +144,8 @@ class Tokenizing:
         charged, expected = table, normalised
         if byte_charges is not None:
             charged, expected = per_document(byte_charges, counts), raw - stripped
-        self.check(batch, stream, charged, expected, counts)
+        self.check_known(batch, stream, counts)
+        self.check_bytes(batch, charged, expected, counts)
         return Tokens(
             first=batch.first,
             ids=stream,
@@ -138,15 +162,51 @@ class Tokenizing:
         """SHA-256 of a document's text, and its tokens."""
         text = text_of(record, self.job.text_field)
         digest = hashlib.sha256(text.encode()).digest()
-        try:
+        with placed(record):
             return digest, self.encoder.encode(text)
-        except InputError as error:
-            raise InputError(error.what, f"{record.where}: {error.where}", error.fix) from None
 
-    def check(
-        self, batch: Batch, stream: np.ndarray, charged: np.ndarray, expected: np.ndarray, counts: np.ndarray
-    ) -> None:
-        """InputError for a document with unknown characters, or whose charges are not the bytes of its text."""
+    def in_fragments(self, batch: Batch) -> Iterator[Fragment | Tokens]:
+        """A long document, which is never in memory but for its text as read. Raises what `__call__` does."""
+        record, charging, state = batch.records[0], self.encoder.charging, Encoded()
+        text = LongText(record, self.job.text_field)
+        hashes = np.frombuffer(text.digest()[:8], ">u8").astype("<u8")
+        tokens = table = charged = 0
+        last = np.array([BOS], np.uint16)
+        with placed(record):
+            for _ in self.encoder.encode_pieces(text.pieces(), state):
+                ids = np.frombuffer(b"".join(state.ids), "<u2")
+                charges = np.frombuffer(b"".join(state.charges), "<u2") if charging else None
+                state.ids.clear()
+                state.charges.clear()
+                if not len(ids):
+                    continue
+                self.check_known(batch, ids, np.array([len(ids)]))
+                table += int(self.table.charges(np.concatenate([last, ids])).sum(dtype=np.int64))
+                if charges is not None:
+                    charged += int(charges.sum(dtype=np.int64))
+                if not tokens:
+                    ids = np.concatenate([last, ids])
+                    charges = np.concatenate([np.zeros(1, np.uint16), charges]) if charges is not None else None
+                tokens, last = tokens + len(ids), ids[-1:]
+                yield Fragment(batch.first, ids, charges, hashes)
+        expected = state.raw_bytes - state.stripped_bytes if charging else state.normalised_bytes
+        nothing = np.zeros(0, np.uint16)
+        row = Tokens(
+            first=batch.first,
+            ids=nothing,
+            charges=nothing if charging else None,
+            tokens=np.array([tokens]),
+            hashes=hashes,
+            raw_bytes=np.array([state.raw_bytes]),
+            normalised_bytes=np.array([state.normalised_bytes]),
+            table_bytes=np.array([table]),
+            charged_bytes=np.array([charged if charging else table]),
+        )
+        self.check_bytes(batch, row.charged_bytes, np.array([expected]), row.tokens)
+        yield row
+
+    def check_known(self, batch: Batch, stream: np.ndarray, counts: np.ndarray) -> None:
+        """InputError for a document with unknown characters."""
         unknown = np.flatnonzero(per_document(stream == self.encoder.tokenizer.unk_id(), counts))
         if len(unknown):
             index = int(unknown[0])
@@ -155,6 +215,9 @@ class Tokenizing:
                 batch.records[index].where,
                 "use a tokenizer with byte fallback",
             )
+
+    def check_bytes(self, batch: Batch, charged: np.ndarray, expected: np.ndarray, counts: np.ndarray) -> None:
+        """InputError for a document whose charges are not the bytes of its text."""
         wrong = np.flatnonzero((charged != expected) & (counts > 0))
         if len(wrong):
             index = int(wrong[0])
@@ -167,21 +230,29 @@ class Tokenizing:
             )
 
 
+@contextmanager
+def placed(record: Record) -> Iterator[None]:
+    """Errors of the encoder name the record."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(error.what, f"{record.where}: {error.where}", error.fix) from None
+
+
 def per_document(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Sums of consecutive runs of `counts` values, (D,) int64."""
-    starts = np.cumsum(counts) - counts
-    if len(values) > LONG_SUM:  # reduceat would widen a copy of everything first
-        return np.array([values[start : start + count].sum(dtype=np.int64) for start, count in zip(starts, counts)])
     result, filled = np.zeros(len(counts), np.int64), counts > 0
     if filled.any():
+        starts = np.cumsum(counts) - counts
         result[filled] = np.add.reduceat(values, starts[filled], dtype=np.int64)
     return result
 
 
-def serve(connection: Any, job: Job) -> None:
-    """The body of a worker process: batches in, tokens or an error out, until the other side goes away."""
-    tokenizing = cache(lambda: Tokenizing(job))
+def serve(connection: Any) -> None:
+    """The body of a worker process: a job, then batches in, tokens or an error out, until the other side goes away."""
     with suppress(EOFError, OSError):
+        job = connection.recv()
+        tokenizing = cache(lambda: Tokenizing(job))
         while True:
             connection.send(answer(tokenizing, connection.recv()))
 
@@ -199,27 +270,38 @@ def answer(tokenizing: Callable[[], Tokenizing], batch: Batch) -> Tokens | Excep
 
 class Pool:
     """Worker processes, each behind a pipe. They end when this process does, however that happens; the Ctrl-C of a
-    terminal, which all of them get, is this process's business alone.
+    terminal, which all of them get, is this process's business alone. They take a while to get ready, so they are best
+    started before there is a job for them.
     """
 
-    def __init__(self, job: Job, size: int) -> None:
+    def __init__(self, size: int) -> None:
         self.free: SimpleQueue[tuple[Any, Any]] = SimpleQueue()
         self.workers: list[tuple[Any, Any]] = []
         self.threads = ThreadPoolExecutor(size)
         try:
             for _ in range(size):
-                self.workers.append(start_worker(job))
-                self.free.put(self.workers[-1])
+                self.workers.append(start_worker())
         except BaseException:
             self.close()
             raise
+
+    def begin(self, job: Job) -> None:
+        """Tell every worker what to do, once, before the first batch."""
+        for worker in self.workers:
+            self.threads.submit(self.tell, worker, job)
+
+    def tell(self, worker: tuple[Any, Any], job: Job) -> None:
+        """A worker's job; waits until the worker is there."""
+        with suppress(OSError):  # it is dead, as the first batch will show
+            worker[1].send(job)
+        self.free.put(worker)
 
     def call(self, batch: Batch) -> Tokens | Exception:
         """One batch through whichever worker is free."""
         process, connection = self.free.get()
         try:
             connection.send(batch)
-            batch.records.clear()  # a long document is not to be here, too
+            batch.records.clear()
             result: Tokens | Exception = connection.recv()
         except (EOFError, OSError):
             process.join(5)
@@ -244,14 +326,16 @@ class Pool:
             connection.close()
 
 
-def start_worker(job: Job) -> tuple[Any, Any]:
-    """A process and this end of its pipe. It is born with SIGINT blocked, so that it need not run to be deaf to it."""
+def start_worker() -> tuple[Any, Any]:
+    """A process and this end of its pipe, which takes a `Job` first. It is born with SIGINT blocked, so that it need
+    not run to be deaf to it.
+    """
     from multiprocessing import get_context, resource_tracker
 
     context = get_context("spawn")
     resource_tracker.ensure_running()  # the first process would start it, and that unblocks signals
     ours, theirs = context.Pipe()
-    process = context.Process(target=serve, args=(theirs, job), daemon=True)
+    process = context.Process(target=serve, args=(theirs,), daemon=True)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         process.start()
@@ -261,34 +345,59 @@ def start_worker(job: Job) -> tuple[Any, Any]:
     return process, ours
 
 
-def tokenized(work: Iterable[Batch | PgolfError], job: Job, workers: int) -> Iterator[Tokens]:
-    """Every batch tokenized, in order, by that many processes; one works right here. An error comes after all that
-    lies before it, whatever the number of processes.
+def tokenized(
+    work: Iterable[Batch | PgolfError], job: Job, workers: int, pool: Pool | None = None
+) -> Iterator[Tokens | Fragment]:
+    """Every batch tokenized, in order, by that many processes, which may wait in `pool` already; one works right here,
+    as all do on long documents. An error comes after all that lies before it, whatever the number of processes.
     """
+    here = cache(lambda: Tokenizing(job))
     if workers == 1:
-        tokenizing = Tokenizing(job)
         for batch in work:
-            yield tokens_of(batch if isinstance(batch, PgolfError) else tokenizing(batch))
+            if isinstance(batch, Batch) and batch.is_long:
+                yield from here().in_fragments(batch)
+            else:
+                yield tokens_of(batch if isinstance(batch, PgolfError) else here()(batch))
             del batch  # it may be long, and the next one too
         return
-    pool, flight, size = Pool(job, workers), deque[tuple[int, Future[Tokens | Exception]]](), 0
+    pool, flight, size = pool or Pool(workers), deque[tuple[int, Future[Tokens | Exception]]](), 0
+    failure: PgolfError | None = None
     try:
+        pool.begin(job)
         for batch in work:
             if isinstance(batch, PgolfError):
-                failed: Future[Tokens | Exception] = Future()
-                failed.set_result(batch)
-                flight.append((0, failed))
+                failure = batch
                 break
-            while flight and (size + batch.size > FLIGHT_BYTES or len(flight) >= 4 * workers):
+            while flight and (batch.is_long or size + batch.size > FLIGHT_BYTES or len(flight) >= 4 * workers):
                 size -= flight[0][0]
                 yield tokens_of(flight.popleft()[1].result())
-            flight.append((batch.size, pool.submit(batch)))
-            size += batch.size
+            if batch.is_long:
+                yield from here().in_fragments(batch)
+            else:
+                flight.append((batch.size, pool.submit(batch)))
+                size += batch.size
             del batch
         while flight:
             yield tokens_of(flight.popleft()[1].result())
+        if failure is not None:
+            raise failure
     finally:
         pool.close()
+
+
+def whole(found: Iterable[Tokens | Fragment]) -> Iterator[Tokens]:
+    """Tokenized batches with the ids of long documents put together."""
+    held: list[Fragment] = []
+    for tokens in found:
+        if isinstance(tokens, Fragment):
+            held.append(tokens)
+            continue
+        if held:
+            ids = np.concatenate([fragment.ids for fragment in held])
+            charges = [fragment.charges for fragment in held if fragment.charges is not None]
+            tokens = replace(tokens, ids=ids, charges=np.concatenate(charges) if charges else None)
+            held.clear()
+        yield tokens
 
 
 def tokens_of(result: Tokens | Exception) -> Tokens:

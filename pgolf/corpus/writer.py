@@ -127,6 +127,10 @@ class SplitWriter:
         self.documents.append(entries.data)
         for key, value in totals.items():
             self.totals[key] += value
+        return self.extend(ids, charges)
+
+    def extend(self, ids: np.ndarray, charges: np.ndarray | None) -> bool:
+        """Ids with their charges of documents whose entries come later; returns whether a shard became full."""
         full = self.streams[0].add(ids)
         if len(self.streams) > 1:
             full |= self.streams[1].add(charges)  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ import numpy as np
 
 from pgolf.core.errors import PgolfError
 from pgolf.corpus.sources import Reading, Record, records
-from pgolf.corpus.workers import Job, Tokens, batches, tokenized
+from pgolf.corpus.workers import Job, Tokens, batches, tokenized, whole
 from pgolf.report.console import Console
 from pgolf.report.data_opened import Findings, Opened, counted
 from pgolf.report.data_overlap import Documents, hash_ids
@@ -100,7 +100,7 @@ def compare_text(
     job = Job(opened.model, opened.transform.name, reading.text_field)
     try:
         with console.progress() as line:
-            for tokens in tokenized(batches(kept(), 0), job, 1):
+            for tokens in whole(tokenized(batches(kept(), 0), job, 1)):
                 line.show(f"audit: text, {tokens.first + len(tokens.tokens):,} documents")
                 match_batch(tokens, [record.where for record in held[: len(tokens.tokens)]], opened, report)
                 del held[: len(tokens.tokens)]

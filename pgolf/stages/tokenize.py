@@ -5,7 +5,7 @@ import math
 import re
 import time
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -22,7 +22,7 @@ from pgolf.core.files import make_dir, read_bytes, read_json, sha256_file, write
 from pgolf.corpus.sources import STDIN, Reading, Record, expand, python_documents, python_records, records, text_of
 from pgolf.corpus.tokenizer import MAX_IDS, MAX_TOKENIZER, read_tokenizer, train_tokenizer
 from pgolf.corpus.transforms import get_transform
-from pgolf.corpus.workers import BOS, Job, Tokens, available_cores, batches, tokenized
+from pgolf.corpus.workers import BOS, Fragment, Job, Pool, Tokens, available_cores, batches, tokenized
 from pgolf.corpus.writer import TOTALS, DatasetWriter, check_place, commit, unfinished_commit
 from pgolf.dataset import DATASET_SCHEMA, DOCUMENT, open_dataset
 from pgolf.report.console import Console
@@ -118,9 +118,12 @@ def in_validation(index: int, text: str, config: TokenizeConfig) -> bool:
     return bool(validation_mask(index, np.array([int.from_bytes(digest[:8], "big")], np.uint64), config)[0])
 
 
-def add_tokens(tokens: Tokens, writer: DatasetWriter, config: TokenizeConfig) -> bool:
-    """Put a batch where its documents belong; returns whether a shard became full."""
-    validation, kept, full = validation_mask(tokens.first, tokens.hashes, config), tokens.tokens > 0, False
+def add_tokens(tokens: Tokens | Fragment, writer: DatasetWriter, config: TokenizeConfig) -> bool:
+    """Put a batch, or a part of a document, where it belongs; returns whether a shard became full."""
+    validation = validation_mask(tokens.first, tokens.hashes, config)
+    if isinstance(tokens, Fragment):
+        return writer.splits["val" if validation[0] else "train"].extend(tokens.ids, tokens.charges)
+    kept, full = tokens.tokens > 0, False
     for name, mask in (("train", ~validation & kept), ("val", validation & kept)):
         if not mask.any():
             continue
@@ -130,7 +133,7 @@ def add_tokens(tokens: Tokens, writer: DatasetWriter, config: TokenizeConfig) ->
             tokens.raw_bytes[mask],
             tokens.tokens[mask],
         )
-        here = np.repeat(mask, tokens.tokens)
+        here = np.repeat(mask, tokens.tokens) if len(tokens.ids) else slice(0)
         counts = (1, *(getattr(tokens, key) for key in TOTALS[1:]))
         totals = {key: int(np.sum(mask * values)) for key, values in zip(TOTALS, counts)}
         charges = tokens.charges[here] if tokens.charges is not None else None
@@ -141,15 +144,21 @@ def add_tokens(tokens: Tokens, writer: DatasetWriter, config: TokenizeConfig) ->
 
 
 def encode_corpus(
-    corpus: Corpus, part: Part, job: Job, writer: DatasetWriter, config: TokenizeConfig, console: Console
+    corpus: Corpus,
+    part: Part,
+    job: Job,
+    workers: int,
+    pool: Pool | None,
+    writer: DatasetWriter,
+    config: TokenizeConfig,
+    console: Console,
 ) -> None:
     """Tokenize what the writer does not have yet. Interrupted, it leaves a note to go on from."""
-    workers = config.workers or (available_cores() if corpus.bytes_on_disk() >= PARALLEL_BYTES else 1)
     todo = islice(corpus.records(), writer.next_document, part.stop)
     started = noted = time.monotonic()
     with console.progress() as line:
         try:
-            for tokens in tokenized(batches(todo, writer.next_document), job, workers):
+            for tokens in tokenized(batches(todo, writer.next_document), job, workers, pool):
                 full = add_tokens(tokens, writer, config)
                 now = time.monotonic()
                 if not corpus.once and (full or now - noted > NOTE_EVERY_S):
@@ -291,9 +300,14 @@ def make_dataset(
     start, part = time.monotonic(), read_part(shard, corpus)
     sidecars = bool(get_transform(options.transform).operators)
     make_dir(out)
-    content = read_tokenizer(tokenizer) if tokenizer else b""
-    writer = DatasetWriter(out, identity["key"], options.shard_tokens, sidecars, part.start, resume=not fresh_start)
-    with closing(writer):
+    workers = options.workers or (available_cores() if corpus.bytes_on_disk() >= PARALLEL_BYTES else 1)
+    with ExitStack() as stack:
+        pool = None
+        if tokenizer and workers > 1:  # they get ready while the tokenizer is tried out
+            pool = stack.enter_context(closing(Pool(workers)))
+        content = read_tokenizer(tokenizer) if tokenizer else b""
+        writer = DatasetWriter(out, identity["key"], options.shard_tokens, sidecars, part.start, resume=not fresh_start)
+        stack.enter_context(closing(writer))
         if writer.resumed:
             console.line(f"tokenize: going on at document {writer.next_document:,}")
         content = content or trained_tokenizer(corpus, vocab_size, options, writer, console)
@@ -302,7 +316,7 @@ def make_dataset(
         if not corpus.once:
             writer.note()
         job = Job(content, options.transform, options.text_field)
-        encode_corpus(corpus, part, job, writer, options, console)
+        encode_corpus(corpus, part, job, workers, pool, writer, options, console)
         if not shard:
             check_splits({name: split.totals["documents"] for name, split in writer.splits.items()}, options.split)
         manifest = {

@@ -326,7 +326,12 @@ def test_by_default_processes_are_as_many_as_cores(
     from pgolf.stages import tokenize as stage
 
     tokenized = stage.tokenized
-    monkeypatch.setattr(stage, "tokenized", lambda work, job, count: seen.append(count) or tokenized(work, job, count))
+
+    def counted(work: Any, job: Any, count: int, pool: Any) -> Any:
+        seen.append(count)
+        return tokenized(work, job, count, pool)
+
+    monkeypatch.setattr(stage, "tokenized", counted)
     monkeypatch.setattr(stage, "available_cores", lambda: 2)
     tokenize(source, tmp_path / "small", "tokenize.val_share=0.2").good()
     monkeypatch.setattr(stage, "PARALLEL_BYTES", 1000)

@@ -336,7 +336,7 @@ def test_parts_of_a_long_document_meet_without_a_seam(kind, text):
         patch.setattr(encoder_module, "LONG_WORD_CHARS", 16)
         found = made.encode(text)
         if len(text) > 64:
-            assert len(list(made.parts(text))) > 1
+            assert len(list(made.parts([text]))) > 1
     assert unpacked(found.ids) == made.tokenizer.encode(text)
     assert found.raw_bytes == len(text.encode())
     assert found.normalised_bytes == normalised_length(made.tokenizer, text, made.facts.dummy_prefix)
@@ -402,12 +402,55 @@ def test_endless_words_without_a_seam_add_up(small_parts, unit):
         assert CASEOPS.decode(coded).strip() == case.tokenizer.normalize(text).replace("\u2581", " ").strip()
 
 
+@pytest.mark.parametrize("transform", ["none", "caseops_v1"])
+@pytest.mark.parametrize("kind", ["bpe", "unigram", "crossing", "nfkc", "reserved", "line_ends"])
+@settings(max_examples=80)
+@given(text=endless)
+@example("".join(f"the{char}" for char in "ab.<-|_\xe9\u0301\u3099\u1161\uac00\U0001f600\u200b\xa0\u2581\ufb01" * 8))
+@example("the<|end|>thing<|end|>12ingthe" * 9)
+@example("ABzqxjkvQZwxFOOzqBARBAZqzxj" * 9 + "ABC")
+def test_a_joint_changes_nothing(kind, transform, text):
+    made = encoder(kind, transform)
+    plain = whole_text(kind, transform).encode(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoder_module, "PART_CHARS", 24)
+        patch.setattr(encoder_module, "LONG_WORD_CHARS", 20)
+        found = made.encode(text)
+    assert unpacked(found.ids) == unpacked(plain.ids) == made.tokenizer.encode(made.transform.encode(text))
+    assert unpacked(found.charges) == unpacked(plain.charges)
+    assert (found.raw_bytes, found.normalised_bytes) == (plain.raw_bytes, plain.normalised_bytes)
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram", "crossing"])
+def test_there_are_joints(small_parts, kind):
+    made = encoder(kind)
+    assert len(list(made.parts(["the<Python|12" * 40]))) > 3
+
+
+@settings(max_examples=60)
+@given(text=long_texts, size=st.integers(1, 50))
+def test_pieces_of_a_document_do_not_matter(text, size):
+    made, pieces = encoder("bpe"), [text[start : start + size] for start in range(0, len(text), size)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoder_module, "PART_CHARS", 64)
+        patch.setattr(encoder_module, "LONG_WORD_CHARS", 16)
+        assert list(made.parts(pieces)) == list(made.parts([text]))
+
+
+@pytest.mark.parametrize(("transform", "limit"), [("none", 1 << 20), ("caseops_v1", 1 << 18)])
+def test_a_run_without_a_place_to_cut_is_refused(transform, limit):
+    made = encoder("bpe", transform)
+    with pytest.raises(InputError, match=f"a run of {limit:,} characters has no place to cut it.*put blanks"):
+        made.encode("some text " + "\u200b" * (limit + 200_000))
+
+
 def test_a_document_beyond_the_real_limits():
     made = encoder("bpe")
     parts = ["alpha beta ", "x" * (encoder_module.LONG_WORD_CHARS + 9), " \n gamma caf\xe9 "]
     text = "".join(parts * 18)
     assert len(text) > encoder_module.PART_CHARS
     found = made.encode(text)
-    assert len(list(made.parts(text))) == 2
+    assert len(list(made.parts([text]))) > 2
+    assert unpacked(found.ids) == made.tokenizer.encode(text)
     assert found.raw_bytes == len(text.encode())
     assert found.normalised_bytes == normalised_length(made.tokenizer, text) == table_charges(made, found)

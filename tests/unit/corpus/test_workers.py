@@ -27,7 +27,7 @@ from pgolf.corpus import workers
 from pgolf.corpus.sources import Record
 from pgolf.corpus.tokenizer import train_tokenizer
 from pgolf.corpus.transforms import get_transform
-from pgolf.corpus.workers import Batch, Job, Pool, Tokenizing, Tokens, batches, per_document, tokenized
+from pgolf.corpus.workers import Batch, Fragment, Job, Pool, Tokenizing, Tokens, batches, per_document, tokenized, whole
 
 ODD = [
     "",
@@ -87,7 +87,7 @@ def joined(found: list[Tokens]) -> dict[str, list[int] | None]:
 
 def run(texts: list[str], job: Job, count: int = 1) -> dict[str, list[int] | None]:
     """Tokenize documents with that many processes."""
-    found = list(tokenized(batches(as_records(texts), 0), job, count))
+    found = list(whole(tokenized(batches(as_records(texts), 0), job, count)))
     firsts = np.cumsum([0] + [len(tokens.tokens) for tokens in found])
     assert [tokens.first for tokens in found] == firsts[:-1].tolist()
     return joined(found)
@@ -184,6 +184,42 @@ def test_neither_processes_nor_batches_matter(
     monkeypatch.setattr(workers, "FLIGHT_BYTES", 3 * size)
     assert run(TEXTS, job, count) == expected
     assert no_children()
+
+
+@pytest.mark.parametrize("transform", ["none", "caseops_v1"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_long_documents_are_nothing_special(
+    models: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, transform: str, count: int
+) -> None:
+    job = Job(models[transform], transform, "text")
+    expected = run(TEXTS, job)
+    monkeypatch.setattr(workers, "LONG_BYTES", 1000)
+    monkeypatch.setattr(workers, "BATCH_BYTES", 1000)
+    monkeypatch.setattr("pgolf.corpus.encoder.PART_CHARS", 500)
+    monkeypatch.setattr("pgolf.corpus.encoder.LONG_WORD_CHARS", 100)
+    parts = list(tokenized(batches(as_records(TEXTS), 0), job, count))
+    assert sum(isinstance(part, Fragment) for part in parts) > 60
+    assert joined(list(whole(parts))) == expected
+    assert no_children()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_long_document_that_is_bad_is_named(
+    models: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    monkeypatch.setattr(workers, "LONG_BYTES", 1000)
+    monkeypatch.setattr(workers, "BATCH_BYTES", 1000)
+    bad = {
+        b'{"text": "' + b"a " * 900 + b'\xff"}': "invalid UTF-8 at byte 1810",
+        b'{"text": "' + b"a " * 900 + b'"': "not valid JSON: .*char 1811",
+        json.dumps({"text": "\u200b" * 1_200_000}).encode(): "no place to cut",
+    }
+    for line, message in bad.items():
+        work = batches([*as_records(TEXTS[:3]), record(line, 4), *as_records(TEXTS)], 0)
+        with pytest.raises(InputError, match=message) as caught:
+            list(tokenized(work, Job(models["none"], "none", "text"), count))
+        assert caught.value.where.startswith("a.jsonl, line 4")
+        assert no_children()
 
 
 def test_text_under_way_is_bounded(models: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,23 +324,24 @@ def test_a_pool_that_cannot_be_had_whole_is_taken_down(
 ) -> None:
     start, count = workers.start_worker, 0
 
-    def third_fails(job: Job) -> Any:
+    def third_fails() -> Any:
         nonlocal count
         count += 1
         if count == 3:
             raise OSError(11, "Resource temporarily unavailable")
-        return start(job)
+        return start()
 
     monkeypatch.setattr(workers, "start_worker", third_fails)
     with pytest.raises(OSError, match="unavailable"):
-        Pool(Job(models["none"], "none", "text"), 4)
+        Pool(4)
     assert no_children()
 
 
 def test_ctrl_c_does_not_reach_the_workers(models: dict[str, bytes]) -> None:
     """Not even while they are still being born; and this process gets it as ever."""
-    process, connection = workers.start_worker(Job(models["none"], "none", "text"))
+    process, connection = workers.start_worker()
     os.kill(process.pid, signal.SIGINT)
+    connection.send(Job(models["none"], "none", "text"))
     connection.send(Batch(0, as_records(["a word"]), 6))
     os.kill(process.pid, signal.SIGINT)
     assert connection.recv().raw_bytes.tolist() == [6]
@@ -323,7 +360,7 @@ def test_workers_end_with_a_parent_that_was_killed(models: dict[str, bytes], tmp
         "from pathlib import Path\n"
         "from pgolf.corpus.workers import Job, Pool\n"
         "if __name__ == '__main__':\n"
-        "    Pool(Job(Path(sys.argv[1]).read_bytes(), 'none', 'text'), 2)\n"
+        "    Pool(2).begin(Job(Path(sys.argv[1]).read_bytes(), 'none', 'text'))\n"
         "    print(*(child.pid for child in multiprocessing.active_children()), flush=True)\n"
         "    time.sleep(60)\n"
     )
