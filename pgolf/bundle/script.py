@@ -36,15 +36,24 @@ def recipe_source(config: RunConfig, info: str) -> str:
     return f"Submission({', '.join(f'{name}={value!r}' for name, value in parts.items())}, info={info!r})"
 
 
-def constant_class(node: ast.ClassDef) -> ast.ClassDef:
-    """A configuration class as the script needs it: every value is given, so defaults and validation go."""
+VALUES = """class Values:
+    def __init__(self, **values):
+        vars(self).update(values)
+"""
+
+
+def constant_class(node: ast.ClassDef, defaults: bool) -> ast.ClassDef:
+    """A configuration class as the script needs it, without validation. In the recipe every value is given, so fields
+    go; defaults stay, as attributes of the class, where code makes instances of its own.
+    """
     body: list[ast.stmt] = []
     for item in node.body:
         if isinstance(item, ast.AnnAssign):
-            body.append(ast.AnnAssign(item.target, ast.Constant(0), None, 1))
+            body += [ast.Assign([item.target], item.value)] if defaults and item.value else []
         elif not (isinstance(item, ast.FunctionDef) and item.name == "__post_init__"):
             body.append(item)
-    return ast.ClassDef(node.name, node.bases, node.keywords, body or [ast.Pass()], node.decorator_list)
+    bases = node.bases or [ast.Name("Values", ast.Load())]
+    return ast.ClassDef(node.name, bases, node.keywords, body or [ast.Pass()], [])
 
 
 def with_bases(core: Core, classes: frozenset[str]) -> frozenset[str]:
@@ -54,12 +63,12 @@ def with_bases(core: Core, classes: frozenset[str]) -> frozenset[str]:
     return classes if more <= classes else with_bases(core, classes | more)
 
 
-def with_constants(definition: Definition, configured: frozenset[str]) -> Definition:
-    """The definition, simplified if it is a class whose instances only stand in the recipe."""
+def with_constants(core: Core, definition: Definition, configured: frozenset[str]) -> Definition:
+    """The definition, simplified if it is a class of the recipe or inherits from one."""
     node = definition.node
-    if not isinstance(node, ast.ClassDef) or node.name not in configured:
+    if not isinstance(node, ast.ClassDef) or not configured & with_bases(core, frozenset({node.name})):
         return definition
-    return replaced(definition, constant_class(node))
+    return replaced(definition, constant_class(node, node.name not in configured))
 
 
 def with_values(definition: Definition, values: dict[str, dict[str, Any]]) -> Definition:
@@ -179,7 +188,7 @@ def needed(core: Core, tree: ast.AST, configured: frozenset[str]) -> list[Defini
     """Definitions that `tree` reaches. Configuration classes are simplified, and places where no part acts and methods
     that nothing mentions dropped, until nothing more falls away.
     """
-    slim = {id(d): with_constants(d, configured) for d in core.order}
+    slim = {id(d): with_constants(core, d, configured) for d in core.order}
     values = fixed_fields(core, tree, slim)
     slim = {key: with_values(definition, values) for key, definition in slim.items()}
     while True:
@@ -216,7 +225,7 @@ def emit(config: RunConfig, info: str) -> tuple[str, tuple[Definition, ...]]:
     chosen = needed(core, tree, configured)
     used = frozenset().union(named, *(definition.needs for definition in chosen))
     imports = [node for name, node in core.externals.items() if name in used and name not in core.definitions]
-    body = [*imports, *(definition.node for definition in chosen), *tree.body]
+    body = [*imports, *ast.parse(VALUES).body, *(definition.node for definition in chosen), *tree.body]
     module = WithoutAdvice().visit(copy.deepcopy(ast.Module(body, [])))
     return ast.unparse(ast.fix_missing_locations(module)) + "\n", tuple(chosen)
 

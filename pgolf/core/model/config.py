@@ -1,6 +1,5 @@
 """The model as a value: its parts, its parameters and the order of its layers. Nothing here needs torch."""
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -151,8 +150,9 @@ class ModelConfig:
 
 def model_parts(config: ModelConfig) -> dict[str, Any]:
     """Slot -> part, in the order in which parts act, without those that do nothing."""
-    found = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    return {name: part for name, part in found.items() if isinstance(part, Part) and not isinstance(part, Absent)}
+    return {
+        name: part for name, part in vars(config).items() if isinstance(part, Part) and not isinstance(part, Absent)
+    }
 
 
 def attention_names(config: ModelConfig) -> tuple[str, ...]:
