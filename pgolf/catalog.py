@@ -121,7 +121,10 @@ CATALOG: dict[str, dict[str, str]] = {
         "ternary": "pgolf.core.model.parts.ternary:Ternary",
         "binary": "pgolf.core.model.parts.ternary:Binary",
     },
-    "MatrixOptimizer": {"muon": "pgolf.core.optim.muon:Muon"},
+    "MatrixOptimizer": {
+        "muon": "pgolf.core.optim.muon:Muon",
+        "normuon": "pgolf.core.optim.muon:NorMuon",
+    },
     "Warmdown": {
         "iterations": "pgolf.core.optim.schedules:IterationWarmdown",
         "fraction": "pgolf.core.optim.schedules:FractionWarmdown",
@@ -130,6 +133,15 @@ CATALOG: dict[str, dict[str, str]] = {
         "none": "pgolf.core.train.average:LastWeights",
         "ema": "pgolf.core.train.average:Ema",
         "swa": "pgolf.core.train.average:Swa",
+    },
+    "DecaySchedule": {
+        "none": "pgolf.core.optim.schedules:Unscaled",
+        "taper": "pgolf.core.optim.decay:TaperDecay",
+        "ramp": "pgolf.core.optim.decay:RampDecay",
+    },
+    "RateScale": {
+        "none": "pgolf.core.optim.schedules:Unscaled",
+        "by_role": "pgolf.core.optim.rates:RateByRole",
     },
     "Loader": {"sequential": "pgolf.core.train.loaders:SequentialLoader"},
     "Quantizer": {

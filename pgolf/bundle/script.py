@@ -3,6 +3,7 @@
 import ast
 import copy
 import lzma
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -14,6 +15,7 @@ from pgolf.config.run import RunConfig
 from pgolf.core import errors
 from pgolf.core.errors import PgolfError
 from pgolf.core.model.config import attention_names
+from pgolf.core.model.slots import Absent
 
 ERRORS = {name for name, cls in vars(errors).items() if isinstance(cls, type) and issubclass(cls, PgolfError)}
 MAIN = 'if __name__ == "__main__":\n    sys.exit(run_submission(RECIPE, Path(__file__), sys.argv[1:]))\n'
@@ -86,7 +88,9 @@ def fixed_fields(core: Core, recipe: ast.AST, slim: dict[int, Definition]) -> di
         for name, definition in core.definitions.items()
         if isinstance(definition.node, ast.ClassDef)
     }
-    calls = (node for d in slim.values() for node in ast.walk(d.node) if isinstance(node, ast.Call))
+    definitions = {name: slim[id(d)] for name, d in core.definitions.items()}
+    reached = reach(Core(definitions, tuple(slim[id(d)] for d in core.order), core.externals), used_names(recipe))
+    calls = (node for d in reached for node in ast.walk(d.node) if isinstance(node, ast.Call))
     made = frozenset(call.func.id for call in calls if isinstance(call.func, ast.Name) and call.func.id in bases)
     return fixed_values(recipe, bases, made)
 
@@ -112,15 +116,20 @@ def replaced(definition: Definition, node: ast.stmt) -> Definition:
     return Definition(definition.module, definition.names, node, used_names(node) - set(definition.names))
 
 
-def without_methods(definition: Definition, mentioned: frozenset[str]) -> Definition:
-    """The definition without methods that nothing mentions; torch itself calls `forward`, Python the dunder methods."""
+def without_methods(definition: Definition, mentioned: Counter[str]) -> Definition:
+    """The definition without methods that nothing but themselves mentions; torch itself calls `forward`, Python the
+    dunder methods.
+    """
     node = definition.node
     if not isinstance(node, ast.ClassDef):
         return definition
     body = [
         item
         for item in node.body
-        if not isinstance(item, ast.FunctionDef) or item.name.startswith("__") or item.name in mentioned
+        if not isinstance(item, ast.FunctionDef)
+        or item.name.startswith("__")
+        or item.name == "forward"
+        or mentioned[item.name] > mentions([item])[item.name]
     ]
     if len(body) == len(node.body):
         return definition
@@ -173,15 +182,35 @@ def without_idle(definition: Definition, idle: frozenset[str]) -> Definition:
     return definition if ast.dump(node) == ast.dump(definition.node) else replaced(definition, node)
 
 
-def mentions(nodes: Iterable[ast.AST]) -> frozenset[str]:
-    """Every name and attribute that the nodes use, and `forward`."""
-    found = {"forward"}
-    for node in (inner for outer in nodes for inner in ast.walk(outer)):
-        if isinstance(node, ast.Attribute):
-            found.add(node.attr)
-        elif isinstance(node, ast.Name):
-            found.add(node.id)
-    return frozenset(found)
+def mentions(nodes: Iterable[ast.AST]) -> Counter[str]:
+    """How often the nodes ask something for an attribute, by its name."""
+    return Counter(node.attr for outer in nodes for node in ast.walk(outer) if isinstance(node, ast.Attribute))
+
+
+def idle_fields(recipe: ast.AST, chosen: list[Definition]) -> frozenset[str]:
+    """Fields of the recipe, numbers and words and absent parts, that no definition reads, be it by a name in quotes. An
+    absent part is skipped wherever parts are gone through.
+    """
+    words = [word for call in ast.walk(recipe) if isinstance(call, ast.Call) for word in call.keywords if word.arg]
+    nodes = [definition.node for definition in chosen]
+    quoted = {node.value for outer in nodes for node in ast.walk(outer) if isinstance(node, ast.Constant)}
+    plain = {str(word.arg) for word in words if is_plain(word.value)}
+    return frozenset(plain - {word.arg for word in words if not is_plain(word.value)} - quoted - set(mentions(nodes)))
+
+
+def is_plain(value: ast.expr) -> bool:
+    """Whether a value of the recipe does nothing by itself."""
+    absent = isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id == Absent.__name__
+    return absent or isinstance(value, ast.Constant)
+
+
+def without_arguments(recipe: ast.Module, idle: frozenset[str]) -> ast.Module:
+    """The recipe without these fields."""
+    slim = copy.deepcopy(recipe)
+    for node in ast.walk(slim):
+        if isinstance(node, ast.Call):
+            node.keywords = [word for word in node.keywords if word.arg not in idle]
+    return slim
 
 
 def needed(core: Core, tree: ast.AST, configured: frozenset[str]) -> list[Definition]:
@@ -223,6 +252,7 @@ def emit(config: RunConfig, info: str) -> tuple[str, tuple[Definition, ...]]:
     core = without_entries(core, "NETWORKS", {"eager", config.train.kernels})
     configured = with_bases(core, frozenset(name for name in used_names(ast.parse(recipe)) if name in core.definitions))
     chosen = needed(core, tree, configured)
+    tree = without_arguments(tree, idle_fields(tree, chosen))
     used = frozenset().union(named, *(definition.needs for definition in chosen))
     imports = [node for name, node in core.externals.items() if name in used and name not in core.definitions]
     body = [*imports, *ast.parse(VALUES).body, *(definition.node for definition in chosen), *tree.body]

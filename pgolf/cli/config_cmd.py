@@ -1,5 +1,6 @@
-"""pgolf config show and diff, techniques, doctor."""
+"""pgolf config show, diff and plot-schedules, techniques, doctor."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -13,6 +14,7 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(no_args_is_help=True, help="Look at configurations.")
     group.command("show")(show)
     group.command("diff")(diff)
+    group.command("plot-schedules")(plot_schedules)
     app.add_typer(group, name="config", rich_help_panel="Looking")
     app.command("techniques", rich_help_panel="Looking")(techniques)
     app.command("doctor", rich_help_panel="Looking")(doctor)
@@ -91,6 +93,36 @@ def diff(
 def shown(value: Any) -> str:
     """A value, or a dash where the key does not exist."""
     return "-" if value is None else repr(value)
+
+
+def plot_schedules(
+    preset: Annotated[str, typer.Argument(metavar="[PRESET]", help="A preset or a TOML file.")] = "",
+    sets: options.Sets = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Draw into this .png or .svg (needs matplotlib).")
+    ] = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Learning rate, momentum, weight decay and layer loop over the run: a table, or with --out a picture.
+
+    Example: pgolf config plot-schedules leader --out schedules.svg
+    """
+    from pgolf.config.load import resolve
+    from pgolf.report.schedules import FINE, SHOWN, TITLES, plot, sample
+
+    config = resolve(preset, sets or []).config
+    fine = sample(config, FINE)
+    if out:
+        plot(fine, preset or "defaults", out)
+    if as_json:
+        document = {"schema": "pgolf.schedules/1", "preset": preset, "out": str(out) if out else None}
+        print_json(document | {"values": fine})
+    elif out:
+        note(f"wrote {out}")
+    else:
+        columns = ["fraction", "step", *TITLES]
+        table("", columns, [[f"{row[key]:.6g}" for key in columns] for row in sample(config, SHOWN)])
 
 
 def techniques(as_json: options.Json = False, quiet: options.Quiet = False) -> None:

@@ -1,22 +1,72 @@
-"""What each part of a model acts on, in words for logs and in figures for manifests."""
+"""What each part of a model acts on, and each variant of the optimizers, in words for logs and manifests."""
 
 from typing import Any
 
 from pgolf.catalog import CATALOG, name_of
+from pgolf.core.errors import ConfigError
 from pgolf.core.model.config import ModelConfig, layer_plan, layer_shape, model_parts, param_specs
-from pgolf.core.model.params import CONTROL
+from pgolf.core.model.params import CONTROL, MATRIX, ParamSpec
 from pgolf.core.model.slots import LayerShape, Part
+from pgolf.core.optim.config import OptimConfig
+from pgolf.core.optim.muon import Muon
+from pgolf.core.optim.rates import ROLE_OF, RateByRole
 
 IN_BLOCKS = ("input_scale", "reach", "projected", "queries", "keys", "heads", "attended", "closed")
 """Places inside a block."""
 
 
-def touched(config: ModelConfig) -> dict[str, str]:
-    """Part -> what it touches, for every part of the model, as `head_gate sparse` -> `11 layers, 1,056 parameters`."""
-    return {f"{slot} {kind_of(part)}": reach_of(part, config) for slot, part in model_parts(config).items()}
+def touched(config: ModelConfig, optim: OptimConfig | None = None) -> dict[str, str]:
+    """Part -> what it touches, for every part of the model, as `head_gate sparse` -> `11 layers, 1,056 parameters`;
+    with `optim`, also the variants of the optimizers that are on. ConfigError when one of these touches nothing.
+    """
+    found = {f"{slot} {kind_of(part)}": reach_of(part, config) for slot, part in model_parts(config).items()}
+    return found | (touched_in_steps(config, optim) if optim else {})
 
 
-def kind_of(part: Part) -> str:
+def touched_in_steps(config: ModelConfig, optim: OptimConfig) -> dict[str, str]:
+    """Variant -> the matrices or parameters it is about; ConfigError, with its key, for none."""
+    matrix, rates, specs = optim.matrix, optim.lr_scale, param_specs(config)
+    matrices = [spec for spec in specs if spec.group == MATRIX]
+    counts: dict[str, tuple[str, int]] = {}
+    if kind_of(matrix) != "muon":
+        counts[f"matrix {kind_of(matrix)}"] = "matrix", len(matrices)
+    if isinstance(matrix, Muon):
+        if matrix.paired_heads:
+            counts["paired_heads"] = "matrix.paired_heads", sum(matrix.pairs(spec.name) for spec in matrices)
+        if matrix.iteration == "gram":
+            oblong = [spec for spec in matrices if block_shape(matrix, spec, config)[0] != spec.shape[1]]
+            counts["iteration gram"] = "matrix.iteration", len(oblong)
+        if matrix.cautious_decay:
+            counts["cautious_decay"] = "matrix.cautious_decay", len(matrices)
+    if isinstance(rates, RateByRole):
+        for role in (*dict.fromkeys(ROLE_OF.values()), "early"):
+            if getattr(rates, role) != 1:
+                about = [spec for spec in specs if role == rates.role(spec.name) or is_early(role, rates, spec)]
+                counts[f"lr_scale {role}"] = f"lr_scale.{role}", len(about)
+    for name, (key, count) in counts.items():
+        if not count:
+            raise ConfigError(f"{name} touches nothing in this model", f"optim.{key}")
+    return {name: counted(count, key) for name, (key, count) in counts.items()}
+
+
+def block_shape(matrix: Muon, spec: ParamSpec, config: ModelConfig) -> tuple[int, int]:
+    """Rows and columns of what is orthogonalised at once."""
+    rows, columns = spec.shape
+    return rows // matrix.blocks(spec.name, rows, layer_shape(config).head_dim), columns
+
+
+def is_early(role: str, rates: RateByRole, spec: ParamSpec) -> bool:
+    """Whether the role is `early` and the parameter too."""
+    return role == "early" and rates.is_early(spec.name)
+
+
+def counted(count: int, key: str) -> str:
+    """A number of matrices or, for rates, parameters, in words."""
+    one, many = ("parameter", "parameters") if key.startswith("lr_scale") else ("matrix", "matrices")
+    return f"{count} {one if count == 1 else many}"
+
+
+def kind_of(part: Any) -> str:
     """The name under which the catalog has a part."""
     cls = type(part)
     slot = next(slot for slot, names in CATALOG.items() if f"{cls.__module__}:{cls.__qualname__}" in names.values())

@@ -43,7 +43,8 @@ class TrainLog:
         append_text(self.log, f"versions: {versions}\n")
         self.text(f"train_shards: {len(dataset.shards['train'])}")
         self.text(f"model_params:{sum(p.numel() for p in model.parameters())}")
-        append_text(self.log, "".join(f"part {part}: {text}\n" for part, text in touched(model.config).items()))
+        parts = touched(model.config, self.config.optim)
+        append_text(self.log, "".join(f"part {part}: {text}\n" for part, text in parts.items()))
         self.text(
             f"world_size:{world.size} device:{world.device} compile:{compiled} attention:{attention} "
             f"kernels:{kernels} seed:{self.config.train.seed}"

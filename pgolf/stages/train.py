@@ -270,6 +270,7 @@ def run_training(
     compiled, why = choose_compile(config.train.compile, world.device)
     attention, attention_why = planned_attention(config, world.device)
     kernels, kernels_why = planned_kernels(config, world.device)
+    parts = touched(config.model, config.optim)
     shards, (tokens, charges) = check_data(dataset, config), dataset.validation()
     state = start_state(config.model, config.train, config.optim, shards, config.train.seed, world)
     model = state.model
@@ -330,7 +331,7 @@ def run_training(
         "kernels": kernels,
         "world_size": world.size,
     }
-    figures |= {"parameters": sum(p.numel() for p in model.parameters()), "parts": touched(config.model)}
+    figures |= {"parameters": sum(p.numel() for p in model.parameters()), "parts": parts}
     entry: dict[str, Any] = {"figures": figures}
     if world.leads:
         save_checkpoint(

@@ -172,6 +172,30 @@ def test_only_what_the_run_needs_is_in_the_script(sets: list[str], present: set[
         assert (re.search(rf"\bimport {word}\b", source) is not None) == (name in found)
 
 
+def test_variants_of_the_optimizers_are_in_the_script_that_asks_for_them() -> None:
+    from pgolf.bundle.script import emit
+
+    asked = ("matrix=normuon", "matrix.iteration=gram", "matrix.paired_heads=true", "matrix.cautious_decay=true")
+    asked += ("lr_scale=by_role", "decay_schedule=ramp", "adam_every=2", "clip_mode=adaptive", "grad_clip=1")
+    plain, _ = emit(resolve("tiny").config, "{}")
+    every, _ = emit(resolve("tiny", [f"optim.{one}" for one in asked]).config, "{}")
+    for word in ("NorMuon", "gram_newton_schulz", "unflatten(1", "RateByRole", "RampDecay", "adam_every", "caution"):
+        assert word in every and word not in plain.replace("unflatten(1, (", ""), word
+    compile(every, "every", "exec")
+
+
+def test_fields_that_nothing_reads_are_not_in_the_script(script: Script) -> None:
+    tree = ast.parse(script.minified)
+    (recipe,) = (node for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets) == "RECIPE")
+    given = {word.arg for word in ast.walk(recipe) if isinstance(word, ast.keyword)}
+    assert {"keep_checkpoints", "needs_gpu", "head_gate"}.isdisjoint(given)
+    assert {"iterations", "lr", "qk_gain", "loop"} <= given
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name == "TrainConfig":
+            names = {ast.unparse(item.target) for item in node.body if isinstance(item, ast.AnnAssign)}
+            assert "iterations" in names and names <= given
+
+
 @pytest.mark.parametrize(
     ("sets", "present"),
     [

@@ -12,7 +12,7 @@ import json, sys
 from pgolf.cli.main import main
 code = main(sys.argv[1:])
 sys.stdout.flush()
-names = ("torch", "numpy", "sentencepiece", "safetensors", "scipy", "pydantic")
+names = ("torch", "numpy", "sentencepiece", "safetensors", "scipy", "pydantic", "matplotlib")
 heavy = [name for name in names if name in sys.modules]
 print(json.dumps({"code": code, "heavy": heavy}), file=sys.stderr)
 """
@@ -25,6 +25,7 @@ LOOKS = {
     "show": ["config", "show"],
     "show with a preset": ["config", "show", "quant", "--preset", "demo", "--set", "quant.bits=5", "--explain"],
     "diff": ["config", "diff", "demo", "tiny"],
+    "schedules": ["config", "plot-schedules", "leader", "--json"],
     "techniques": ["techniques"],
     "a wrong key": ["config", "show", "--set", "quant.bit=5"],
 }

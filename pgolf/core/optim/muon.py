@@ -1,8 +1,8 @@
 """Muon: momentum, then the nearest semi-orthogonal matrix (naive baseline; spec: training 1)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pgolf.core.errors import ConfigError
 
@@ -22,23 +22,73 @@ POLAR_EXPRESS = (
 """Coefficients by step (arXiv:2505.16932), made for five of them; more steps than coefficients repeat the last."""
 
 
-def orthogonalise(
-    updates: "Tensor", steps: int, bfloat16: bool = True, table: tuple[tuple[float, float, float], ...] = QUINTIC
-) -> "Tensor":
-    """Newton-Schulz iteration on (..., R, C), each matrix on its own; singular values end near one, not at one.
+Table = tuple[tuple[float, float, float], ...]
+"""Coefficients (a, b, c) by step."""
 
-    X <- aX + (bA + cA^2)X with A = XX^T on the wide orientation. Runs in bfloat16 or float32, returns that dtype.
-    """
-    x = updates.bfloat16() if bfloat16 else updates.float()
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    tall = x.size(-2) > x.size(-1)
-    if tall:
-        x = x.mT
+RESTART = 2
+"""Step at which the Gram form goes back to the matrix, for rounding errors of Q grow."""
+
+
+def newton_schulz(x: "Tensor", steps: int, table: Table) -> "Tensor":
+    """X <- aX + (bA + cA^2)X with A = XX^T, for wide (..., R, C) of norm below one, R <= C."""
     for step in range(steps):
         a, b, c = table[min(step, len(table) - 1)]
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.mT.contiguous() if tall else x
+    return x
+
+
+def gram_newton_schulz(x: "Tensor", steps: int, table: Table) -> "Tensor":
+    """The same result by products of R x R matrices alone: G = XX^T takes the steps, Q collects what they would have
+    done to X (..., R, C), and X <- QX comes at the end and once at `RESTART`. G and Q are float32 whatever X is: in
+    bfloat16 the result of Polar Express was off by up to half its norm.
+    """
+    q, gram = x, x.float() @ x.float().mT
+    for step in range(steps):
+        if step == RESTART:
+            x = q.to(x.dtype) @ x
+            gram = x.float() @ x.float().mT
+        a, b, c = table[min(step, len(table) - 1)]
+        z = b * gram + c * gram @ gram
+        if step in (0, RESTART):
+            q = z.clone()
+            q.diagonal(dim1=-2, dim2=-1).add_(a)
+        else:
+            q = a * q + q @ z
+        if step + 1 not in (RESTART, steps):
+            y = a * gram + gram @ z
+            gram = a * y + z @ y
+    return q.to(x.dtype) @ x
+
+
+def orthogonalise(
+    updates: "Tensor",
+    steps: int,
+    bfloat16: bool = True,
+    table: Table = QUINTIC,
+    iterate: "Callable[[Tensor, int, Table], Tensor]" = newton_schulz,
+) -> "Tensor":
+    """Newton-Schulz iteration on (..., R, C), each matrix on its own; singular values end near one, not at one.
+
+    `iterate` gets the wide orientation. Runs in bfloat16 or float32, returns that dtype.
+    """
+    x = updates.bfloat16() if bfloat16 else updates.float()
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    if x.size(-2) > x.size(-1):
+        return iterate(x.mT, steps, table).mT.contiguous()
+    return iterate(x, steps, table)
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """A matrix (R,C) with a gradient, as its optimizer sees it: what it remembers of it by name (see `Muon.memory`),
+    the multiplier of its rate, and in how many row blocks it is orthogonalised.
+    """
+
+    weight: "Tensor"
+    memory: "dict[str, Tensor]"
+    rate: float = 1.0
+    blocks: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +111,20 @@ class Muon:
     """Rows before the iteration: none, l2 (to length one; MuonEq-R, PR #1217) or rms (NeoMuon, ternary record)."""
     weight_decay: float = 0.0
     """Decoupled decay: p <- p (1 - lr wd)."""
+    cautious_decay: bool = False
+    """Decay only where update and weight have one sign (modded-nanogpt). Unproven here: in PR #1512 it ruined
+    quantization.
+    """
     bfloat16: bool = True
     """Iterate in bfloat16 as the records do; float32 otherwise."""
+    iteration: str = "standard"
+    """How the iteration is computed: standard, or gram, the same in R x R products for matrices that are not square.
+    Unproven: slower where it was measured (96.9 ms per step against 83.3 ms).
+    """
+    paired_heads: bool = False
+    """Orthogonalise the rows of every two neighbouring heads of queries and keys apart from the others (-0.00055 BPB on
+    PR #1493 with a decay schedule, nothing on banks); needs an even number of them.
+    """
 
     def __post_init__(self) -> None:
         if self.lr < 0 or self.weight_decay < 0 or self.ns_steps < 1 or self.momentum_warmup_steps < 0:
@@ -73,19 +135,43 @@ class Muon:
             raise ConfigError(f"polar coefficients are made for {len(POLAR_EXPRESS)} steps at most", "ns_steps")
         if self.rows not in ("none", "l2", "rms"):
             raise ConfigError(f"{self.rows!r} is neither none nor l2 nor rms", "rows")
+        if self.iteration not in ("standard", "gram"):
+            raise ConfigError(f"{self.iteration!r} is neither standard nor gram", "iteration")
         if not 0 <= self.momentum < 1 or not 0 <= self.momentum_start < 1:
             raise ConfigError("momentum and momentum_start must lie in [0, 1)")
 
-    def direction(self, updates: "Tensor") -> "Tensor":
-        """Orthogonalised updates (N,R,C), their rows evened out before if asked."""
+    def memory(self, weight: "Tensor") -> "dict[str, Tensor]":
+        """What is remembered of a matrix between steps, before the first: its momentum (R,C)."""
+        return {"momentum": weight.new_zeros(weight.shape)}
+
+    def pairs(self, name: str) -> bool:
+        """Whether the heads of a matrix are taken two by two."""
+        return self.paired_heads and name.endswith((".c_q.weight", ".c_k.weight"))
+
+    def blocks(self, name: str, rows: int, head_dim: int) -> int:
+        """Row blocks of a matrix that are orthogonalised apart; ConfigError when `paired_heads` finds an odd head."""
+        if not self.paired_heads or not self.pairs(name):
+            return 1
+        if rows % (2 * head_dim):
+            raise ConfigError(f"{name} has an odd number of heads, {rows // head_dim}", "optim.matrix.paired_heads")
+        return rows // (2 * head_dim)
+
+    def direction(self, updates: "Tensor", blocks: int = 1) -> "Tensor":
+        """Orthogonalised updates (N,R,C), their rows evened out before if asked, in `blocks` row blocks each."""
         from torch.nn.functional import normalize, rms_norm
 
+        if self.paired_heads:
+            updates = updates.unflatten(1, (blocks, -1))
         if self.rows == "l2":
             updates = normalize(updates, dim=-1, eps=1e-7)
         elif self.rows == "rms":
             updates = rms_norm(updates, (updates.size(-1),))
         table = POLAR_EXPRESS if self.coefficients == "polar" else QUINTIC
-        return orthogonalise(updates, self.ns_steps, self.bfloat16, table)
+        if self.iteration == "gram" and updates.size(-2) != updates.size(-1):
+            updates = orthogonalise(updates, self.ns_steps, self.bfloat16, table, gram_newton_schulz)
+        else:
+            updates = orthogonalise(updates, self.ns_steps, self.bfloat16, table)
+        return updates.flatten(1, -2) if self.paired_heads else updates
 
     def momentum_at(self, step: int) -> float:
         """Linear warm-up of the momentum."""
@@ -93,38 +179,71 @@ class Muon:
         return (1 - frac) * self.momentum_start + frac * self.momentum
 
     def step(
-        self,
-        weights: "Sequence[Tensor]",
-        grads: "Sequence[Tensor]",
-        buffers: "Sequence[Tensor]",
-        lr_scale: float,
-        step: int,
-        world: "World",
+        self, matrices: "Sequence[Stepped]", step: int, world: "World", lr_scale: float, decay_scale: float
     ) -> None:
-        """Update the weights and momentum buffers in place.
+        """Update weights and what is remembered of them in place; the scales multiply every rate and every decay.
 
         Matrices of one shape are orthogonalised as one batch; with several ranks each does every W-th matrix of the
         batch and a sum over zero-filled buffers gives all of them to everyone.
         """
         import torch
 
-        momentum, lr = self.momentum_at(step), self.lr * lr_scale
-        by_shape: dict[tuple[int, ...], list[int]] = {}
-        for index, weight in enumerate(weights):
-            by_shape.setdefault(tuple(weight.shape), []).append(index)
-        for shape, members in by_shape.items():
+        momentum = self.momentum_at(step)
+        alike: dict[tuple[tuple[int, ...], int], list[Stepped]] = {}
+        for one in matrices:
+            alike.setdefault((tuple(one.weight.shape), one.blocks), []).append(one)
+        for (shape, blocks), members in alike.items():
             stacked = []
-            for index in members:
-                buffers[index].mul_(momentum).add_(grads[index])
-                stacked.append(grads[index].add(buffers[index], alpha=momentum))
+            for one in members:
+                grad: Any = one.weight.grad
+                stacked.append(grad.add(one.memory["momentum"].mul_(momentum).add_(grad), alpha=momentum))
             updates = torch.stack(stacked)
             if world.size == 1:
-                updates = self.direction(updates)
+                updates = self.direction(updates, blocks)
             else:
-                mine = self.direction(updates[world.rank :: world.size])
+                mine = self.direction(updates[world.rank :: world.size], blocks)
                 updates = torch.zeros_like(updates, dtype=mine.dtype)
                 updates[world.rank :: world.size] = mine
                 world.sum_(updates)
             updates *= max(1.0, shape[0] / shape[1]) ** 0.5
-            for index, update in zip(members, updates):
-                weights[index].mul_(1 - lr * self.weight_decay).add_(update.to(weights[index].dtype), alpha=-lr)
+            for one, update in zip(members, updates):
+                self.move(one, update.to(one.weight.dtype), self.lr * lr_scale * one.rate, decay_scale)
+
+    def move(self, one: Stepped, update: "Tensor", lr: float, decay_scale: float) -> None:
+        """p <- p (1 - lr wd) - lr O for an update O (R,C) of the weight's dtype; see `cautious_decay`."""
+        decay = lr * self.weight_decay * decay_scale
+        if self.cautious_decay:
+            one.weight.sub_(decay * one.weight * (update * one.weight >= 0)).sub_(update, alpha=lr)
+        else:
+            one.weight.mul_(1 - decay).sub_(update, alpha=lr)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NorMuon(Muon):
+    """Muon whose updates get rows of one length over time: each is divided by the root of the running mean of its
+    squares, and the whole keeps its norm. Columns take the place of rows in wide matrices. Effect: unproven; in no
+    record. Source: NorMuon (modded-nanogpt, nanochat; spec: training 1.3).
+    """
+
+    beta2: float = 0.95
+    """Decay of the running mean of squares (modded-nanogpt 0.9; upstream: muon_beta2)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.beta2 < 1:
+            raise ConfigError(f"beta2 must lie in [0, 1), not {self.beta2}", "beta2")
+
+    def memory(self, weight: "Tensor") -> "dict[str, Tensor]":
+        """Momentum (R,C), and the running mean (R,1), or (1,C) where C > R."""
+        rows, columns = weight.shape
+        shape = (rows, 1) if rows >= columns else (1, columns)
+        return super().memory(weight) | {"second_moment": weight.new_zeros(shape)}
+
+    def move(self, one: Stepped, update: "Tensor", lr: float, decay_scale: float) -> None:
+        """Even out an update (R,C), then take it. What is remembered is that of the update with Muon's shape factor."""
+        second, full = one.memory["second_moment"], update.float()
+        axis = -1 if second.size(-1) == 1 else -2
+        second.lerp_(full.square().mean(axis, keepdim=True), 1 - self.beta2)
+        even = full * second.clamp_min(1e-10).rsqrt()
+        even *= full.norm() / even.norm().clamp_min(1e-10)
+        super().move(one, even.to(update.dtype), lr, decay_scale)

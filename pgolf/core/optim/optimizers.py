@@ -1,71 +1,90 @@
 """All optimizers of a run behind one step: each parameter in exactly one group."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from pgolf.core.dist import World
-from pgolf.core.model.config import param_specs
+from pgolf.core.model.config import layer_shape, param_specs
 from pgolf.core.model.gpt import GPT
 from pgolf.core.model.params import HEAD, MATRIX, SCALAR, TOKEN
 from pgolf.core.optim.config import OptimConfig
+from pgolf.core.optim.muon import Stepped
 
 
 class Optimizers:
-    """Muon for matrices, AdamW for the rest, one learning-rate multiplier for all."""
+    """Muon for matrices, AdamW for the rest, one learning-rate multiplier for all. `norm` is the gradient's before it
+    was clipped in the last step (this rank's own in clip_mode local), 0 without clipping.
+    """
 
     def __init__(self, model: GPT, config: OptimConfig, world: World) -> None:
         self.config, self.world = config, world
-        named = dict(model.named_parameters())
-        specs = param_specs(model.config)
-        self.matrices = {spec.name: named[spec.name] for spec in specs if spec.group == MATRIX}
-        self.buffers = {name: torch.zeros_like(weight) for name, weight in self.matrices.items()}
-        self.others = {spec.name: named[spec.name] for spec in specs if spec.group != MATRIX}
+        named, head_dim = dict(model.named_parameters()), layer_shape(model.config).head_dim
+        self.matrices: dict[str, Stepped] = {}
+        self.others: dict[str, Tensor] = {}
+        self.waiting: dict[str, Tensor] = {}
+        self.norms: list[float] = []
+        self.norm: Tensor | float = 0.0
+        groups: dict[tuple[str, float], dict[str, Any]] = {}
         rates = {
             TOKEN: (config.token_lr, config.token_weight_decay),
             SCALAR: (config.scalar_lr, config.scalar_weight_decay),
             HEAD: (config.head_lr, 0.0),
         }
-        groups = []
-        for group, (lr, weight_decay) in rates.items():
-            members = [self.others[spec.name] for spec in specs if spec.group == group]
-            if members:
-                groups.append({"params": members, "lr": lr, "base_lr": lr, "weight_decay": weight_decay})
+        for spec in param_specs(model.config):
+            weight, rate = named[spec.name], config.lr_scale.factor(spec.name)
+            if spec.group == MATRIX:
+                blocks = config.matrix.blocks(spec.name, spec.shape[0], head_dim)
+                self.matrices[spec.name] = Stepped(weight, config.matrix.memory(weight), rate, blocks)
+            else:
+                lr, decay = rates[spec.group]
+                group = {"params": [], "base": (lr * rate, decay)}
+                groups.setdefault((spec.group, rate), group)["params"].append(weight)
+                self.others[spec.name] = weight
+        self.everything = [*(one.weight for one in self.matrices.values()), *self.others.values()]
         fused = world.device.type == "cuda"
-        self.adam = torch.optim.AdamW(groups, betas=(config.beta1, config.beta2), eps=config.eps, fused=fused)
+        self.adam = torch.optim.AdamW(
+            list(groups.values()), betas=(config.beta1, config.beta2), eps=config.eps, fused=fused
+        )
 
     @torch.no_grad()
-    def step(self, step: int, lr_scale: float) -> float:
-        """One update of every parameter that has a gradient, which a part without work in this pass has not; returns
-        the global gradient norm (0 when not clipping).
+    def step(self, step: int, lr_scale: float, decay: tuple[float, float] = (1.0, 1.0)) -> None:
+        """One update of every parameter that has a gradient, which a part without work in this pass has not; `decay`
+        multiplies the weight decay of matrices and of all else.
         """
-        norm = 0.0
-        everything = [*self.matrices.values(), *self.others.values()]
-        if self.config.grad_clip > 0:
-            norm = float(torch.nn.utils.clip_grad_norm_(everything, self.config.grad_clip))
-        moved = [name for name, weight in self.matrices.items() if weight.grad is not None]
-        weights, buffers = [self.matrices[name] for name in moved], [self.buffers[name] for name in moved]
-        self.config.matrix.step(weights, [weight.grad for weight in weights], buffers, lr_scale, step, self.world)
+        self.config.clip(self, False)
+        moved = [one for one in self.matrices.values() if one.weight.grad is not None]
+        self.config.matrix.step(moved, step, self.world, lr_scale, decay[0])
         for group in self.adam.param_groups:
-            group["lr"] = group["base_lr"] * lr_scale
-        self.adam.step()
-        for weight in everything:
+            lr, wd = group["base"]
+            group |= {"lr": lr * lr_scale, "weight_decay": wd * decay[1]}
+        if self.config.adam_due(self, step):
+            self.adam.step()
+        for weight in self.everything:
             weight.grad = None
-        return norm
 
     def state(self) -> dict[str, Tensor]:
         """Every tensor a resumed run needs, by name."""
-        tensors = {f"momentum.{name}": buffer for name, buffer in self.buffers.items()}
+        tensors = {f"{key}.{name}": value for name, one in self.matrices.items() for key, value in one.memory.items()}
         for name, weight in self.others.items():
             for key, value in self.adam.state[weight].items():
                 tensors[f"{key}.{name}"] = value
+        tensors |= {f"waiting.{name}": value for name, value in self.waiting.items()}
+        if self.norms:
+            tensors["norms"] = torch.tensor(self.norms, dtype=torch.float64)
         return tensors
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Take over a state made by `state`; KeyError if a tensor is missing."""
-        for name, buffer in self.buffers.items():
-            buffer.copy_(tensors[f"momentum.{name}"])
+        for name, one in self.matrices.items():
+            for key, value in one.memory.items():
+                value.copy_(tensors[f"{key}.{name}"])
         self.adam.state.clear()
         for name, weight in self.others.items():
             if f"exp_avg.{name}" in tensors:
                 keys = ("step", "exp_avg", "exp_avg_sq")
                 self.adam.state[weight] = {key: tensors[f"{key}.{name}"].clone().to(weight.device) for key in keys}
+            if f"waiting.{name}" in tensors:
+                self.waiting[name] = tensors[f"waiting.{name}"].clone().to(weight.device)
+        self.norms = tensors["norms"].tolist() if "norms" in tensors else []

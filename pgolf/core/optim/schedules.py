@@ -63,3 +63,16 @@ class FractionWarmdown:
         if self.frac == 0 or now.fraction < 1 - self.frac:
             return 1.0
         return max((1 - now.fraction) / self.frac, self.min_lr)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unscaled:
+    """The same for every parameter, and throughout. Source: naive baseline."""
+
+    def factor(self, name: str) -> float:
+        """Multiplier of a parameter's rate."""
+        return 1.0
+
+    def scales(self, now: Progress) -> tuple[float, float]:
+        """Multipliers of the decay of matrices and of everything else."""
+        return 1.0, 1.0

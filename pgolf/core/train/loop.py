@@ -79,7 +79,12 @@ def to_tensors(batch: tuple[np.ndarray, np.ndarray], world: World) -> list[Tenso
 
 
 def train_step(
-    forward: Callable[..., Tensor], state: TrainState, config: TrainConfig, lr_scale: float, world: World
+    forward: Callable[..., Tensor],
+    state: TrainState,
+    config: TrainConfig,
+    lr_scale: float,
+    world: World,
+    decay: tuple[float, float] = (1.0, 1.0),
 ) -> Tensor:
     """Accumulate gradients over micro-steps, average them over the ranks, step; returns this rank's mean loss."""
     micro_steps = config.micro_steps(world.size)
@@ -90,8 +95,9 @@ def train_step(
         loss = forward(ids, targets, state.model.starts(ids)) / micro_steps
         loss.backward()
         total += loss.detach()
+    state.optimizers.config.clip(state.optimizers, True)
     world.mean_([weight.grad for weight in state.model.parameters() if weight.grad is not None])
-    state.optimizers.step(state.step, lr_scale)
+    state.optimizers.step(state.step, lr_scale, decay)
     return total
 
 
@@ -171,7 +177,7 @@ def fit(
                 return event
             clock.start()
         scale = optim.warmdown.scale(now)
-        loss = train_step(forward, state, config, scale, world)
+        loss = train_step(forward, state, config, scale, world, optim.decay_schedule.scales(now))
         state.step += 1
         if config.average.due(state.step, scale):
             averages, new = (list(tensors) for tensors in (state.averages.values(), weights.values()))
@@ -191,7 +197,8 @@ def fit(
             elapsed = clock.elapsed_s
             rate = (state.step - first_step) * config.batch_tokens / max(elapsed - first_s, 1e-9)
             step_event = {"event": "step", "step": state.step, "loss": value, "lr_scale": scale, "elapsed_s": elapsed}
-            watch.log(step_event | {"tokens_per_s": rate, "shown": bool(talk)})
+            norm = float(state.optimizers.norm)
+            watch.log(step_event | {"tokens_per_s": rate, "grad_norm": norm, "shown": bool(talk)})
         if config.checkpoint_every and state.step % config.checkpoint_every == 0 and state.step < config.iterations:
             clock.pause()
             watch.save(state)

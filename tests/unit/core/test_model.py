@@ -185,11 +185,11 @@ def test_each_parameter_is_in_one_optimizer_group(embed):
     optim = OptimConfig(token_lr=0.5, scalar_lr=0.25, head_lr=0.125, token_weight_decay=0.1, scalar_weight_decay=0.2)
     optimizers = Optimizers(model, optim, World())
     names = {id(weight): name for name, weight in model.named_parameters()}
-    seen = {names[id(weight)]: "muon" for weight in optimizers.matrices.values()}
+    seen = {names[id(one.weight)]: "muon" for one in optimizers.matrices.values()}
     for group in optimizers.adam.param_groups:
         for weight in group["params"]:
             assert names[id(weight)] not in seen
-            seen[names[id(weight)]] = (group["lr"], group["weight_decay"])
+            seen[names[id(weight)]] = group["base"]
     assert set(seen) == set(names.values())
     assert seen["tok_emb.weight"] == (0.5, 0.1)
     assert seen["skip_weights"] == seen["blocks.0.attn.q_gain"] == (0.25, 0.2)

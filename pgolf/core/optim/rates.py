@@ -1,0 +1,66 @@
+"""Multipliers of the learning rate by what a parameter does and where it is (spec: training 1.7)."""
+
+from dataclasses import dataclass
+
+from pgolf.core.errors import ConfigError
+
+ROLE_OF = {
+    ".c_q.": "q",
+    ".c_k.": "k",
+    ".c_v.": "v",
+    ".attn.proj.": "o",
+    ".mlp.fc": "up",
+    ".mlp.gate": "up",
+    ".mlp.proj": "down",
+    ".tok_emb.": "embed",
+    ".lm_head.": "head",
+}
+"""What the name of a parameter holds -> the field that scales its rate; the others have none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RateByRole:
+    """A multiplier of the rate for each role, Muon's and Adam's alike, and one for the matrices of early layers.
+    Effect: unproven alone. Source: PR #1179, #1204 (layers < 5 at 0.025, the others at 0.030: early_layers 5, early
+    0.8333); modded-nanogpt.
+    """
+
+    q: float = 1.0
+    """Query matrices."""
+    k: float = 1.0
+    """Key matrices."""
+    v: float = 1.0
+    """Value matrices."""
+    o: float = 1.0
+    """Output matrices of attention."""
+    up: float = 1.0
+    """First matrices of the MLP, gates included."""
+    down: float = 1.0
+    """Last matrices of the MLP."""
+    embed: float = 1.0
+    """Token embedding."""
+    head: float = 1.0
+    """Untied output matrix."""
+    early: float = 1.0
+    """Matrices of the first `early_layers` layers, times that of their role."""
+    early_layers: int = 0
+    """How many layers count as early."""
+
+    def __post_init__(self) -> None:
+        for key in self.__dataclass_fields__:
+            if getattr(self, key) < 0:
+                raise ConfigError(f"{key} must not be negative, not {getattr(self, key)}", key)
+
+    def role(self, name: str) -> str:
+        """The field that scales a parameter, or an empty string."""
+        return next((role for part, role in ROLE_OF.items() if part in f".{name}"), "")
+
+    def is_early(self, name: str) -> bool:
+        """Whether a parameter is a matrix of an early layer."""
+        head, _, rest = name.partition(".")
+        return head == "blocks" and int(rest.partition(".")[0]) < self.early_layers and name.endswith(".weight")
+
+    def factor(self, name: str) -> float:
+        """Multiplier of a parameter's rate."""
+        role = self.role(name)
+        return (getattr(self, role) if role else 1.0) * (self.early if self.is_early(name) else 1.0)
