@@ -126,7 +126,12 @@ CATALOG: dict[str, dict[str, str]] = {
         "iterations": "pgolf.core.optim.schedules:IterationWarmdown",
         "fraction": "pgolf.core.optim.schedules:FractionWarmdown",
     },
-    "Loader": {"sequential": "pgolf.core.train.loaders:SequentialLoader"},
+    "Loader": {
+        "sequential": "pgolf.core.train.loaders:SequentialLoader",
+        "shuffled": "pgolf.core.train.loaders:ShuffledLoader",
+        "coprime": "pgolf.core.train.loaders:CoprimeLoader",
+        "documents": "pgolf.core.train.loaders:DocumentLoader",
+    },
     "Quantizer": {
         "row_quantile": "pgolf.core.quant.row_quantile:RowQuantile",
         "sdclip": "pgolf.core.quant.sdclip:SdClip",

@@ -82,7 +82,7 @@ def check_gpu(config: RunConfig, device_name: str) -> None:
 def train_key(config: dict[str, Any], data: str) -> str:
     """What a training run depends on: its sections and the data."""
     sections = {name: config[name] for name in ("model", "optim", "train")}
-    volatile = ("checkpoint_every", "keep_checkpoints", "log_every", "needs_gpu")
+    volatile = ("checkpoint_every", "keep_checkpoints", "log_every", "needs_gpu", "prefetch")
     sections["train"] = {key: value for key, value in sections["train"].items() if key not in volatile}
     return stage_key("train", sections, {"data": data})
 
@@ -117,7 +117,6 @@ class Checkpoints:
         facts = {
             "schema": RESUME_SCHEMA,
             "step": state.step,
-            "position": state.stream.position,
             "elapsed_s": elapsed,
             "looped": state.looped,
             "key": self.key,
@@ -156,7 +155,7 @@ class Checkpoints:
             state.optimizers = optimizers()
             state.optimizers.load(tensors)
             torch.set_rng_state(tensors["rng.torch"])
-            state.step, state.stream.position = int(facts["step"]), int(facts["position"])
+            state.step = int(facts["step"])
             state.clock.spent_s = float(facts["elapsed_s"])
             state.looped = bool(facts.get("looped", False))
             return state.step

@@ -9,10 +9,10 @@ from pgolf.core.train.loaders import SequentialLoader
 
 
 class Loader(Protocol):
-    """Cuts batches from the token stream; see `SequentialLoader`."""
+    """Decides the order of the training tokens; see `pgolf.core.train.loaders`."""
 
-    def batch(self, stream: Any, tokens: int, seq_len: int, rank: int, world_size: int) -> Any:
-        """Inputs and targets of one micro-step."""
+    def begin(self, train: Any, shards: Any, seed: int, world: Any) -> Any:
+        """What reads for this rank: number of a micro-batch -> its inputs and targets."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +59,8 @@ class TrainConfig:
     """Refuse to train on a CPU unless --device cpu is given."""
     loader: Loader = SequentialLoader()
     """Order of the training tokens."""
+    prefetch: int = 2
+    """Micro-batches prepared ahead of training, by a thread. The result does not depend on it."""
 
     def __post_init__(self) -> None:
         for key, values in (
@@ -79,6 +81,7 @@ class TrainConfig:
             "val_max_tokens",
             "log_every",
             "checkpoint_every",
+            "prefetch",
         ):
             if getattr(self, key) < 0:
                 raise ConfigError(f"{key} must not be negative, not {getattr(self, key)}", key)
