@@ -16,7 +16,8 @@ from pgolf.config.load import resolve
 from pgolf.config.run import RunConfig
 from pgolf.core.dist import World
 from pgolf.core.shards import list_shards, load_split, write_shard
-from pgolf.core.train.loop import TrainState, Watch, fit, start_state, to_tensors
+from pgolf.core.train.feed import feed
+from pgolf.core.train.loop import TrainState, Watch, fit, start_state
 from pgolf.report.console import Console
 from pgolf.report.train_log import TrainLog
 
@@ -33,7 +34,7 @@ def synthetic_shards(folder: Path, config: RunConfig, seed: int) -> list[np.ndar
 def bare_steps(state: TrainState, config: RunConfig, world: World, steps: int) -> None:
     """The arithmetic of `steps` optimizer steps on one batch that is already in memory."""
     train = config.train
-    batch = to_tensors(train.loader.batch(state.stream, train.micro_batch_tokens, train.seq_len, 0, 1), world)
+    batch = next(feed(state.read, 0, 0, world.device))
     for step in range(steps):
         for _ in range(train.micro_steps(1)):
             (state.model(*batch) / train.micro_steps(1)).backward()

@@ -143,7 +143,12 @@ CATALOG: dict[str, dict[str, str]] = {
         "none": "pgolf.core.optim.schedules:Unscaled",
         "by_role": "pgolf.core.optim.rates:RateByRole",
     },
-    "Loader": {"sequential": "pgolf.core.train.loaders:SequentialLoader"},
+    "Loader": {
+        "sequential": "pgolf.core.train.loaders:SequentialLoader",
+        "shuffled": "pgolf.core.train.loaders:ShuffledLoader",
+        "coprime": "pgolf.core.train.loaders:CoprimeLoader",
+        "documents": "pgolf.core.train.loaders:DocumentLoader",
+    },
     "Quantizer": {
         "row_quantile": "pgolf.core.quant.row_quantile:RowQuantile",
         "sdclip": "pgolf.core.quant.sdclip:SdClip",

@@ -107,14 +107,11 @@ class TokenStream:
 
     def take(self, count: int) -> np.ndarray:
         """The next `count` ids as int64, wrapping from the last shard to the first."""
-        ends = np.cumsum([len(ids) for ids in self.shards])
-        pieces = []
-        while count > 0:
-            at = self.position % int(ends[-1])
-            index = int(np.searchsorted(ends, at, side="right"))
-            start = at - int(ends[index]) + len(self.shards[index])
-            piece = self.shards[index][start : start + count]
-            pieces.append(piece.astype(np.int64))
-            self.position += len(piece)
-            count -= len(piece)
-        return np.concatenate(pieces)
+        skip, pieces = self.position % sum(map(len, self.shards)), []
+        self.position += count
+        while count:
+            for ids in self.shards:
+                pieces.append(ids[skip : skip + count])
+                skip = max(skip - len(ids), 0)
+                count -= len(pieces[-1])
+        return np.concatenate(pieces).astype(np.int64)

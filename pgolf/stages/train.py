@@ -83,7 +83,7 @@ def check_gpu(config: RunConfig, device_name: str) -> None:
 def train_key(config: dict[str, Any], data: str) -> str:
     """What a training run depends on: its sections and the data."""
     sections = {name: config[name] for name in ("model", "optim", "train")}
-    volatile = ("checkpoint_every", "keep_checkpoints", "log_every", "needs_gpu")
+    volatile = ("checkpoint_every", "keep_checkpoints", "log_every", "needs_gpu", "prefetch")
     sections["train"] = {key: value for key, value in sections["train"].items() if key not in volatile}
     return stage_key("train", sections, {"data": data})
 
@@ -119,7 +119,6 @@ class Checkpoints:
         facts = {
             "schema": RESUME_SCHEMA,
             "step": state.step,
-            "position": state.stream.position,
             "elapsed_s": elapsed,
             "looped": state.looped,
             "averaged": state.taken,
@@ -159,7 +158,7 @@ class Checkpoints:
             state.optimizers = optimizers()
             state.optimizers.load(tensors)
             torch.set_rng_state(tensors["rng.torch"])
-            state.step, state.stream.position = int(facts["step"]), int(facts["position"])
+            state.step = int(facts["step"])
             state.clock.spent_s = float(facts["elapsed_s"])
             state.looped, state.taken = bool(facts.get("looped", False)), int(facts.get("averaged", 0))
             copy_weights(state.averages, {name: tensors[f"average.{name}"] for name in state.averages})

@@ -213,6 +213,34 @@ def test_a_finished_training_is_not_repeated(pgolf: Any, tiny_run: Path, straigh
     assert (out / "checkpoint.safetensors").stat().st_mtime_ns == before
 
 
+LOADERS = {
+    "shuffled": ("train.loader.kind=shuffled", "train.prefetch=0"),
+    "coprime": ("train.loader.kind=coprime",),
+    "documents": ("train.loader.kind=documents", "model.documents.kind=by_document"),
+}
+
+
+@pytest.mark.parametrize("kind", LOADERS)
+def test_every_loader_goes_on_where_it_was(pgolf: Any, tiny_run: Path, tmp_path: Path, kind: str) -> None:
+    options = [*SHORT, "--set", "train.iterations=9", "--set", "train.micro_batch_tokens=512"]
+    options += [word for value in LOADERS[kind] for word in ("--set", value)]
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    pgolf("train", tiny_run / "data", "--out", straight, *options, "--quiet").good()
+    shutil.copytree(straight, resumed)
+    for path in (resumed / "checkpoint.safetensors", resumed / "manifest.json"):
+        path.unlink()
+    result = pgolf("train", tiny_run / "data", "--out", resumed, *options, "--set", "train.prefetch=3").good()
+    assert "resumed at step 6" in result.err
+    assert tensor_hash(resumed / "checkpoint.safetensors") == tensor_hash(straight / "checkpoint.safetensors")
+
+
+def test_more_ranks_than_shards_are_refused(tiny_run: Path, tmp_path: Path) -> None:
+    options = ["--preset", "tiny", "--set", "train.loader.kind=shuffled", "--set", "train.micro_batch_tokens=512"]
+    argv = torchrun(2, "train", tiny_run / "data", "--out", tmp_path, *options, "--device", "cpu", "--quiet")
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0 and "1 training shards are fewer than 2 ranks" in done.stderr
+
+
 def test_the_wall_clock_cap_stops_training(pgolf: Any, tiny_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "train"
     argv = ["train", tiny_run / "data", "--out", out, *ENDLESS, "--set", "train.max_wallclock_seconds=0.4"]

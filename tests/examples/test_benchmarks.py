@@ -15,6 +15,18 @@ NAMES = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.
 SMALLEST = {
     "startup": ["--rounds", "1"],
     "train_speed": ["--preset", "tiny", "--steps", "1", "--rounds", "1", "--threads", "1"],
+    "loader_speed": [
+        "--shards",
+        "2",
+        "--shard-tokens",
+        "20000",
+        "--tokens",
+        "1024",
+        "--seq-len",
+        "64",
+        "--rounds",
+        "1",
+    ],
     "codec_overhead": ["--rows", "64", "--columns", "64", "--steps", "0.8", "0.06"],
     "size_prediction": ["--presets", "tiny", "--quantizers", "sdclip int6", "--codecs", "zlib", "brotli"],
     "kernels": ["--tokens", "256", "--vocab", "1024", "--widths", "64", "--rounds", "1"],
@@ -24,6 +36,7 @@ SMALLEST = {
 KEYS = {
     "startup": {"command", "min_s", "median_s", "over_bare_python", "over_import_torch"},
     "train_speed": {"what", "min_s", "median_s", "tokens_per_s", "over_bare"},
+    "loader_speed": {"loader", "prefetch", "min_s", "median_s", "tokens_per_s", "over_model"},
     "codec_overhead": {
         "step",
         "codec",

@@ -23,10 +23,10 @@ class Average(Protocol):
 
 
 class Loader(Protocol):
-    """Cuts batches from the token stream; see `SequentialLoader`."""
+    """Decides the order of the training tokens; see `pgolf.core.train.loaders`."""
 
-    def batch(self, stream: Any, tokens: int, seq_len: int, rank: int, world_size: int) -> Any:
-        """Inputs and targets of one micro-step."""
+    def begin(self, train: Any, shards: Any, seed: int, world: Any) -> Any:
+        """What reads for this rank: number of a micro-batch -> its inputs and targets."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +77,8 @@ class TrainConfig:
     """What is exported: the last weights or an average."""
     loader: Loader = SequentialLoader()
     """Order of the training tokens."""
+    prefetch: int = 2
+    """Micro-batches prepared ahead of training, by a thread. The result does not depend on it."""
 
     def __post_init__(self) -> None:
         for key, values in (
@@ -98,6 +100,7 @@ class TrainConfig:
             "val_max_tokens",
             "log_every",
             "checkpoint_every",
+            "prefetch",
         ):
             if getattr(self, key) < 0:
                 raise ConfigError(f"{key} must not be negative, not {getattr(self, key)}", key)

@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,9 +20,9 @@ from pgolf.core.model.params import TOKEN
 from pgolf.core.optim.config import OptimConfig
 from pgolf.core.optim.optimizers import Optimizers
 from pgolf.core.optim.schedules import Progress
-from pgolf.core.shards import TokenStream
 from pgolf.core.train.clock import Clock
 from pgolf.core.train.config import TrainConfig
+from pgolf.core.train.feed import feed
 
 
 @dataclass
@@ -31,7 +31,7 @@ class TrainState:
 
     model: GPT
     optimizers: Optimizers
-    stream: TokenStream
+    read: Callable[[int], Any]
     clock: Clock
     step: int = 0
     looped: bool = False
@@ -70,17 +70,14 @@ def start_state(
     if network.compute_dtype == torch.bfloat16:
         halve_embeddings(network)
     averages = train.average.start(network)
-    return TrainState(network, Optimizers(network, optim, world), TokenStream(shards), Clock(), averages=averages)
-
-
-def to_tensors(batch: tuple[np.ndarray, np.ndarray], world: World) -> list[Tensor]:
-    """Move one micro-batch to the device."""
-    return [torch.from_numpy(array).to(world.device, non_blocking=True) for array in batch]
+    read = train.loader.begin(train, shards, seed, world)
+    return TrainState(network, Optimizers(network, optim, world), read, Clock(), averages=averages)
 
 
 def train_step(
     forward: Callable[..., Tensor],
     state: TrainState,
+    batches: Iterator[list[Tensor]],
     config: TrainConfig,
     lr_scale: float,
     world: World,
@@ -90,8 +87,7 @@ def train_step(
     micro_steps = config.micro_steps(world.size)
     total = torch.zeros((), device=world.device)
     for _ in range(micro_steps):
-        batch = config.loader.batch(state.stream, config.micro_batch_tokens, config.seq_len, world.rank, world.size)
-        ids, targets = to_tensors(batch, world)
+        ids, targets = next(batches)
         loss = forward(ids, targets, state.model.starts(ids)) / micro_steps
         loss.backward()
         total += loss.detach()
@@ -121,16 +117,15 @@ def validator(model: GPT, config: TrainConfig, tokens: np.ndarray, charges: np.n
 def warm_up(
     forward: Callable[..., Tensor], state: TrainState, config: TrainConfig, optim: OptimConfig, world: World
 ) -> None:
-    """Run steps that compile every graph, then restore weights, optimizer state and data position."""
+    """Run steps that compile every graph, then restore weights and optimizer state."""
+    batches = feed(state.read, 0, 0, world.device)
     weights = {name: weight.clone() for name, weight in state.model.state_dict().items()}
-    position = state.stream.position
     for looping in dict.fromkeys((False, state.model.config.loop.starts(1.0))):
         state.model.looping = looping
         for _ in range(config.warmup_steps):
-            train_step(forward, state, config, 1.0, world)
+            train_step(forward, state, batches, config, 1.0, world)
     state.model.load_state_dict(weights)
     state.optimizers = Optimizers(state.model, optim, world)
-    state.stream.position = position
 
 
 def fit(
@@ -148,6 +143,7 @@ def fit(
     clock, budget_s = state.clock, config.budget_s
     weights = dict(state.model.named_parameters())
     first_step, first_s, event = state.step, clock.elapsed_s, dict[str, Any]()
+    batches = feed(state.read, state.step * config.micro_steps(world.size), config.prefetch, world.device)
     state.model.looping = False
     clock.start()
     while True:
@@ -177,7 +173,7 @@ def fit(
                 return event
             clock.start()
         scale = optim.warmdown.scale(now)
-        loss = train_step(forward, state, config, scale, world, optim.decay_schedule.scales(now))
+        loss = train_step(forward, state, batches, config, scale, world, optim.decay_schedule.scales(now))
         state.step += 1
         if config.average.due(state.step, scale):
             averages, new = (list(tensors) for tensors in (state.averages.values(), weights.values()))

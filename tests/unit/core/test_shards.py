@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from pgolf.core.errors import InputError, PgolfError
 from pgolf.core.shards import HEADER_BYTES, SHARD_MAGIC, TokenStream, list_shards, load_split, open_shard, write_shard
-from pgolf.core.train.loaders import SequentialLoader
 
 ids_lists = st.lists(st.integers(0, 65535), min_size=1, max_size=40)
 
@@ -159,23 +158,3 @@ def test_a_position_is_all_a_stream_remembers(shards, before, count):
         stream.take(before)
     resumed = TokenStream(arrays, position=before)
     np.testing.assert_array_equal(stream.take(count), resumed.take(count))
-
-
-# Loader
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
-def test_ranks_read_disjoint_shifted_slices(world_size):
-    arrays = [np.arange(0, 700, dtype=np.uint16), np.arange(700, 1000, dtype=np.uint16)]
-    streams = [TokenStream(arrays) for _ in range(world_size)]
-    seen = []
-    for micro_step in range(2):
-        for rank, stream in enumerate(streams):
-            x, y = SequentialLoader().batch(stream, 24, 8, rank, world_size)
-            assert x.shape == y.shape == (3, 8)
-            first = micro_step * world_size * 25 + rank * 25
-            assert x.flatten().tolist() == list(range(first, first + 24))
-            assert y.flatten().tolist() == list(range(first + 1, first + 25))
-            seen += [*x.flatten().tolist(), int(y[-1, -1])]
-    assert sorted(seen) == list(range(2 * world_size * 25))
-    assert {stream.position for stream in streams} == {2 * world_size * 25}
