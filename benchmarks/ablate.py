@@ -2,9 +2,10 @@
 one thing changed, on the same tokens, for the same steps, with the same seeds.
 
 BPB of the validation split after training, as the mean over seeds with its standard error; `gain` is the baseline's BPB
-minus the technique's, seed by seed, so that positive is better. `time` is processor time of a training against the
-baseline's. With --pairs the best ones are also tried two by two, each beside the sum of the single gains: gains do not
-add. With --write the figures go where `pgolf techniques` and docs/techniques.md take them from.
+minus the technique's, seed by seed, so that positive is better. `time` is that of a training step, loops on, against
+the baseline's, measured afterwards by turns. With --pairs the best ones are also tried two by two, each beside the sum
+of the single gains: gains do not add. With --write the figures go where `pgolf techniques` and docs/techniques.md take
+them from.
 
 Small models over few steps say little about large ones over many: this finds what is broken and what hurts early.
 """
@@ -13,13 +14,13 @@ import argparse
 import itertools
 import statistics
 import tempfile
-import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import parser, show
+from benchmarks.report import parser, seconds_of, show
 from pgolf.catalog import CATALOG, name_of
 from pgolf.config.describe import slot_keys
 from pgolf.config.run import RunConfig
@@ -125,14 +126,46 @@ def train_once(job: tuple[str, dict[str, Any], int, int, int, str]) -> dict[str,
     watch = Watch(
         lambda event: None, lambda: {"val_loss": 0.0, "val_bpb": 0.0, "val_tokens": 0}, lambda s: None, lambda: False
     )
-    started = time.process_time()
     fit(state, config.train, config.optim, world, watch, False)
-    seconds = time.process_time() - started
     tokens, charges = dataset.validation()
     method = PlainEval(seq_len=config.train.seq_len, max_tokens=min(targets, len(tokens) - 1))
     score, _ = evaluate(state.model.eval(), tokens, charges, method)
     parameters = sum(weight.numel() for weight in state.model.parameters())
-    return {"name": name, "seed": seed, "bpb": score.bpb, "seconds": seconds, "parameters": parameters}
+    return {"name": name, "seed": seed, "bpb": score.bpb, "parameters": parameters}
+
+
+def step_times(changes: dict[str, dict[str, Any]], vocab_size: int, rounds: int) -> dict[str, float]:
+    """Time of a training step against the baseline's, as the median over rounds in which the two take turns."""
+    import torch
+
+    torch.set_num_threads(1)
+    plain = stepper({}, vocab_size)
+    found = {}
+    for name, keys in changes.items():
+        other = stepper(keys, vocab_size)
+        pairs = [(seconds_of(other), seconds_of(plain)) for _ in range(rounds + 2)][2:]
+        found[name] = round(statistics.median(one / two for one, two in pairs), 2)
+    return found
+
+
+def stepper(changes: dict[str, Any], vocab_size: int) -> Callable[[], None]:
+    """One step of training on random ids, loops switched on."""
+    import torch
+
+    from pgolf.core.dist import World
+    from pgolf.core.model.gpt import GPT
+    from pgolf.core.optim.optimizers import Optimizers
+
+    config = configuration(changes, 100, vocab_size)
+    model = GPT(config.model, 1)
+    optimizers, seq_len = Optimizers(model, config.optim, World()), config.train.seq_len
+    ids = torch.randint(4, vocab_size, (config.train.micro_batch_tokens // seq_len, seq_len + 1))
+
+    def step() -> None:
+        model(ids[:, :-1], ids[:, 1:]).backward()
+        optimizers.step(0, 1.0)
+
+    return step
 
 
 def prepare(folder: Path, data: Path | None, vocab_size: int) -> Path:
@@ -155,13 +188,12 @@ def row_of(name: str, runs: list[dict[str, Any]], base: dict[int, dict[str, Any]
     """A technique's line of the table."""
     gains = [base[run["seed"]]["bpb"] - run["bpb"] for run in runs]
     error = statistics.stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else 0.0
-    ratio = statistics.median(run["seconds"] / base[run["seed"]]["seconds"] for run in runs)
     return {
         "technique": name,
-        "bpb": round(statistics.mean(run["bpb"] for run in runs), 4),
-        "gain": round(statistics.mean(gains), 4),
-        "standard_error": round(error, 4),
-        "time": round(ratio, 2),
+        "bpb": round(statistics.mean(run["bpb"] for run in runs), 5),
+        "gain": round(statistics.mean(gains), 5),
+        "standard_error": round(error, 5),
+        "time": 1.0,
         "parameters_percent": round(100 * runs[0]["parameters"] / base[runs[0]["seed"]]["parameters"] - 100, 2),
     }
 
@@ -196,7 +228,15 @@ def measure(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
             sums = {name: round(sum(gain[one] for one in name.split(" + ")), 4) for name in both}
             pairs = [row_of(name, found, base) | {"sum": sums[name]} for name, found in runs(both).items()]
             rows += sorted(pairs, key=lambda row: -row["gain"])
-    return rows
+    changes = {row["technique"]: changes_by(row["technique"]) for row in rows}
+    times = step_times(changes, options.vocab_size, options.rounds)
+    return [row | {"time": times[row["technique"]]} for row in rows]
+
+
+def changes_by(name: str) -> dict[str, Any]:
+    """Keys of the baseline, a technique, a setting or a pair."""
+    keys = [changes_of(one) for one in name.split(" + ") if one != "baseline"]
+    return {key: value for one in keys for key, value in one.items()}
 
 
 def document(options: argparse.Namespace, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -226,6 +266,7 @@ def main() -> None:
     arguments.add_argument("--seeds", type=int, default=3)
     arguments.add_argument("--targets", type=int, default=32768, help="validation targets to score")
     arguments.add_argument("--pairs", type=int, default=0, help="try this many of the best two by two")
+    arguments.add_argument("--rounds", type=int, default=9, help="steps timed of each")
     arguments.add_argument("--jobs", type=int, default=2, help="trainings at a time, one thread each")
     arguments.add_argument("--only", nargs="*", choices=[*techniques(), *SETTINGS], help="these alone")
     arguments.add_argument("--write", type=Path, metavar="FILE", help="keep the figures for docs and pgolf techniques")

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pgolf
 from pgolf.core.errors import PgolfError
@@ -80,6 +81,17 @@ class Strip(ast.NodeTransformer):
         if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
             return None
         return self.generic_visit(node)  # type: ignore[return-value]
+
+
+def copied(node: Any) -> Any:
+    """A syntax tree to be changed, with what it means and nothing else. (copy.deepcopy would follow whatever a library
+    may have hung on the contexts, which Python shares among all trees.)
+    """
+    if isinstance(node, list):
+        return [copied(item) for item in node]
+    if not isinstance(node, ast.AST):
+        return node
+    return type(node)(**{name: copied(value) for name, value in ast.iter_fields(node)})
 
 
 def is_dataclass_node(node: ast.ClassDef) -> bool:

@@ -1,7 +1,6 @@
 """train_gpt.py: the recipe as a value, plus the code it reaches, in one file (spec: submission 7)."""
 
 import ast
-import copy
 import lzma
 from collections import Counter
 from collections.abc import Iterable
@@ -10,7 +9,7 @@ from functools import cache
 from typing import Any
 
 from pgolf.bundle.fold import Fold, fixed_values
-from pgolf.bundle.graph import Core, Definition, parse_core, reach, used_names
+from pgolf.bundle.graph import Core, Definition, copied, parse_core, reach, used_names
 from pgolf.config.run import RunConfig
 from pgolf.core import errors
 from pgolf.core.errors import PgolfError
@@ -78,7 +77,7 @@ def with_values(definition: Definition, values: dict[str, dict[str, Any]]) -> De
     node = definition.node
     if not isinstance(node, ast.ClassDef) or not values.get(node.name):
         return definition
-    return replaced(definition, Fold(values[node.name]).visit(copy.deepcopy(node)))
+    return replaced(definition, Fold(values[node.name]).visit(copied(node)))
 
 
 def fixed_fields(core: Core, recipe: ast.AST, slim: dict[int, Definition]) -> dict[str, dict[str, Any]]:
@@ -178,7 +177,7 @@ def without_idle(definition: Definition, idle: frozenset[str]) -> Definition:
     """The definition without loops that would do nothing. The core's own trees stay as they are."""
     if not any(isinstance(node, ast.Attribute) and node.attr in idle for node in ast.walk(definition.node)):
         return definition
-    node = IdlePlaces(idle).visit(copy.deepcopy(definition.node))
+    node = IdlePlaces(idle).visit(copied(definition.node))
     return definition if ast.dump(node) == ast.dump(definition.node) else replaced(definition, node)
 
 
@@ -206,7 +205,7 @@ def is_plain(value: ast.expr) -> bool:
 
 def without_arguments(recipe: ast.Module, idle: frozenset[str]) -> ast.Module:
     """The recipe without these fields."""
-    slim = copy.deepcopy(recipe)
+    slim: ast.Module = copied(recipe)
     for node in ast.walk(slim):
         if isinstance(node, ast.Call):
             node.keywords = [word for word in node.keywords if word.arg not in idle]
@@ -256,7 +255,7 @@ def emit(config: RunConfig, info: str) -> tuple[str, tuple[Definition, ...]]:
     used = frozenset().union(named, *(definition.needs for definition in chosen))
     imports = [node for name, node in core.externals.items() if name in used and name not in core.definitions]
     body = [*imports, *ast.parse(VALUES).body, *(definition.node for definition in chosen), *tree.body]
-    module = WithoutAdvice().visit(copy.deepcopy(ast.Module(body, [])))
+    module = WithoutAdvice().visit(copied(ast.Module(body, [])))
     return ast.unparse(ast.fix_missing_locations(module)) + "\n", tuple(chosen)
 
 
