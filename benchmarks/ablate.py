@@ -243,7 +243,7 @@ def document(options: argparse.Namespace, rows: list[dict[str, Any]]) -> dict[st
     """What `pgolf techniques` and docs/techniques.md tell of a measurement."""
     named = {row.pop("technique"): row for row in rows}
     words = ["python -m benchmarks.ablate", f"--steps {options.steps} --seeds {options.seeds} --pairs {options.pairs}"]
-    words += [f"--data {options.data.name}"] if options.data else []
+    words += [f"--targets {options.targets}", *([f"--data {options.data.name}"] if options.data else [])]
     settings = f"6 layers of width 96, {BASE['train.seq_len']} tokens a sequence, {BASE['train.batch_tokens']:,} a step"
     where = f"{options.seeds} seeds, {options.steps} steps, {options.targets:,} targets, on a CPU"
     return {

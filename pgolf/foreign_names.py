@@ -223,7 +223,7 @@ def family(found: Found, known: dict[str, Any]) -> Values:
 
 
 BLIND = re.compile(
-    r"model\.((documents|position|norm_scale|window|key_offset|xsa|residual|logit_softcap|precision)\..*|loop\.(?!enable).*"
+    r"model\.((documents|position|norm_scale|window|key_offset|xsa|residual|logit_softcap|precision)\..*|loop\.(?!enable|lora_rank|own).*"
     r"|embed\.norm_first|hash_embed\.trigram|smear\.bos_id|value_embed\.on|head_gate\.(scale|reads)|mlp\.(kind|slope))"
 )
 """Keys that change what a model computes and leave no trace in its names and shapes, or an ambiguous one."""
