@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from pgolf.catalog import name_of
 from pgolf.config.run import RunConfig
 from pgolf.config.tree import flatten, to_values
 from pgolf.core.dist import World
@@ -61,7 +62,8 @@ class TrainLog:
         elif event["event"] == "val":
             self.text(f"{head} val_loss:{event['val_loss']:.4f} val_bpb:{event['val_bpb']:.4f} {times}")
         elif event["event"] == "average":
-            self.text(f"ema:applying average weights of {event['taken']} steps")
+            kind = name_of("Average", type(self.config.train.average))
+            self.text(f"{kind}:applying {kind.upper()} weights of {event['taken']} steps")
             self.text(f"pre-quantization averaged val_loss:{event['val_loss']:.8f} val_bpb:{event['val_bpb']:.8f}")
         elif event["event"] == "loop":
             self.text(f"{head} layer loop on {times}")

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from pgolf.core.errors import ConfigError
 from pgolf.core.model.params import CONTROL, SCALAR, ParamSpec
+from pgolf.core.model.parts.gate_window import GateWindow
 from pgolf.core.model.slots import LayerShape, Part
 
 if TYPE_CHECKING:
@@ -56,25 +57,14 @@ class DenseGate(Part):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SparseGate(Part):
+class SparseGate(GateWindow):
     """Multiplies each head by sigma(c W n[:w]), where W sees only the first w channels and starts at zero. Effect: that
     of the dense gate, 44 KB smaller (PR #1787); on PR #1512 -0.0017, lost again to quantization. Source: PR #1787,
     #1855.
     """
 
-    window: int = 12
-    """Channels the gate sees, w (upstream: gate_window)."""
     scale: float = 0.5
     """The factor c (upstream: sparse_attn_gate_scale)."""
-
-    def __post_init__(self) -> None:
-        if self.window < 1:
-            raise ConfigError(f"window must be at least 1, not {self.window}", "window")
-
-    def suits(self, shape: LayerShape) -> None:
-        """The window lies within the model's width."""
-        if self.window > shape.model_dim:
-            raise ConfigError(f"{self.window} channels, but the model has {shape.model_dim}", "window", "lower it")
 
     def params(self, shape: LayerShape) -> tuple[ParamSpec, ...]:
         """attn.attn_gate_w (H,w)."""
@@ -88,26 +78,18 @@ class SparseGate(Part):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OutputGate(Part):
+class OutputGate(GateWindow):
     """Multiplies each head by 2 sigma(W u), which is 1 at the start; u are the first w channels of the block's input or
     of the raw queries. Source: PR #1667 (attention output gate).
     """
 
-    window: int = 12
-    """Channels the gate sees, w."""
     reads: str = "proj"
     """What u is taken from: proj (the block's normalised input) or q (the query projection)."""
 
     def __post_init__(self) -> None:
         if self.reads not in ("proj", "q"):
             raise ConfigError(f"{self.reads!r} is neither proj nor q", "reads")
-        if self.window < 1:
-            raise ConfigError(f"window must be at least 1, not {self.window}", "window")
-
-    def suits(self, shape: LayerShape) -> None:
-        """The window lies within the model's width."""
-        if self.window > shape.model_dim:
-            raise ConfigError(f"{self.window} channels, but the model has {shape.model_dim}", "window", "lower it")
+        super().__post_init__()
 
     def params(self, shape: LayerShape) -> tuple[ParamSpec, ...]:
         """attn.attn_gate_proj.weight (H,w)."""

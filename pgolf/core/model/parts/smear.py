@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from pgolf.core.errors import ConfigError
 from pgolf.core.model.params import CONTROL, SCALAR, ParamSpec, control
+from pgolf.core.model.parts.gate_window import GateWindow
 from pgolf.core.model.slots import Flow, LayerShape, Part
 
 if TYPE_CHECKING:
@@ -32,25 +33,14 @@ class StaticSmear(Part):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GatedSmear(Part):
+class GatedSmear(GateWindow):
     """x <- x + lam sigma(w . x[:n]) x_prev on the raw embedding, off at the start (lam = 0), never across the token
     that begins a document. Effect: -0.0004 before and +0.0003 after TTT, alone on PR #1493. Source: PR #1667; the mask:
     PR #1851, #1855.
     """
 
-    window: int = 12
-    """Channels the gate sees, n (upstream: gate_window)."""
     bos_id: int = 1
     """Token that begins a document; it takes nothing from the one before. -1 for none."""
-
-    def __post_init__(self) -> None:
-        if self.window < 1:
-            raise ConfigError(f"window must be at least 1, not {self.window}", "window")
-
-    def suits(self, shape: LayerShape) -> None:
-        """The window lies within the model's width."""
-        if self.window > shape.model_dim:
-            raise ConfigError(f"{self.window} channels, but the model has {shape.model_dim}", "window", "lower it")
 
     def params(self, shape: LayerShape) -> tuple[ParamSpec, ...]:
         """smear_gate.weight (1,n) and smear_lambda (1,)."""
