@@ -132,12 +132,36 @@ CATALOG: dict[str, dict[str, str]] = {
     "Average": {
         "none": "pgolf.core.train.average:LastWeights",
         "ema": "pgolf.core.train.average:Ema",
+        "emas": "pgolf.core.train.average:Emas",
         "swa": "pgolf.core.train.average:Swa",
+    },
+    "Qat": {
+        "none": "pgolf.core.train.steady:Steady",
+        "straight_through": "pgolf.core.train.qat:StraightThrough",
+        "soft_round": "pgolf.core.train.qat:SoftRound",
+        "noise": "pgolf.core.train.qat:Noise",
+        "crown_q": "pgolf.core.train.qat:CrownQ",
+    },
+    "WindowSchedule": {
+        "none": "pgolf.core.train.steady:Steady",
+        "growing": "pgolf.core.train.growth:GrowingWindow",
+    },
+    "LengthSchedule": {
+        "none": "pgolf.core.train.steady:Steady",
+        "growing": "pgolf.core.train.growth:GrowingLength",
+    },
+    "Loss": {
+        "mean": "pgolf.core.train.steady:Steady",
+        "byte_weighted": "pgolf.core.train.byte_loss:ByteWeighted",
     },
     "DecaySchedule": {
         "none": "pgolf.core.optim.schedules:Unscaled",
         "taper": "pgolf.core.optim.decay:TaperDecay",
         "ramp": "pgolf.core.optim.decay:RampDecay",
+    },
+    "WidthRule": {
+        "none": "pgolf.core.optim.schedules:Unscaled",
+        "mup": "pgolf.core.optim.rates:MupWidth",
     },
     "RateScale": {
         "none": "pgolf.core.optim.schedules:Unscaled",

@@ -8,13 +8,17 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from pgolf.bundle.constant import ConstantCalls, constant_methods, foreign_names
 from pgolf.bundle.fold import Fold, fixed_values
 from pgolf.bundle.graph import Core, Definition, copied, parse_core, reach, used_names
 from pgolf.config.run import RunConfig
 from pgolf.core import errors
+from pgolf.core.codecs.base import Codec
+from pgolf.core.codecs.brotli import Brotli
 from pgolf.core.errors import PgolfError
 from pgolf.core.model.config import attention_names
 from pgolf.core.model.slots import Absent
+from pgolf.core.train.steady import Steady
 
 ERRORS = {name for name, cls in vars(errors).items() if isinstance(cls, type) and issubclass(cls, PgolfError)}
 MAIN = 'if __name__ == "__main__":\n    sys.exit(run_submission(RECIPE, Path(__file__), sys.argv[1:]))\n'
@@ -181,6 +185,14 @@ def without_idle(definition: Definition, idle: frozenset[str]) -> Definition:
     return definition if ast.dump(node) == ast.dump(definition.node) else replaced(definition, node)
 
 
+def without_calls(definition: Definition, literals: dict[str, ast.expr]) -> Definition:
+    """The definition with these calls folded. The core's own trees stay as they are."""
+    asked = (node.func for node in ast.walk(definition.node) if isinstance(node, ast.Call))
+    if not any(isinstance(func, ast.Attribute) and func.attr in literals for func in asked):
+        return definition
+    return replaced(definition, ConstantCalls(literals).visit(copied(definition.node)))
+
+
 def mentions(nodes: Iterable[ast.AST]) -> Counter[str]:
     """How often the nodes ask something for an attribute, by its name."""
     return Counter(node.attr for outer in nodes for node in ast.walk(outer) if isinstance(node, ast.Attribute))
@@ -199,7 +211,8 @@ def idle_fields(recipe: ast.AST, chosen: list[Definition]) -> frozenset[str]:
 
 def is_plain(value: ast.expr) -> bool:
     """Whether a value of the recipe does nothing by itself."""
-    absent = isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id == Absent.__name__
+    names = (Absent.__name__, Steady.__name__)
+    absent = isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id in names
     return absent or isinstance(value, ast.Constant)
 
 
@@ -223,8 +236,12 @@ def needed(core: Core, tree: ast.AST, configured: frozenset[str]) -> list[Defini
         definitions = {name: slim[id(d)] for name, d in core.definitions.items()}
         order = tuple(slim[id(d)] for d in core.order)
         chosen = reach(Core(definitions, order, core.externals), used_names(tree))
-        mentioned, idle = mentions([tree, *(definition.node for definition in chosen)]), idle_places(chosen)
-        smaller = {key: without_idle(without_methods(d, mentioned), idle) for key, d in slim.items()}
+        nodes = [definition.node for definition in chosen]
+        mentioned, idle = mentions([tree, *nodes]), idle_places(chosen)
+        literals = constant_methods(nodes, foreign_names())
+        smaller = {
+            key: without_calls(without_idle(without_methods(d, mentioned), idle), literals) for key, d in slim.items()
+        }
         if all(smaller[key] is slim[key] for key in slim if slim[key] in chosen):
             return chosen
         slim = smaller
@@ -277,39 +294,41 @@ def minify(source: str) -> str:
 
 
 def latin1_literal(data: bytes) -> bytes:
-    """A Python string literal in a Latin-1 source file that stands for these bytes, escaping only five of them."""
+    """A Python string literal in a Latin-1 source file that stands for these bytes, escaping as few as can be."""
     out = bytearray()
     for index, byte in enumerate(data):
         if byte == 0:
             digit = index + 1 < len(data) and 48 <= data[index + 1] <= 55
             out += b"\\x00" if digit else b"\\0"
+        elif byte == 34 and (index + 1 == len(data) or out.endswith(b'""')):
+            out += b'\\"'
         else:
-            out += {10: b"\\n", 13: b"\\r", 34: b'\\"', 92: b"\\\\"}.get(byte, bytes([byte]))
-    return b'"' + bytes(out) + b'"'
+            out += {13: b"\\r", 92: b"\\\\"}.get(byte, bytes([byte]))
+    return b'"""' + bytes(out) + b'"""'
 
 
-def pack(minified: str) -> bytes:
-    """The counted file: raw LZMA2 in a Latin-1 literal and a stub that runs it with readable tracebacks."""
-    best = b""
+def raw_lzma(source: bytes) -> bytes:
+    """The smallest raw LZMA2 stream, over the settings that matter to source code."""
+    streams = []
     for lc, lp, pb in ((3, 0, 0), (4, 0, 0), (2, 0, 0), (3, 0, 2)):
-        chain = [
-            {
-                "id": lzma.FILTER_LZMA2,
-                "preset": 9 | lzma.PRESET_EXTREME,
-                "lc": lc,
-                "lp": lp,
-                "pb": pb,
-                "dict_size": 1 << 20,
-            }
-        ]
-        coded = lzma.compress(minified.encode(), lzma.FORMAT_RAW, filters=chain)
-        literal = latin1_literal(coded)
-        if not best or len(literal) < len(best):
-            best = literal
-    head = b"#coding:latin-1\nimport lzma,linecache as l\ns=lzma.decompress("
-    tail = b'.encode("latin-1"),3,None,[{"id":33}]).decode()\n'
-    tail += b'l.cache["pgolf"]=len(s),None,s.splitlines(1),"pgolf"\nexec(compile(s,"pgolf","exec"))\n'
-    return head + best + tail
+        chain = {"preset": 9 | lzma.PRESET_EXTREME, "lc": lc, "lp": lp, "pb": pb, "dict_size": 1 << 20}
+        streams.append(lzma.compress(source, lzma.FORMAT_RAW, filters=[{"id": lzma.FILTER_LZMA2} | chain]))
+    return min(streams, key=len)
+
+
+def pack(minified: str, codec: Codec) -> bytes:
+    """The counted file: the compressed source in a Latin-1 literal and a stub that runs it with readable tracebacks.
+    Brotli where the script cannot do without it anyway, since its artifact is; LZMA of the standard library elsewhere.
+    """
+    source = minified.encode()
+    if isinstance(codec, Brotli):
+        head, coded = b"import brotli,linecache as l\ns=brotli.decompress(", codec.encode(source)
+        tail = b'.encode("latin-1")).decode()\n'
+    else:
+        head, coded = b"import lzma,linecache as l\ns=lzma.decompress(", raw_lzma(source)
+        tail = b'.encode("latin-1"),3,None,[{"id":33}]).decode()\n'
+    run = b'l.cache["pgolf"]=len(s),None,s.splitlines(1),"pgolf"\nexec(compile(s,"pgolf","exec"))\n'
+    return b"#coding:latin-1\n" + head + latin1_literal(coded) + tail + run
 
 
 def unpack(packed: bytes) -> str:
@@ -317,9 +336,12 @@ def unpack(packed: bytes) -> str:
     tree = ast.parse(packed)
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and len(node.value) > 256:
-            return lzma.decompress(
-                node.value.encode("latin-1"), lzma.FORMAT_RAW, None, [{"id": lzma.FILTER_LZMA2}]
-            ).decode()
+            coded = node.value.encode("latin-1")
+            if b"import brotli" in packed[:64]:
+                import brotli
+
+                return str(brotli.decompress(coded), "utf-8")
+            return lzma.decompress(coded, lzma.FORMAT_RAW, None, [{"id": lzma.FILTER_LZMA2}]).decode()
     raise PgolfError("the packed script holds no source")
 
 
@@ -330,7 +352,7 @@ def build_script(config: RunConfig, info: str = "") -> Script:
     """
     readable, definitions = emit(config, info)
     minified = minify(readable)
-    packed = pack(minified)
+    packed = pack(minified, config.compress)
     if unpack(packed) != minified:
         raise PgolfError("the packed script does not unpack to what was packed", "bundle", "please report this")
     return Script(readable, minified, packed, definitions)

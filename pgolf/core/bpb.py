@@ -57,6 +57,11 @@ class ByteTable:
     lead: np.ndarray
     boundary: np.ndarray
 
+    @property
+    def typical(self) -> np.ndarray:
+        """Bytes of every id with its leading space, (V,) int64."""
+        return self.base + self.lead
+
     def charges(self, ids: np.ndarray) -> np.ndarray:
         """Bytes charged to targets 1 .. N-1 of a stream of N ids, (N-1,) int32."""
         result = np.empty(max(len(ids) - 1, 0), np.int32)

@@ -40,13 +40,17 @@ class World:
             distributed.all_reduce(tensor)
         return tensor
 
+    def largest(self, *values: float) -> list[float]:
+        """The largest of each value over the ranks, which thereby agree on it."""
+        if self.size == 1:
+            return list(values)
+        seen = torch.tensor(values, dtype=torch.float64, device=self.device)
+        distributed.all_reduce(seen, op=distributed.ReduceOp.MAX)
+        return [float(value) for value in seen]
+
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any rank; all ranks agree on the answer."""
-        if self.size == 1:
-            return flag
-        seen = torch.tensor([float(flag)], device=self.device)
-        distributed.all_reduce(seen, op=distributed.ReduceOp.MAX)
-        return bool(seen.item())
+        return self.largest(flag)[0] > 0
 
     def barrier(self) -> None:
         """Wait for every rank."""

@@ -4,9 +4,11 @@ from dataclasses import dataclass
 
 from pgolf.core.codecs.base import Codec
 from pgolf.core.codecs.zlib import Zlib
+from pgolf.core.errors import ConfigError
 from pgolf.core.evals.base import EvalMethod, TttMethod
 from pgolf.core.evals.plain import PlainEval
 from pgolf.core.model.config import ModelConfig
+from pgolf.core.model.slots import Absent, Part
 from pgolf.core.optim.config import OptimConfig
 from pgolf.core.quant.base import Quantizer
 from pgolf.core.quant.row_quantile import RowQuantile
@@ -32,3 +34,11 @@ class Recipe:
     """Scoring with fixed weights."""
     ttt: TttMethod = ChunkSgd()
     """Scoring with test-time training."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.train.qat, Part) and not isinstance(self.model.precision, Absent):
+            raise ConfigError(
+                "weights that model.precision makes have no other quantization in training",
+                "train.qat",
+                "set train.qat=none",
+            )

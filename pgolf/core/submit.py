@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pgolf.core.artifact import decode_artifact, encode_artifact
-from pgolf.core.bpb import load_tokenizer, validation_stream
+from pgolf.core.bpb import byte_table, load_tokenizer, validation_stream
 from pgolf.core.codecs.base import Codec
 from pgolf.core.dist import World, join_world, wants_compile
 from pgolf.core.errors import PgolfError
@@ -56,18 +56,25 @@ def log_event(world: World, event: dict[str, Any], iterations: int) -> None:
         say(world, f"stopped: {event['reason']} train_time:{ms:.0f}ms step:{event['step']}/{iterations}")
     elif event["event"] == "average":
         say(world, f"averaged val_loss:{event['val_loss']:.8f} val_bpb:{event['val_bpb']:.8f}")
-    elif event["event"] == "loop":
-        say(world, f"{head} layer loop on train_time:{ms:.0f}ms")
+    elif event["event"] == "mode":
+        say(world, f"{head} layer_loop:{event['looping']} parts:{event['parts']} train_time:{ms:.0f}ms")
     elif event["shown"]:
         say(world, f"{head} train_loss:{event['loss']:.4f} train_time:{ms:.0f}ms tok/s:{event['tokens_per_s']:.0f}")
 
 
 def train_recipe(
-    recipe: Submission, seed: int, data: Path, tokens: np.ndarray, charges: np.ndarray, world: World
+    recipe: Submission,
+    seed: int,
+    data: Path,
+    tokenizer: Any,
+    tokens: np.ndarray,
+    charges: np.ndarray,
+    world: World,
 ) -> GPT:
     """Train as pgolf does, step for step; the first rank logs."""
     shards = load_split(list_shards(data, "train"), recipe.model.vocab_size)
-    state = start_state(recipe.model, recipe.train, recipe.optim, shards, seed, world)
+    token_bytes = byte_table(tokenizer, recipe.model.vocab_size).typical
+    state = start_state(recipe.model, recipe.train, recipe.optim, shards, seed, world, token_bytes)
     parameters = sum(weight.numel() for weight in state.model.parameters())
     say(
         world,
@@ -131,7 +138,7 @@ def score_submission(recipe: Submission, code: Path, options: argparse.Namespace
     say(world, f"val_tokens: {len(tokens) - 1}\nseed:{options.seed}")
     artifact = options.artifact or options.out
     if options.artifact is None:
-        model = train_recipe(recipe, options.seed, options.data, tokens, charges, world)
+        model = train_recipe(recipe, options.seed, options.data, tokenizer, tokens, charges, world)
         if world.leads:
             make_dir(artifact.parent)
             write_bytes(artifact, make_artifact(recipe, model, options.data))

@@ -20,6 +20,9 @@ TITLES = {
     "matrix_decay_scale": "weight decay of matrices, multiplier",
     "decay_scale": "weight decay of all else, multiplier",
     "loop": "layer loop on",
+    "qat": "quantization-aware training on",
+    "row_tokens": "tokens per row",
+    "window_tokens": "how far the window schedule lets attention look, 0: no limit",
 }
 """Column -> what it is."""
 
@@ -34,16 +37,20 @@ def sample(config: RunConfig, fractions: tuple[float, ...]) -> list[dict[str, fl
         step = round(fraction * train.iterations)
         budget_s = train.max_wallclock_seconds
         now = Progress(step, train.iterations, fraction * budget_s, budget_s)
+        scale, windows = optim.warmdown.scale(now), train.window_schedule.extra_parts(fraction, 1.0)
         matrices, others = optim.decay_schedule.scales(now)
         rows.append(
             {
                 "fraction": fraction,
                 "step": step,
-                "lr_scale": optim.warmdown.scale(now),
+                "lr_scale": scale,
                 "momentum": optim.matrix.momentum_at(step),
                 "matrix_decay_scale": matrices,
                 "decay_scale": others,
-                "loop": float(config.model.loop.starts(fraction)),
+                "loop": float(config.model.loop.is_on(fraction)),
+                "qat": float(bool(train.qat.extra_parts(fraction, scale))),
+                "row_tokens": train.length_schedule.length(fraction, train.seq_len) or train.seq_len,
+                "window_tokens": windows[0].tokens if windows else 0,
             }
         )
     return rows
@@ -63,7 +70,7 @@ def plot(rows: list[dict[str, float]], title: str, out: Path) -> None:
     except ImportError:
         fix = "pip install 'pgolf[plot]', or leave out --out"
         raise SetupError("drawing needs matplotlib, which is not installed", "--out", fix) from None
-    figure = Figure(figsize=(8, 9), layout="constrained")
+    figure = Figure(figsize=(8, 13), layout="constrained")
     axes: Any = figure.subplots(len(TITLES), 1, sharex=True)
     for axis, (key, text) in zip(axes, TITLES.items(), strict=True):
         axis.plot([row["fraction"] for row in rows], [row[key] for row in rows])

@@ -24,6 +24,7 @@ class TrainLog:
     def __init__(self, folder: Path, config: RunConfig, console: Console, resumed: int) -> None:
         self.events, self.log = folder / "events.jsonl", folder / "train.log"
         self.config, self.console = config, console
+        self.looping = self.changed = False
         if not resumed:
             write_bytes(self.events, b'{"event": "start", "schema": "pgolf.events/1"}\n')
             write_bytes(self.log, b"")
@@ -63,10 +64,16 @@ class TrainLog:
             self.text(f"{head} val_loss:{event['val_loss']:.4f} val_bpb:{event['val_bpb']:.4f} {times}")
         elif event["event"] == "average":
             kind = name_of("Average", type(self.config.train.average))
-            self.text(f"{kind}:applying {kind.upper()} weights of {event['taken']} steps")
+            chosen = f" {event['average']}" if "average" in event else ""
+            self.text(f"{kind}:applying {kind.upper()}{chosen} weights of {event['taken']} steps")
             self.text(f"pre-quantization averaged val_loss:{event['val_loss']:.8f} val_bpb:{event['val_bpb']:.8f}")
-        elif event["event"] == "loop":
-            self.text(f"{head} layer loop on {times}")
+        elif event["event"] == "mode":
+            if event["looping"] and not self.looping:
+                self.text(f"{head} layer loop on {times}")
+            if event["parts"] or event["length"] or self.changed:
+                acting = ",".join(event["parts"]) or "none"
+                self.text(f"{head} training_parts:{acting} row_tokens:{event['length'] or 'all'} {times}")
+            self.looping, self.changed = event["looping"], bool(event["parts"] or event["length"])
         elif event["event"] == "stop":
             if event["reason"] == "wallclock_cap":
                 self.text(f"stopping_early: wallclock_cap train_time:{ms:.0f}ms step:{event['step']}/{total}")

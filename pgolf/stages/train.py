@@ -3,7 +3,7 @@
 import re
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,7 @@ from pgolf.core.model.config import param_specs
 from pgolf.core.model.fused import choose_kernels
 from pgolf.core.optim.optimizers import Optimizers
 from pgolf.core.tensorfile import load_tensors, save_tensors
-from pgolf.core.train.average import LastWeights
-from pgolf.core.train.loop import TrainState, Watch, copy_weights, fit, start_state, validator
+from pgolf.core.train.loop import TrainState, Watch, fit, start_state, validator
 from pgolf.dataset import Dataset
 from pgolf.report.console import Console, ProgressLine, bar, clock
 from pgolf.report.touched import touched
@@ -93,6 +92,13 @@ def training_changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return [text for name in ("model", "optim", "train") for text in changed_keys(old[name], new[name], name)]
 
 
+def average_tensors(state: TrainState) -> Iterator[tuple[str, torch.Tensor]]:
+    """The averages of a run by the names that resume files have for them."""
+    for label, average in state.averages.items():
+        for name, tensor in average.items():
+            yield f"average{label and '@'}{label}.{name}", tensor
+
+
 class Checkpoints:
     """Resumable checkpoints in one directory: weights, and beside them optimizer and loader state. The newest pair
     that verifies is the one that counts.
@@ -114,7 +120,7 @@ class Checkpoints:
         """Write a pair, the weights last because they make it count, then drop old pairs."""
         weights, resume = self.paths(state.step)
         tensors = state.optimizers.state() | {"rng.torch": torch.get_rng_state()}
-        tensors |= {f"average.{name}": tensor for name, tensor in state.averages.items()}
+        tensors |= dict(average_tensors(state))
         elapsed = state.clock.elapsed_s
         facts = {
             "schema": RESUME_SCHEMA,
@@ -161,7 +167,8 @@ class Checkpoints:
             state.step = int(facts["step"])
             state.clock.spent_s = float(facts["elapsed_s"])
             state.looped, state.taken = bool(facts.get("looped", False)), int(facts.get("averaged", 0))
-            copy_weights(state.averages, {name: tensors[f"average.{name}"] for name in state.averages})
+            for name, average in average_tensors(state):
+                average.copy_(tensors[name])
             return state.step
         if problems:
             raise InputError("no checkpoint of this run can be read", str(self.folder), START_OVER)
@@ -195,9 +202,7 @@ def check_data(dataset: Dataset, config: RunConfig) -> list[np.ndarray]:
 
 def check_disk(out: Path, config: RunConfig) -> None:
     """StorageError when the checkpoints of this run would not fit on the disk."""
-    one = (
-        sum(spec.numel for spec in param_specs(config.model)) * 4 * (3 if config.train.average == LastWeights() else 4)
-    )
+    one = sum(spec.numel for spec in param_specs(config.model)) * 4 * (3 + config.train.average.copies)
     needed = one * (config.train.keep_checkpoints + 1) + (1 << 20)
     if (free := free_bytes(out)) < needed:
         raise StorageError(
@@ -271,7 +276,8 @@ def run_training(
     kernels, kernels_why = planned_kernels(config, world.device)
     parts = touched(config.model, config.optim)
     shards, (tokens, charges) = check_data(dataset, config), dataset.validation()
-    state = start_state(config.model, config.train, config.optim, shards, config.train.seed, world)
+    token_bytes = dataset.byte_table().typical
+    state = start_state(config.model, config.train, config.optim, shards, config.train.seed, world, token_bytes)
     model = state.model
     made_by = provenance(str(world.device)) if world.leads else {}
     meta = {"config": values, "tokenizer_sha256": dataset.tokenizer_sha256, "data_sha256": data, "provenance": made_by}
@@ -325,6 +331,8 @@ def run_training(
         "train_seconds": round(state.clock.elapsed_s, 3),
         "stopped_by": event["reason"],
         "averaged_steps": state.taken,
+        "average": event.get("average", ""),
+        "withheld_losses": event.get("withheld_losses", {}),
         "compiled": compiled,
         "attention": attention,
         "kernels": kernels,

@@ -2,10 +2,15 @@
 
 import ast
 import itertools
+import warnings
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
+from pgolf.bundle.constant import ConstantCalls, constant_methods, foreign_names
 from pgolf.bundle.fold import Fold, fixed_values
+from pgolf.bundle.script import latin1_literal
 
 SOURCE = """
 class Sample:
@@ -72,3 +77,61 @@ def test_what_is_made_elsewhere_is_not_fixed() -> None:
 
     source, _ = emit(resolve("tiny", ["eval=plain", "eval.max_tokens=77"]).config, "{}")
     assert "class PlainEval" in source and " 77 " not in source.replace("max_tokens=77", "")
+
+
+def test_calls_of_methods_that_are_constant_everywhere_become_their_value() -> None:
+    source = """
+class Plain:
+    def extra(self, x):
+        return ()
+    def note(self):
+        "Nothing."
+    def mixed(self):
+        return 1
+    def read(self):
+        return 2
+class Other:
+    def extra(self, x):
+        "Nothing either."
+        return ()
+    def mixed(self):
+        return self.value
+def work(one, log):
+    one.note()
+    for item in one.extra(3):
+        log(item)
+    while one:
+        one.note()
+    kept = tuple(y for y in one.extra(2)), [y for x in one.extra(1) for y in x], one.mixed(), one.read()
+    return kept
+"""
+    tree = ast.parse(source)
+    literals = constant_methods([tree], frozenset({"read"}))
+    assert set(literals) == {"extra", "note"}
+    folded = ConstantCalls(literals).visit(tree)
+    body = ast.unparse(ast.fix_missing_locations(folded)).split("def work(one, log):")[1]
+    assert body.split("\n")[1:] == [
+        "    while one:",
+        "        pass",
+        "    kept = ((), [], one.mixed(), one.read())",
+        "    return kept",
+    ]
+
+
+def test_attributes_that_hold_something_else_are_no_constant_methods() -> None:
+    tree = ast.parse("class A:\n    def log(self):\n        return 0\nclass B:\n    log: int\n")
+    assert constant_methods([tree], frozenset()) == {}
+    assert {"parts", "append", "view", "named_parameters"} <= foreign_names()
+
+
+@given(st.binary(max_size=200))
+@example(b'""""')
+@example(b"\x001")
+@example(b'\r\n\\"')
+def test_a_literal_stands_for_its_bytes(data: bytes) -> None:
+    source = b"#coding:latin-1\nx=" + latin1_literal(data) + b"\n"
+    found: dict[str, str] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        exec(compile(source, "literal", "exec"), found)
+    assert found["x"].encode("latin-1") == data

@@ -277,6 +277,7 @@ FITTING = {
     "shared": ("on=1",),
     "Window-sliding": ("full_layers=1",),
     "backout": ("after=0",),
+    "LengthSchedule-growing": ("first=16",),
 }
 """What makes a technique fit two layers of width 64."""
 

@@ -105,30 +105,47 @@ class GPT(Node):
     def __init__(self, config: ModelConfig, seed: int = 0) -> None:
         super().__init__()
         self.config = config
-        self.looping = True
         self.plans = layer_plan(config, False), layer_plan(config, True)
         # How to compute, which is no part of the model: see `settle` and `starts`.
         self.compute_dtype, self.attention_backend, self.stretches = torch.float32, "sdpa", 0
         generator = torch.Generator().manual_seed(seed)
-        parts = list(model_parts(config).values())
-        precision = config.precision if config.precision in parts else None
         for spec in param_specs(config):
             weight = torch.empty(spec.shape)
             initialise(weight, spec, generator)
             grow(self, spec.name, nn.Parameter(weight))
-            if precision is not None and len(spec.shape) == 2 and spec.role != CONTROL:
-                node: Any = self.get_submodule(spec.name.rpartition(".")[0])
-                node.precision, node.role = precision, spec.role
-                node.closing = spec.role in (ATTN, MLP) and spec.init == ("fill", 0.0)
-        self.parts: list[Any] = parts
         order = [step.layer for step in self.plans[True]]
         blocks: list[Any] = [self.get_submodule(f"blocks.{layer}") for layer in range(config.num_layers)]
         self.layers = [config.loop.passes(block, order.count(layer)) for layer, block in enumerate(blocks)]
-        self.acting = [
-            [part for part in parts if layer in part.layers(config.num_layers)] for layer in range(config.num_layers)
-        ]
+        self.covered: list[Any] = []
+        self.attach()
         scales = [[part.input_scale(layer) for part in acting] for layer, acting in enumerate(self.acting)]
         self.scales = [math.prod(factors) for factors in scales]
+
+    def attach(self, looping: bool = True, row_length: int = 0, more: tuple[Part, ...] = ()) -> None:
+        """Choose what a forward pass is: whether layers loop, and in training the tokens per row, 0 as the loader has
+        them, and the parts that act beside the configuration's.
+        """
+        config = self.config
+        self.looping, self.row_length = looping, row_length
+        self.parts: list[Any] = [*model_parts(config).values(), *more]
+        parts, count = self.parts, config.num_layers
+        self.acting = [[part for part in parts if layer in part.layers(count)] for layer in range(count)]
+        for node in self.covered:
+            del node.precision  # not None: compiled graphs of before know that there was none
+        self.covered = []
+        for part in self.parts:
+            part.cover(self)
+
+    def treat(self, part: Part, chosen: Callable[[ParamSpec, int], bool]) -> None:
+        """Let a part decide what the matrices are made of that are `chosen` by spec and by how often they are used."""
+        order = [step.layer for step in self.plans[True]]
+        for spec in param_specs(self.config):
+            passes = order.count(int(spec.name.split(".")[1])) if spec.name.startswith("blocks.") else 1
+            if len(spec.shape) == 2 and spec.role != CONTROL and chosen(spec, passes):
+                node: Any = self.get_submodule(spec.name.rpartition(".")[0])
+                node.precision, node.role = part, spec.role
+                node.closing = spec.role in (ATTN, MLP) and spec.init == ("fill", 0.0)
+                self.covered.append(node)
 
     def settle(self, device: torch.device, precision: str = "auto", attention: str = "auto") -> "GPT":
         """Move to a device and decide how to compute there. SetupError when that attention is not possible."""
@@ -150,7 +167,7 @@ class GPT(Node):
         for part in parts:
             q = part.queries(attn, q)
             k = part.keys(attn, flow, k)
-            window = part.reach(n_BTC.size(1)) or window
+            window = min(window or part.reach(n_BTC.size(1)), part.reach(n_BTC.size(1)) or window)
         y = attend(q, k, v, window, flow.segments_BT, self.attention_backend, flow.memory)
         for part in parts:
             y = part.heads(attn, y, v, n_BTC, raw_q)

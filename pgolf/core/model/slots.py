@@ -142,6 +142,9 @@ class Part:
 
     # Linear maps
 
+    def cover(self, model: Any) -> None:
+        """Have the model's `treat` let `weights` and `inputs` act on matrices."""
+
     def weights(self, weight: "Tensor", role: str) -> "Tensor":
         """A matrix as it is used."""
         return weight
@@ -204,7 +207,7 @@ class Loop(Protocol):
     def order(self, num_layers: int) -> tuple[int, ...]:
         """Physical layers in the order they run, the loop switched on."""
 
-    def starts(self, fraction: float) -> bool:
+    def is_on(self, fraction: float) -> bool:
         """Whether the loop is on at this fraction of training."""
 
     def later(self, specs: tuple[ParamSpec, ...], layer: int) -> tuple[ParamSpec, ...]:

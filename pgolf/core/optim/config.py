@@ -52,6 +52,13 @@ class RateScale(Protocol):
         """Multiplier of a parameter's rate."""
 
 
+class WidthRule(Protocol):
+    """Learning rates that follow the model's width."""
+
+    def width_factor(self, group: str, model_dim: int) -> float:
+        """Multiplier of a group's rate."""
+
+
 class Held(Protocol):
     """What `Optimizers` has in its hands: all weights, those of Adam, its gradients that wait, the norm of the last
     step's gradient and, for adaptive clipping, the norms before.
@@ -76,6 +83,8 @@ class OptimConfig:
     """Schedule of the weight decay."""
     lr_scale: RateScale = Unscaled()
     """Multipliers of the learning rate by role and depth."""
+    width_rule: WidthRule = Unscaled()
+    """How learning rates follow the model's width."""
     token_lr: float = 0.05
     """Adam rate of the embedding (upstream: tied_embed_lr 0.05, embed_lr 0.6 when untied)."""
     scalar_lr: float = 0.04

@@ -39,7 +39,8 @@ class Optimizers:
                 self.matrices[spec.name] = Stepped(weight, config.matrix.memory(weight), rate, blocks)
             else:
                 lr, decay = rates[spec.group]
-                group = {"params": [], "base": (lr * rate, decay)}
+                wide = config.width_rule.width_factor(spec.group, model.config.model_dim)
+                group = {"params": [], "base": (lr * rate * wide, decay / wide)}
                 groups.setdefault((spec.group, rate), group)["params"].append(weight)
                 self.others[spec.name] = weight
         self.everything = [*(one.weight for one in self.matrices.values()), *self.others.values()]

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 
 from pgolf.core.errors import ConfigError
+from pgolf.core.model.params import HEAD, TOKEN
+from pgolf.core.optim.schedules import Unscaled
 
 ROLE_OF = {
     ".c_q.": "q",
@@ -16,6 +18,25 @@ ROLE_OF = {
     ".lm_head.": "head",
 }
 """What the name of a parameter holds -> the field that scales its rate; the others have none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MupWidth(Unscaled):
+    """Rates found at width `base_dim` hold at others: Adam's rate of token embeddings and output matrices goes as
+    base_dim / model_dim, their decay against it; Muon's orthogonal updates and gains need no change. Effect: the best
+    of three rates is the same at widths 32 and 256, a tenth without (tests). Source: arXiv:2203.03466, 2310.17813.
+    """
+
+    base_dim: int = 512
+    """Width at which the rates were found."""
+
+    def __post_init__(self) -> None:
+        if self.base_dim < 1:
+            raise ConfigError(f"base_dim must be at least 1, not {self.base_dim}", "base_dim")
+
+    def width_factor(self, group: str, model_dim: int) -> float:
+        """Multiplier of a group's rate."""
+        return self.base_dim / model_dim if group in (TOKEN, HEAD) else 1.0
 
 
 @dataclass(frozen=True, kw_only=True)

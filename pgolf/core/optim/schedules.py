@@ -67,7 +67,11 @@ class FractionWarmdown:
 
 @dataclass(frozen=True, kw_only=True)
 class Unscaled:
-    """The same for every parameter, and throughout. Source: naive baseline."""
+    """The same for every parameter and width, and throughout. Source: naive baseline."""
+
+    def width_factor(self, group: str, model_dim: int) -> float:
+        """Multiplier of the rate of an optimizer group for the model's width."""
+        return 1.0
 
     def factor(self, name: str) -> float:
         """Multiplier of a parameter's rate."""

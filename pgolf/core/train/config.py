@@ -7,19 +7,63 @@ from pgolf.core.errors import ConfigError
 from pgolf.core.evals.plain import PlainEval
 from pgolf.core.train.average import LastWeights
 from pgolf.core.train.loaders import SequentialLoader
+from pgolf.core.train.steady import Steady
 
 
 class Average(Protocol):
-    """Averages weights over the steps of a run; see `Ema`."""
+    """Averages weights over the steps of a run; see `LastWeights`."""
 
-    def start(self, model: Any) -> Any:
+    @property
+    def copies(self) -> int:
+        """How many averages are kept beside the weights."""
+
+    def kept(self, model: Any) -> Any:
         """What is kept beside the model, by name."""
 
-    def due(self, step: int, lr_scale: float) -> bool:
-        """Whether the weights after `step` count."""
+    def seen(self, shards: Any) -> Any:
+        """What is trained on."""
 
-    def share(self, taken: int) -> float:
-        """Share of new weights in an average of which `taken` are part already."""
+    def absorb(self, state: Any, lr_scale: float) -> None:
+        """After a step, let its weights count."""
+
+    def export(self, state: Any, train: Any, world: Any) -> dict[str, Any]:
+        """Give the model the average; what there is to tell about it."""
+
+
+class Extra(Protocol):
+    """Changes training in its course; see `Steady`."""
+
+    @property
+    def fusible(self) -> bool:
+        """Whether the fused kernels compute what training then computes."""
+
+    def enlist(self, extras: list[Any], device: Any, token_bytes: Any) -> None:
+        """Before the first step, join what acts."""
+
+    def extra_parts(self, fraction: float, lr_scale: float) -> tuple[Any, ...]:
+        """Parts that act on the model at a fraction of the run."""
+
+
+class Qat(Extra, Protocol):
+    """Lets weights act as they will be exported."""
+
+
+class WindowSchedule(Extra, Protocol):
+    """Bounds attention early in a run."""
+
+
+class Loss(Extra, Protocol):
+    """Weighs the targets of a batch."""
+
+
+class LengthSchedule(Protocol):
+    """Cuts rows early in a run."""
+
+    def length(self, fraction: float, seq_len: int) -> int:
+        """Tokens per row, 0 for all of them."""
+
+    def check(self, seq_len: int) -> None:
+        """ConfigError unless rows of seq_len can be cut so."""
 
 
 class Loader(Protocol):
@@ -79,6 +123,14 @@ class TrainConfig:
     """Order of the training tokens."""
     prefetch: int = 2
     """Micro-batches prepared ahead of training, by a thread. The result does not depend on it."""
+    qat: Qat = Steady()
+    """Quantization-aware training."""
+    window_schedule: WindowSchedule = Steady()
+    """How far attention looks in the course of a run, in training."""
+    length_schedule: LengthSchedule = Steady()
+    """Tokens per row in the course of a run."""
+    loss: Loss = Steady()
+    """How the losses of a batch become one."""
 
     def __post_init__(self) -> None:
         for key, values in (
@@ -117,6 +169,10 @@ class TrainConfig:
                 f"{self.batch_tokens} is not a multiple of micro_batch_tokens {self.micro_batch_tokens}",
                 "batch_tokens",
             )
+
+        self.length_schedule.check(self.seq_len)
+        if self.kernels == "triton" and not (self.qat.fusible and self.loss.fusible):
+            raise ConfigError("the fused kernels know neither train.qat nor train.loss", "kernels", "set it to eager")
 
     @property
     def budget_s(self) -> float:

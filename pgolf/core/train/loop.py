@@ -36,10 +36,14 @@ class TrainState:
     step: int = 0
     looped: bool = False
     """Whether the loop has ever been switched on."""
-    averages: dict[str, Tensor] = field(default_factory=dict)
-    """What is averaged so far, by parameter."""
+    averages: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    """What is averaged so far, by average and parameter."""
     taken: int = 0
     """Steps that count in it."""
+    extras: list[Any] = field(default_factory=list)
+    """What changes the model in the course of the run."""
+    shards: list[np.ndarray] = field(default_factory=list)
+    """The training split."""
 
 
 @dataclass
@@ -61,17 +65,44 @@ def halve_embeddings(model: GPT) -> None:
 
 
 def start_state(
-    model: ModelConfig, train: TrainConfig, optim: OptimConfig, shards: list[np.ndarray], seed: int, world: World
+    model: ModelConfig,
+    train: TrainConfig,
+    optim: OptimConfig,
+    shards: list[np.ndarray],
+    seed: int,
+    world: World,
+    token_bytes: np.ndarray | None = None,
 ) -> TrainState:
-    """A run before its first step: every generator seeded, weights drawn, data at its beginning."""
+    """A run before its first step: every generator seeded, weights drawn, data at its beginning; `token_bytes` has
+    every id's bytes, (V,), for losses that ask for them.
+    """
     random.seed(seed)
     torch.manual_seed(seed)
     network = NETWORKS[train.kernels](model, seed).settle(world.device, train.precision, train.attention)
     if network.compute_dtype == torch.bfloat16:
         halve_embeddings(network)
-    averages = train.average.start(network)
-    read = train.loader.begin(train, shards, seed, world)
-    return TrainState(network, Optimizers(network, optim, world), read, Clock(), averages=averages)
+    averages = train.average.kept(network)
+    read = train.loader.begin(train, train.average.seen(shards), seed, world)
+    state = TrainState(network, Optimizers(network, optim, world), read, Clock(), averages=averages, shards=shards)
+    train.qat.enlist(state.extras, world.device, token_bytes)
+    train.window_schedule.enlist(state.extras, world.device, token_bytes)
+    train.loss.enlist(state.extras, world.device, token_bytes)
+    return state
+
+
+def mode_at(state: TrainState, config: TrainConfig, fraction: float, lr_scale: float) -> tuple[Any, ...]:
+    """What decides the graph of a training step: whether layers loop, tokens per row if not the loader's, and the parts
+    that act beside the model's own.
+    """
+    parts = tuple(part for extra in state.extras for part in extra.extra_parts(fraction, lr_scale))
+    return state.model.config.loop.is_on(fraction), config.length_schedule.length(fraction, config.seq_len), parts
+
+
+def modes(state: TrainState, config: TrainConfig, optim: OptimConfig) -> dict[tuple[Any, ...], None]:
+    """Every mode of a run that makes all its steps at one speed."""
+    steps, budget_s = config.iterations, config.budget_s
+    course = [Progress(steps * i // 1000, steps, budget_s * i / 1000, budget_s) for i in range(1001)]
+    return dict.fromkeys(mode_at(state, config, now.fraction, optim.warmdown.scale(now)) for now in course)
 
 
 def train_step(
@@ -88,6 +119,8 @@ def train_step(
     total = torch.zeros((), device=world.device)
     for _ in range(micro_steps):
         ids, targets = next(batches)
+        width = state.model.row_length or ids.size(1)
+        ids, targets = ids.view(-1, width), targets.view(-1, width)
         loss = forward(ids, targets, state.model.starts(ids)) / micro_steps
         loss.backward()
         total += loss.detach()
@@ -95,13 +128,6 @@ def train_step(
     world.mean_([weight.grad for weight in state.model.parameters() if weight.grad is not None])
     state.optimizers.step(state.step, lr_scale, decay)
     return total
-
-
-@torch.no_grad()
-def copy_weights(weights: dict[str, Any], values: dict[str, Tensor]) -> None:
-    """Give parameters new values, each in its own dtype."""
-    for name, value in values.items():
-        weights[name].copy_(value)
 
 
 def validator(model: GPT, config: TrainConfig, tokens: np.ndarray, charges: np.ndarray) -> Callable[[], dict[str, Any]]:
@@ -117,15 +143,21 @@ def validator(model: GPT, config: TrainConfig, tokens: np.ndarray, charges: np.n
 def warm_up(
     forward: Callable[..., Tensor], state: TrainState, config: TrainConfig, optim: OptimConfig, world: World
 ) -> None:
-    """Run steps that compile every graph, then restore weights and optimizer state."""
+    """Run steps in every mode of the schedules, so that every graph is compiled, then restore weights, optimizer state
+    and random numbers.
+    """
     batches = feed(state.read, 0, 0, world.device)
     weights = {name: weight.clone() for name, weight in state.model.state_dict().items()}
-    for looping in dict.fromkeys((False, state.model.config.loop.starts(1.0))):
-        state.model.looping = looping
-        for _ in range(config.warmup_steps):
-            train_step(forward, state, batches, config, 1.0, world)
+    kept = {name: value.clone() for name, value in state.optimizers.state().items()} if state.step else {}
+    with torch.random.fork_rng([world.device] if world.device.type == "cuda" else []):
+        for mode in modes(state, config, optim):
+            state.model.attach(*mode)
+            for _ in range(config.warmup_steps):
+                train_step(forward, state, batches, config, 1.0, world)
     state.model.load_state_dict(weights)
     state.optimizers = Optimizers(state.model, optim, world)
+    if kept:
+        state.optimizers.load(kept)
 
 
 def fit(
@@ -138,33 +170,39 @@ def fit(
     forward: Callable[..., Tensor] = state.model
     if compiled:
         forward = torch.compile(state.model, dynamic=False, fullgraph=True)
-    if config.warmup_steps and state.step == 0 and compiled:
+    if config.warmup_steps and compiled:
         warm_up(forward, state, config, optim, world)
     clock, budget_s = state.clock, config.budget_s
-    weights = dict(state.model.named_parameters())
-    first_step, first_s, event = state.step, clock.elapsed_s, dict[str, Any]()
+    first_step, first_s, event, current = state.step, clock.elapsed_s, dict[str, Any](), None
     batches = feed(state.read, state.step * config.micro_steps(world.size), config.prefetch, world.device)
-    state.model.looping = False
     clock.start()
     while True:
-        out_of_time = budget_s > 0 and world.any(clock.elapsed_s >= budget_s)
-        stopping = world.any(watch.stop_asked())
-        now = Progress(state.step, config.iterations, clock.elapsed_s, budget_s)
-        looping = world.any(state.model.config.loop.starts(now.fraction))
-        if looping and not state.looped:
-            state.model.config.loop.begin(state.model)
-            state.looped = True
-            watch.log({"event": "loop", "step": state.step, "elapsed_s": clock.elapsed_s, "fraction": now.fraction})
-        state.model.looping = looping
+        elapsed_s, asked = world.largest(clock.elapsed_s, watch.stop_asked())
+        out_of_time, stopping = 0 < budget_s <= elapsed_s, asked > 0
+        now = Progress(state.step, config.iterations, elapsed_s, budget_s)
+        scale = optim.warmdown.scale(now)
+        mode = mode_at(state, config, now.fraction, scale)
+        if mode != current:
+            looping, length, parts = current = mode
+            if looping and not state.looped:
+                state.model.config.loop.begin(state.model)
+                state.looped = True
+            state.model.attach(looping, length, parts)
+            event = {"event": "mode", "step": state.step, "elapsed_s": elapsed_s, "fraction": now.fraction}
+            watch.log(event | {"looping": looping, "length": length, "parts": [type(part).__name__ for part in parts]})
         last = state.step >= config.iterations or out_of_time
         if last or stopping or (config.val_every and state.step % config.val_every == 0):
+            state.model.attach(mode[0])
             clock.pause()
             event = {"event": "val", "step": state.step, "elapsed_s": clock.elapsed_s}
             if not stopping:
                 watch.log(event := event | watch.validate())
             if last and not stopping and state.taken:
-                copy_weights(weights, state.averages)
-                watch.log(event := event | {"event": "average", "taken": state.taken} | watch.validate())
+                clock.start()
+                found = config.average.export(state, config, world)
+                clock.pause()
+                event = event | {"event": "average", "taken": state.taken, "elapsed_s": clock.elapsed_s} | found
+                watch.log(event := event | watch.validate())
             if last or stopping:
                 reason = (
                     "iterations" if state.step >= config.iterations else "wallclock_cap" if out_of_time else "signal"
@@ -172,15 +210,10 @@ def fit(
                 watch.log(event := event | {"event": "stop", "reason": reason})
                 return event
             clock.start()
-        scale = optim.warmdown.scale(now)
+            state.model.attach(*mode)
         loss = train_step(forward, state, batches, config, scale, world, optim.decay_schedule.scales(now))
         state.step += 1
-        if config.average.due(state.step, scale):
-            averages, new = (list(tensors) for tensors in (state.averages.values(), weights.values()))
-            torch._foreach_lerp_(
-                averages, [weight.detach().float() for weight in new], config.average.share(state.taken)
-            )
-            state.taken += 1
+        config.average.absorb(state, scale)
         talk = state.step <= 10 or (config.log_every and state.step % config.log_every == 0)
         if talk or world.device.type == "cpu":
             value = float(world.sum_(loss)) / world.size

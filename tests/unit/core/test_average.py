@@ -1,6 +1,8 @@
 """Averages of weights: published vectors, closed forms, and what training exports."""
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -9,21 +11,23 @@ import torch
 
 from pgolf.config.load import resolve
 from pgolf.core.dist import World
-from pgolf.core.errors import ConfigError
-from pgolf.core.train.average import Ema, LastWeights, Swa
+from pgolf.core.errors import ConfigError, InputError
+from pgolf.core.train.average import Ema, Emas, LastWeights, Swa
 from pgolf.core.train.clock import Clock
 from pgolf.core.train.config import TrainConfig
 from pgolf.core.train.loop import TrainState, Watch, fit, start_state
 
 
 def averaged(kind: Any, weights: list[torch.Tensor], start: torch.Tensor, scales: list[float] | None = None) -> Any:
-    """A running average as the loop forms it."""
-    found, taken = start.clone(), 0
+    """A running average as the loop forms it, and how many steps count in it."""
+    model = torch.nn.Module()
+    model.weight = torch.nn.Parameter(start.clone())
+    state = SimpleNamespace(model=model, averages=kind.kept(model), taken=0, step=0)
     for step, weight in enumerate(weights, 1):
-        if kind.due(step, scales[step - 1] if scales else 1.0):
-            torch._foreach_lerp_([found], [weight], kind.share(taken))
-            taken += 1
-    return found, taken
+        model.weight.data.copy_(weight)
+        state.step = step
+        kind.absorb(state, scales[step - 1] if scales else 1.0)
+    return state.averages[""]["weight"], state.taken
 
 
 def test_ema_agrees_with_the_record(oracle: Any) -> None:
@@ -48,11 +52,21 @@ def test_swa_is_the_mean_of_the_late_weights_at_its_interval() -> None:
 
 
 def test_nothing_is_kept_without_an_average(tiny_model: Any) -> None:
-    assert LastWeights().start(tiny_model) == {} and not LastWeights().due(10, 0.1)
+    assert LastWeights().kept(tiny_model) == {} and LastWeights().copies == 0
 
 
 @pytest.mark.parametrize(
-    ("kind", "values"), [(Ema, {"decay": 1.0}), (Ema, {"decay": 0.0}), (Swa, {"below": 0.0}), (Swa, {"every": 0})]
+    ("kind", "values"),
+    [
+        (Ema, {"decay": 1.0}),
+        (Ema, {"decay": 0.0}),
+        (Swa, {"below": 0.0}),
+        (Swa, {"every": 0}),
+        (Emas, {"decays": "0.9;0.99"}),
+        (Emas, {"decays": "0.9,1.0"}),
+        (Emas, {"decays": "0.9,0.90"}),
+        (Emas, {"tokens": 1}),
+    ],
 )
 def test_bad_values_are_refused(kind: Any, values: dict[str, Any]) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -107,7 +121,37 @@ def test_a_stopped_run_keeps_its_raw_weights() -> None:
     watch = Watch(lambda event: events.append(event["event"]), dict, lambda s: None, lambda: state.step >= 2)
     fit(state, config.train, config.optim, World(), watch, False)
     assert "average" not in events and state.taken == 2
-    assert any(not torch.equal(w, state.averages[n]) for n, w in state.model.named_parameters())
+    assert any(not torch.equal(w, state.averages[""][n]) for n, w in state.model.named_parameters())
+
+
+def test_several_averages_are_those_of_each_decay_alone_and_the_best_on_withheld_tokens_is_exported() -> None:
+    sets = ["train.average=emas", "train.average.decays=0.5,0.9", "train.average.tokens=3000", "train.seq_len=64"]
+    config = resolve("tiny", ["train.iterations=6", "train.val_every=0", "train.log_every=1", *sets]).config
+    ids = np.random.default_rng(0).integers(4, 500, 20_000).astype(np.uint16)
+    ids[[16_500, 16_900, 18_000]] = 1
+    state = start_state(config.model, config.train, config.optim, [ids], 3, World())
+    kept = config.train.average
+    assert isinstance(kept, Emas) and kept.cut(ids) == 16_900
+    assert [len(shard) for shard in kept.seen([ids])] == [16_900]
+    events: list[dict[str, Any]] = []
+    fit(state, config.train, config.optim, World(), Watch(events.append, dict, lambda s: None, lambda: False), False)
+    event = events[-1]
+    losses = event["withheld_losses"]
+    assert set(losses) == {"0.5", "0.9"} and event["average"] == min(losses, key=losses.get)
+    weights = state.model.state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in state.averages[event["average"]].items())
+    for decay in (0.5, 0.9):
+        alone = resolve("tiny", ["train.iterations=6", "train.val_every=0", "train.seq_len=64"]).config
+        train = replace(alone.train, average=Ema(decay=decay))
+        single = start_state(alone.model, train, alone.optim, [ids[:16_900]], 3, World())
+        fit(single, train, alone.optim, World(), Watch(lambda e: None, dict, lambda s: None, lambda: False), False)
+        for name, value in single.averages[""].items():
+            assert torch.equal(value, state.averages[str(decay)][name])
+
+
+def test_too_little_to_withhold_is_refused() -> None:
+    with pytest.raises(InputError, match="too few to withhold"):
+        Emas(tokens=1000).seen([np.zeros(100_000, np.uint16), np.zeros(3_999, np.uint16)])
 
 
 def test_the_reserve_shortens_the_budget() -> None:

@@ -113,12 +113,12 @@ def test_one_graph_and_one_more_when_the_loop_begins(twin: str) -> None:
     torch._dynamo.reset()
     forward = torch.compile(model, backend=counter, fullgraph=True, dynamic=False)
     for looping in (False, False, True, True, False, True):
-        model.looping = looping and config.loop.starts(1.0)
+        model.looping = looping and config.loop.is_on(1.0)
         for seed in range(2):
             ids = batch(config, seed)
             forward(ids[:, :-1], ids[:, 1:]).backward()
     torch._dynamo.reset()
-    assert counter.frame_count == (2 if config.loop.starts(1.0) else 1)
+    assert counter.frame_count == (2 if config.loop.is_on(1.0) else 1)
 
 
 def test_what_parts_touch_adds_up(twin: str) -> None:

@@ -15,7 +15,7 @@ class FixedOrder(Part):
         """0 .. L-1."""
         return tuple(range(num_layers))
 
-    def starts(self, fraction: float) -> bool:
+    def is_on(self, fraction: float) -> bool:
         """There is nothing to switch on."""
         return False
 

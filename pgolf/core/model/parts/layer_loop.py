@@ -90,7 +90,7 @@ class LayerLoop(Part):
         loop = tuple(range(self.start, self.end + 1))
         return (*range(self.start), *(loop * (self.extra_passes + 1)), *range(self.end + 1, num_layers))
 
-    def starts(self, fraction: float) -> bool:
+    def is_on(self, fraction: float) -> bool:
         """Whether the loop is on at this fraction of training."""
         return fraction >= self.enable_at
 

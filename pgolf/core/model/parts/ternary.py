@@ -42,6 +42,10 @@ class Ternary(Part):
                     f"the {spec.shape[-1]} columns of {spec.name} are no multiple of {self.group}", "group"
                 )
 
+    def cover(self, model: Any) -> None:
+        """Every matrix."""
+        model.treat(self, lambda spec, passes: True)
+
     def weights(self, weight: "Tensor", role: str) -> "Tensor":
         """The values used forward, the identity backward."""
         if role not in (ATTN, MLP):
