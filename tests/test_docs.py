@@ -21,6 +21,7 @@ from pgolf.config.tree import flatten, to_values
 from pgolf.corpus.transforms import TRANSFORMS
 from pgolf.report import reference
 from pgolf.stages.pipeline import chosen_stages, parse_requirement
+from pgolf.sweep import grid
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -162,7 +163,11 @@ def check_pgolf(words: list[str]) -> None:
     call = next(call for call in sorted(LEAVES, key=len, reverse=True) if tuple(words[: len(call)]) == call)
     given = leaf(call).make_context("pgolf", words[len(call) :]).params
     target = given.get("target", "")
-    resolve(given.get("preset") or (target if target in preset_names() else ""), given.get("sets") or [])
+    preset = given.get("preset") or (target if target in preset_names() else "")
+    if call[0] == "sweep":  # the models of the examples are of this preset
+        preset = preset or "tiny"
+    for choice in grid.choices(given.get("axes") or [], None, given.get("seeds") or ""):
+        resolve(preset, [*(given.get("sets") or []), *(f"{key}={value}" for key, value in choice.items())])
     for requirement in given.get("require") or []:
         parse_requirement(requirement)
     chosen_stages(given.get("first") or "", given.get("last") or "")

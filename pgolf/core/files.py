@@ -203,6 +203,31 @@ def append_text(path: Path, text: str) -> None:
         raise storage_error(error, path, "writing") from None
 
 
+def append_durably(path: Path, content: bytes, keep_bytes: int) -> None:
+    """Write `content` behind the first `keep_bytes` of a file, cutting off what follows them, and sync it. The file is
+    cut back to `keep_bytes` if that fails. Whoever calls holds the file's lock.
+    """
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.ftruncate(handle, keep_bytes)
+            try:
+                rest = content
+                while rest:
+                    rest = rest[os.write(handle, rest) :]
+                os.fsync(handle)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(handle, keep_bytes)
+                raise
+        finally:
+            os.close(handle)
+        if not keep_bytes:
+            sync_dir(path.parent)
+    except OSError as error:
+        raise storage_error(error, path, "writing") from None
+
+
 def read_bytes(path: Path, max_bytes: int) -> bytes:
     """The whole file; InputError if it is missing or larger than `max_bytes` (checked before anything is allocated)."""
     try:

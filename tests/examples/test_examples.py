@@ -144,24 +144,22 @@ def test_sweep_trains_once_and_computes_only_new_cells(road: Path, run_example: 
     def sweep(bits: str) -> list[dict[str, Any]]:
         done = run_example("requantize_sweep.sh", road / "data", out, "tiny", bits, "10", *SMALL, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-        assert len(done.stdout.splitlines()[-1].split()) == 6
+        assert "Pareto front" in done.stdout
         return [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
 
     first = sweep("4")
-    made = (out / "cells" / "bits4_k10" / "model.pgz").stat().st_mtime_ns
-    both = sweep("4 6")
-    assert both[:1] == first and [(row["bits"], row["k"]) for row in both] == [(4, 10.0), (6, 10.0)]
-    assert both[0]["artifact_bytes"] < both[1]["artifact_bytes"]
-    assert both[0]["entropy_bits"] < both[1]["entropy_bits"]
-    assert all(1.0 < row["bpb"] < WORST_BPB for row in both)
+    made = (out / first[0]["folder"] / "model.pgz").stat().st_mtime_ns
+    both = sweep("4,6")
+    assert both[:1] == first
+    assert [(row["settings"]["quant.bits"], row["settings"]["quant.k"]) for row in both] == [(4, 10.0), (6, 10.0)]
+    for figure in ("artifact_bytes", "entropy_bits"):
+        assert both[0]["figures"][figure] < both[1]["figures"][figure]
     for row in both:
-        cell = out / "cells" / f"bits{row['bits']}_k10"
-        assert row["artifact_bytes"] == (cell / "model.pgz").stat().st_size
-        assert row["bpb"] == sane_bpb(cell / "score.json")
-    assert (out / "cells" / "bits4_k10" / "model.pgz").stat().st_mtime_ns == made
+        assert row["figures"]["artifact_bytes"] == (out / row["folder"] / "model.pgz").stat().st_size
+        assert row["figures"]["bpb"] == sane_bpb(out / row["folder"] / "score.json")
+    assert (out / first[0]["folder"] / "model.pgz").stat().st_mtime_ns == made
     assert "nothing to do" in (out / "logs" / "train.log").read_text()
-    assert read(out / "cells" / "bits4_k10" / "quantize.json")["fresh"]
-    assert read(out / "cells" / "bits6_k10" / "quantize.json")["hessians_cached"]
+    assert len([*out.glob("shared/hessians_*.safetensors")]) == 1
 
 
 def test_torchrun_trains_with_two_processes(road: Path, run_example: Runner, tmp_path: Path) -> None:
