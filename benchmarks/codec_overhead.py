@@ -44,7 +44,7 @@ def main() -> None:
         entropy, raw = order0_entropy(codes), codes.tobytes()
         for name in options.codecs:
             start = time.perf_counter()
-            coded = load("Codec", name)().encode(raw)
+            coded = load("Codec", name)().encode(raw, [codes.shape])
             seconds = time.perf_counter() - start
             bits = 8 * len(coded) / codes.size
             known = dict(zip(STEPS, CODED_BITS[name])).get(step)

@@ -184,6 +184,7 @@ CATALOG: dict[str, dict[str, str]] = {
         "lzma": "pgolf.core.codecs.lzma:Lzma",
         "brotli": "pgolf.core.codecs.brotli:Brotli",
         "zstd": "pgolf.core.codecs.zstd:Zstd",
+        "rans": "pgolf.core.codecs.adaptive:Rans",
     },
     "EvalMethod": {
         "plain": "pgolf.core.evals.plain:PlainEval",

@@ -59,10 +59,12 @@ def pack_container(sections: list[tuple[int, int, int, bytes]]) -> bytes:
 def encode_artifact(model: QuantizedModel, codec: Codec, info: bytes) -> bytes:
     """The artifact of a quantized model; `info` is a JSON description (configuration, tokenizer hash)."""
     raw: dict[int, list[bytes]] = {INFO: [info], MANIFEST: [manifest_bytes(model)]}
+    shapes: dict[int, list[tuple[int, ...]]] = {}
     for spec in param_specs(model.config):
         tensor = model.tensors[spec.name]
         if isinstance(tensor, QTensor):
             raw.setdefault(CODES[spec.role], []).append(tensor.codes.numpy().tobytes())
+            shapes.setdefault(CODES[spec.role], []).append(spec.shape)
             raw.setdefault(SCALES, []).append(tensor.scale.numpy().astype("<f2").tobytes())
         else:
             half = tensor.dtype == torch.float16
@@ -72,7 +74,7 @@ def encode_artifact(model: QuantizedModel, codec: Codec, info: bytes) -> bytes:
     sections = []
     for ident, pieces in raw.items():
         plain = b"".join(pieces)
-        sections.append((ident, codec.codec_id, len(plain), codec.encode(plain)))
+        sections.append((ident, codec.codec_id, len(plain), codec.encode(plain, shapes.get(ident, ()))))
     return pack_container(sections)
 
 

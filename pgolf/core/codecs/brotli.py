@@ -1,5 +1,6 @@
 """Brotli (RFC 7932), the compressor of most records."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pgolf.core.errors import ConfigError, InputError
@@ -20,7 +21,7 @@ class Brotli:
         if not 0 <= self.quality <= 11 or not 10 <= self.lgwin <= 24:
             raise ConfigError("quality must be 0 to 11, lgwin 10 to 24", "")
 
-    def encode(self, raw: bytes) -> bytes:
+    def encode(self, raw: bytes, shapes: Sequence[tuple[int, ...]] = ()) -> bytes:
         """Compress."""
         import brotli
 

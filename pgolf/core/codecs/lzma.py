@@ -1,6 +1,7 @@
 """Raw LZMA2: the xz format without its container."""
 
 import lzma
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pgolf.core.errors import ConfigError, InputError
@@ -19,7 +20,7 @@ class Lzma:
         if not 0 <= self.preset <= 9:
             raise ConfigError(f"preset must be 0 to 9, not {self.preset}", "preset")
 
-    def encode(self, raw: bytes) -> bytes:
+    def encode(self, raw: bytes, shapes: Sequence[tuple[int, ...]] = ()) -> bytes:
         """Compress; the first byte states log2 of the dictionary size (16 to 26), which a decoder needs."""
         bits = min(max(len(raw) - 1, 1).bit_length(), 26)
         bits = max(bits, 16)

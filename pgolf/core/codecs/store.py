@@ -1,5 +1,6 @@
 """No compression."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pgolf.core.errors import InputError
@@ -11,7 +12,7 @@ class Store:
 
     codec_id = 0
 
-    def encode(self, raw: bytes) -> bytes:
+    def encode(self, raw: bytes, shapes: Sequence[tuple[int, ...]] = ()) -> bytes:
         """The same bytes."""
         return raw
 

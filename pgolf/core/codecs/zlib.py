@@ -1,6 +1,7 @@
 """zlib (RFC 1950), the naive baseline's compressor."""
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pgolf.core.errors import ConfigError, InputError
@@ -19,7 +20,7 @@ class Zlib:
         if not 0 <= self.level <= 9:
             raise ConfigError(f"level must be 0 to 9, not {self.level}", "level")
 
-    def encode(self, raw: bytes) -> bytes:
+    def encode(self, raw: bytes, shapes: Sequence[tuple[int, ...]] = ()) -> bytes:
         """Compress."""
         return zlib.compress(raw, self.level)
 

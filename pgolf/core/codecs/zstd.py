@@ -1,5 +1,6 @@
 """Zstandard (RFC 8878)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pgolf.core.errors import ConfigError, InputError
@@ -21,7 +22,7 @@ class Zstd:
         if not 1 <= self.level <= 22:
             raise ConfigError(f"level must be 1 to 22, not {self.level}", "level")
 
-    def encode(self, raw: bytes) -> bytes:
+    def encode(self, raw: bytes, shapes: Sequence[tuple[int, ...]] = ()) -> bytes:
         """Compress; the frame states its content size."""
         import zstandard
 

@@ -31,6 +31,7 @@ from pgolf.core.artifact import (
     pack_container,
     read_sections,
 )
+from pgolf.core.codecs.adaptive import Rans
 from pgolf.core.codecs.brotli import Brotli
 from pgolf.core.codecs.lzma import Lzma
 from pgolf.core.codecs.store import Store
@@ -49,6 +50,7 @@ FAST = {
     "lzma": Lzma(preset=0),
     "brotli": Brotli(quality=2),
     "zstd": Zstd(level=1),
+    "rans": Rans(),
 }
 CODECS = {codec.codec_id: codec for codec in FAST.values()}
 CONFIG = ModelConfig(vocab_size=8, num_layers=2, model_dim=4, num_heads=2, num_kv_heads=1)
@@ -118,7 +120,9 @@ def test_every_model_comes_back_bit_for_bit(name, config, kinds, scale):
     assert encode_artifact(decoded, FAST[name], INFO_TEXT) == blob
 
 
-@pytest.mark.parametrize("codec", [Zlib(), Lzma(), Brotli(), Zstd(), Store()], ids=lambda codec: type(codec).__name__)
+@pytest.mark.parametrize(
+    "codec", [Zlib(), Lzma(), Brotli(), Zstd(), Store(), Rans()], ids=lambda codec: type(codec).__name__
+)
 def test_the_default_codecs_are_deterministic_and_shrink_zeros(codec):
     model = random_model(replace(CONFIG, vocab_size=3000), 3, (6,), scale=0)
     blobs = {

@@ -1,0 +1,63 @@
+"""Sections by pgolf's own coder: codes as the matrices they are, side tensors by planes of bytes, the rest by zlib."""
+
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pgolf.core.codecs.rans import decode_matrices, encode_matrices
+from pgolf.core.codecs.zlib import Zlib
+from pgolf.core.errors import InputError
+
+STRIDES = (1, 2, 4)
+"""Every how many-th byte makes a plane; a section begins with one of these, or with 0 (zlib) or 255 (matrices)."""
+MATRICES = 255
+MOST_MATRICES = 65535
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rans:
+    """Adaptive interleaved rANS with row, column and low-rank prediction where it pays. Needs nothing but
+    numpy. Effect: 0.987 of brotli's bytes on GPTQ codes of matrices, 0.977 on those of an embedding
+    (`python -m benchmarks.codecs`). Source: arXiv:1311.2540; the models are ours.
+    """
+
+    codec_id = 9
+
+    def encode(self, raw: bytes, shapes: Sequence[tuple[int, ...]] = ()) -> bytes:
+        """Compress: int8 matrices of `shapes`, or with none given, anything."""
+        if shapes:
+            values, start, matrices = np.frombuffer(raw, np.int8), 0, []
+            for rows, columns in shapes:
+                matrices.append(values[start : start + rows * columns].reshape(rows, columns))
+                start += rows * columns
+            sizes = b"".join(struct.pack("<II", *shape) for shape in shapes)
+            return struct.pack("<BH", MATRICES, len(shapes)) + sizes + encode_matrices(matrices)
+        values, trials = np.frombuffer(raw, np.uint8), [b"\0" + zlib.compress(raw, 9)]
+        for stride in STRIDES if raw else ():
+            trials.append(bytes([stride]) + encode_matrices([values[None, i::stride] for i in range(stride)]))
+        return min(trials, key=len)
+
+    def decode(self, coded: bytes, raw_len: int) -> bytes:
+        """Decompress to exactly `raw_len` bytes, bounded in memory. InputError otherwise."""
+        kind = coded[0] if coded else 1
+        if kind == 0:
+            return Zlib().decode(coded[1:], raw_len)
+        if kind == MATRICES:
+            count = struct.unpack_from("<H", coded, 1)[0] if len(coded) > 2 else MOST_MATRICES
+            if len(coded) < 3 + 8 * count:
+                raise InputError("a coded section is cut off", "artifact")
+            shapes = [struct.unpack_from("<II", coded, 3 + 8 * i) for i in range(count)]
+            if sum(rows * columns for rows, columns in shapes) != raw_len:
+                raise InputError(f"a coded section does not hold the {raw_len:,} bytes it promises", "artifact")
+            found = decode_matrices(coded[3 + 8 * count :], [(rows, columns) for rows, columns in shapes])
+            return b"".join(matrix.astype(np.int8).tobytes() for matrix in found)
+        if kind not in STRIDES:
+            raise InputError(f"a coded section is of unknown kind {kind}", "artifact")
+        planes = decode_matrices(coded[1:], [(1, len(range(i, raw_len, kind))) for i in range(kind)])
+        values = np.empty(raw_len, np.uint8)
+        for i, plane in enumerate(planes):
+            values[i::kind] = plane[0]
+        return values.tobytes()

@@ -1,0 +1,187 @@
+"""pgolf's own coder: round trips, sizes against entropies and an independent coder, and damaged bytes."""
+
+import contextlib
+import math
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from pgolf.core.codecs.adaptive import Rans
+from pgolf.core.codecs.rans import (
+    LEAST,
+    WHOLE,
+    Meter,
+    Reader,
+    Tables,
+    Writer,
+    bell,
+    decode_matrices,
+    encode_matrices,
+    frequencies,
+    fresh_table,
+    order_zero,
+    weights_of,
+)
+from pgolf.core.errors import InputError
+
+MATRICES = st.lists(
+    hnp.arrays(np.int8, hnp.array_shapes(min_dims=2, max_dims=2, min_side=0, max_side=40)), min_size=0, max_size=4
+)
+
+
+def entropy_bytes(values: np.ndarray) -> float:
+    counts = np.unique(values, return_counts=True)[1]
+    return float(-(counts * np.log2(counts / counts.sum())).sum() / 8)
+
+
+def gaussian(rng: np.random.Generator, rows: int, columns: int, sigma: float = 2.4) -> np.ndarray:
+    return np.rint(rng.normal(0, sigma, (rows, columns))).clip(-31, 31).astype(np.int8)
+
+
+def low_rank(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
+    """Noise on rows that resemble one another."""
+    mean = np.outer(rng.normal(0, 1, rows), rng.normal(0, 4, columns))
+    return np.rint(mean + rng.normal(0, 2, (rows, columns))).clip(-63, 63).astype(np.int8)
+
+
+def round_trip(matrices: list[np.ndarray]) -> int:
+    coded = encode_matrices(matrices)
+    back = decode_matrices(coded, [matrix.shape for matrix in matrices])
+    assert all(np.array_equal(one, other) for one, other in zip(matrices, back, strict=True))
+    assert coded == encode_matrices(matrices)
+    return len(coded)
+
+
+@settings(deadline=None, max_examples=60)
+@given(MATRICES)
+def test_matrices_come_back(matrices: list[np.ndarray]) -> None:
+    round_trip(matrices)
+
+
+@pytest.mark.parametrize(
+    "matrix",
+    [
+        np.zeros((0, 5), np.int8),
+        np.zeros((1, 1), np.int8),
+        np.full((300, 7), -127, np.int8),
+        np.arange(-128, 128, dtype=np.int8).reshape(1, 256),
+        np.tile(np.array([[-128, 127]], np.int8), (500, 3)),
+    ],
+)
+def test_odd_matrices_come_back(matrix: np.ndarray) -> None:
+    round_trip([matrix])
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.binary(max_size=600))
+def test_bytes_come_back(raw: bytes) -> None:
+    assert Rans().decode(Rans().encode(raw), len(raw)) == raw
+
+
+def test_independent_codes_take_their_entropy(rng: np.random.Generator) -> None:
+    matrices = [gaussian(rng, 256, 512) for _ in range(8)]
+    size = round_trip(matrices)
+    entropy = entropy_bytes(np.concatenate([matrix.ravel() for matrix in matrices]))
+    assert entropy < size < 1.0015 * entropy
+
+
+def test_rows_that_resemble_one_another_take_less(rng: np.random.Generator) -> None:
+    matrix = low_rank(rng, 1500, 96)
+    noise = entropy_bytes(np.rint(rng.normal(0, 2, 100_000)).astype(np.int8)) / 100_000 * matrix.size
+    assert noise < round_trip([matrix]) < 1.08 * noise < 0.9 * entropy_bytes(matrix)
+
+
+def test_rows_and_columns_of_different_scale_take_less(rng: np.random.Generator) -> None:
+    scales = np.exp(rng.normal(0, 0.7, (1200, 1)) + rng.normal(0, 0.5, (1, 80)))
+    matrix = np.rint(rng.normal(0, 3, (1200, 80)) * scales).clip(-127, 127).astype(np.int8)
+    assert round_trip([matrix]) < 0.95 * entropy_bytes(matrix)
+
+
+def test_words_are_those_of_constriction(rng: np.random.Generator) -> None:
+    """One lane is an ordinary rANS coder: its size is that of a coder made by others, on the same table."""
+    constriction = pytest.importorskip("constriction")
+    symbols = (gaussian(rng, 1, 20_000).ravel() + 31).astype(np.int32)
+    counts = np.bincount(symbols, minlength=63) + 1
+    tables = Tables(counts[None].astype(np.int64))
+    writer = Writer(1)
+    writer.code(tables, np.zeros(1, np.int64), symbols)
+    shares = np.diff(tables.bounds) / WHOLE
+    model = constriction.stream.model.Categorical(shares, perfect=False)
+    coder = constriction.stream.stack.AnsCoder()
+    coder.encode_reverse(symbols, model)
+    assert abs(len(writer.finish()) - 4 * len(coder.get_compressed())) < 0.0005 * len(symbols)
+
+
+@settings(deadline=None, max_examples=50)
+@given(hnp.arrays(np.int64, (3, 9), elements=st.integers(1, 10**9)))
+def test_frequencies_are_positive_and_whole(counts: np.ndarray) -> None:
+    found = frequencies(counts)
+    assert bool((found >= 1).all()) and found.sum(1).tolist() == [WHOLE] * 3
+
+
+def test_the_meter_tells_what_is_written(rng: np.random.Generator) -> None:
+    symbols = gaussian(rng, 1, 300_000).ravel().astype(np.int64) + 31
+    meter, writer = Meter(), Writer(8)
+    order_zero(meter, fresh_table(62), symbols)
+    order_zero(writer, fresh_table(62), symbols)
+    assert 0 <= len(writer.finish()) - meter.bits / 8 < 8 * 5 + 0.0001 * meter.bits / 8
+
+
+def test_the_logistic_curve_is_one() -> None:
+    x = np.linspace(-12, 12, 101)
+    assert np.abs(bell(x) - 1 / (1 + np.exp(-x))).max() < 5e-3 and float(bell(np.zeros(1))[0]) == 0.5
+
+
+def test_regression_weights_solve_their_equations() -> None:
+    gram, vector = [[900, 40, -7], [40, 700, 30], [-7, 30, 500]], [5, -100, 60]
+    found = np.array(weights_of(gram, vector)) / 2.0**32
+    assert np.allclose(np.array(gram) @ found, vector, atol=1e-5)
+    assert weights_of([[3]], [1]) == [math.floor(Fraction(1, 3) * 2**32)]
+
+
+def test_no_damaged_section_is_taken_or_crashes(rng: np.random.Generator) -> None:
+    matrices = [low_rank(rng, 60, 24), gaussian(rng, 40, 30)]
+    raw = b"".join(matrix.tobytes() for matrix in matrices)
+    good = Rans().encode(raw, [matrix.shape for matrix in matrices])
+    assert Rans().decode(good, len(raw)) == raw
+    taken = 0
+    for number in range(600):
+        bad = bytearray(good)
+        place = number if number < 8 * 20 else int(rng.integers(8 * len(good)))
+        bad[place // 8] ^= 1 << place % 8
+        with contextlib.suppress(InputError):
+            taken += Rans().decode(bytes(bad), len(raw)) != raw
+    for cut in range(0, len(good), 31):
+        with pytest.raises(InputError):
+            Rans().decode(good[:cut], len(raw))
+    # A flipped bit may give other codes with every length right: checksums, which the container has, must find that.
+    assert taken < 60
+
+
+@pytest.mark.parametrize("content", [b"", b"\x03", b"\xff", b"\xff\xff\xff", b"\x01", b"\x02\x00\x00\xff\x7f\x01\x00"])
+def test_nonsense_is_refused(content: bytes) -> None:
+    with pytest.raises(InputError):
+        Rans().decode(content, 1000)
+
+
+def test_lying_shapes_allocate_nothing() -> None:
+    import struct
+
+    content = struct.pack("<BHII", 255, 1, 2**31, 2**31) + b"\0" * 20
+    with pytest.raises(InputError, match="promises"):
+        Rans().decode(content, 1000)
+
+
+def test_states_end_where_they_began(rng: np.random.Generator) -> None:
+    symbols = gaussian(rng, 1, 5000).ravel().astype(np.int64) + 31
+    writer = Writer(4)
+    order_zero(writer, fresh_table(62), symbols)
+    reader: Any = Reader(writer.finish(), 4)
+    order_zero(reader, fresh_table(62), found := np.zeros_like(symbols))
+    assert np.array_equal(found, symbols) and reader.states.tolist() == [LEAST] * 4
+    reader.finish()
