@@ -181,6 +181,33 @@ def without_idle(definition: Definition, idle: frozenset[str]) -> Definition:
     return definition if ast.dump(node) == ast.dump(definition.node) else replaced(definition, node)
 
 
+class IdleCalls(ast.NodeTransformer):
+    """Takes out statements that only tell the watch something it does not listen to."""
+
+    def __init__(self, deaf: frozenset[str]) -> None:
+        self.deaf = deaf
+
+    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
+        """Drop `watch.NAME(...)`."""
+        match node.value:
+            case ast.Call(ast.Attribute(ast.Name("watch"), name)) if name in self.deaf:
+                return None
+        return node
+
+
+def without_hooks(core: Core, definition: Definition) -> Definition:
+    """The definition without calls of those methods of `Watch` that consist of a docstring. The core's own trees stay
+    as they are.
+    """
+    watch = core.definitions["Watch"].node
+    assert isinstance(watch, ast.ClassDef)
+    hooks = (item for item in watch.body if isinstance(item, ast.FunctionDef))
+    deaf = frozenset(hook.name for hook in hooks if len(hook.body) == 1 and isinstance(hook.body[0], ast.Expr))
+    if not isinstance(definition.node, ast.FunctionDef) or not deaf & set(mentions([definition.node])):
+        return definition
+    return replaced(definition, IdleCalls(deaf).visit(copied(definition.node)))
+
+
 def mentions(nodes: Iterable[ast.AST]) -> Counter[str]:
     """How often the nodes ask something for an attribute, by its name."""
     return Counter(node.attr for outer in nodes for node in ast.walk(outer) if isinstance(node, ast.Attribute))
@@ -213,10 +240,10 @@ def without_arguments(recipe: ast.Module, idle: frozenset[str]) -> ast.Module:
 
 
 def needed(core: Core, tree: ast.AST, configured: frozenset[str]) -> list[Definition]:
-    """Definitions that `tree` reaches. Configuration classes are simplified, and places where no part acts and methods
-    that nothing mentions dropped, until nothing more falls away.
+    """Definitions that `tree` reaches. Configuration classes are simplified, and what the watch does not hear, places
+    where no part acts and methods that nothing mentions dropped, until nothing more falls away.
     """
-    slim = {id(d): with_constants(core, d, configured) for d in core.order}
+    slim = {id(d): with_constants(core, without_hooks(core, d), configured) for d in core.order}
     values = fixed_fields(core, tree, slim)
     slim = {key: with_values(definition, values) for key, definition in slim.items()}
     while True:
