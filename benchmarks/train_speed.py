@@ -1,11 +1,12 @@
 """Tokens per second of pgolf's training loop, beside forward, backward and optimizer alone on the same model and batch.
 
-The loop is the one `pgolf train` runs (loader, accumulation, schedule, clock, events written as they happen), on
+The loop is the one `pgolf train` runs (loader, accumulation, schedule, clock, watch, events written as they happen), on
 synthetic shards in a temporary directory. Loop and bare steps take turns in the same process.
 """
 
 import argparse
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,11 @@ from pgolf.config.run import RunConfig
 from pgolf.core.dist import World
 from pgolf.core.shards import list_shards, load_split, write_shard
 from pgolf.core.train.feed import feed
-from pgolf.core.train.loop import TrainState, Watch, fit, start_state
+from pgolf.core.train.loop import TrainState, fit, start_state
 from pgolf.report.console import Console
 from pgolf.report.train_log import TrainLog
+from pgolf.report.watch.stopwatch import Stopwatch
+from pgolf.stages.watching import RunWatch
 
 
 def synthetic_shards(folder: Path, config: RunConfig, seed: int) -> list[np.ndarray]:
@@ -49,14 +52,26 @@ def measure(options: argparse.Namespace, config: RunConfig, folder: Path) -> dic
     def prepared() -> TrainState:
         return start_state(config.model, config.train, config.optim, shards, 0, world)
 
-    watch = Watch(
-        lambda event: log.event(event) if event["event"] == "step" else None, dict, lambda state: None, lambda: False
-    )
+    def watching(state: TrainState) -> RunWatch:
+        return RunWatch(
+            state,
+            config,
+            world,
+            Console(quiet=True),
+            Stopwatch(time.monotonic),
+            {},
+            tell=lambda event: log.event(event) if event["event"] == "step" else None,
+            validate=dict,
+            save=lambda state, watched: None,
+            stop_asked=lambda: False,
+            compiled=False,
+        )
+
     seconds: dict[str, list[float]] = {"pgolf's loop": [], "bare steps": []}
     bare_steps(prepared(), config, world, 1)
     for _ in range(options.rounds):
         state = prepared()
-        fit(state, config.train, config.optim, world, watch, False)
+        fit(state, config.train, config.optim, world, watching(state), False)
         seconds["pgolf's loop"].append(state.clock.elapsed_s)
         state = prepared()
         seconds["bare steps"].append(

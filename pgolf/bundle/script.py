@@ -226,8 +226,8 @@ def without_arguments(recipe: ast.Module, idle: frozenset[str]) -> ast.Module:
 
 
 def needed(core: Core, tree: ast.AST, configured: frozenset[str]) -> list[Definition]:
-    """Definitions that `tree` reaches. Configuration classes are simplified, and places where no part acts and methods
-    that nothing mentions dropped, until nothing more falls away.
+    """Definitions that `tree` reaches. Configuration classes are simplified, and what the watch does not hear, places
+    where no part acts and methods that nothing mentions dropped, until nothing more falls away.
     """
     slim = {id(d): with_constants(core, d, configured) for d in core.order}
     values = fixed_fields(core, tree, slim)

@@ -12,7 +12,17 @@ from typing import Any
 import typer
 
 from pgolf import __version__
-from pgolf.cli import config_cmd, data_cmd, inspect_cmd, package_cmd, run_cmd, score_cmd, stage_cmds, sweep_cmd
+from pgolf.cli import (
+    config_cmd,
+    data_cmd,
+    inspect_cmd,
+    package_cmd,
+    plot_cmd,
+    run_cmd,
+    score_cmd,
+    stage_cmds,
+    sweep_cmd,
+)
 from pgolf.cli.output import print_json
 from pgolf.core.errors import PgolfError, SetupError, StorageError
 
@@ -44,7 +54,7 @@ def root(
     """Train, quantize, compress, score and package tiny language models for parameter golf."""
 
 
-for module in (run_cmd, data_cmd, stage_cmds, score_cmd, sweep_cmd, package_cmd, inspect_cmd, config_cmd):
+for module in (run_cmd, data_cmd, stage_cmds, score_cmd, sweep_cmd, package_cmd, inspect_cmd, plot_cmd, config_cmd):
     module.register(app)
 
 

@@ -54,6 +54,15 @@ Quiet = Annotated[
 Force = Annotated[
     bool, typer.Option("--force", help="Do it again even if the output is up to date.", rich_help_panel="Running")
 ]
+Track = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--track",
+        metavar="NAME",
+        help="Show the training in tensorboard, wandb or trackio as well; repeatable. None of them can stop a run.",
+        rich_help_panel="Running",
+    ),
+]
 Tokenizer = Annotated[
     Path | None,
     typer.Option("--tokenizer", metavar="FILE", help="SentencePiece model; found beside the shards if left out."),

@@ -7,6 +7,7 @@ import typer
 
 from pgolf.cli import options
 from pgolf.cli.output import note, print_json, table
+from pgolf.cli.stage_cmds import show_notes
 
 
 def register(app: typer.Typer) -> None:
@@ -47,6 +48,7 @@ def run(
     ] = None,
     sets: options.Sets = None,
     seed: options.Seed = None,
+    track: options.Track = None,
     device: options.Device = "auto",
     as_json: options.Json = False,
     dry_run: options.DryRun = False,
@@ -62,6 +64,9 @@ def run(
 
     Example: pgolf run --preset demo --out runs/demo
     """
+    from pgolf.report.watch.track import check_trackers
+
+    check_trackers(track or [])
     from pgolf.core.dist import torchrun_size
     from pgolf.core.errors import ConfigError
     from pgolf.report.console import Console
@@ -83,6 +88,8 @@ def run(
     if outside := [item.text for item in requirements if item.stage not in stages]:
         what = f"--require {outside[0]} is about a stage that does not run"
         raise ConfigError(what, "run", f"stages are {', '.join(stages)}")
+    if track and "train" not in stages:
+        raise ConfigError("--track is about train, which does not run", "run", f"stages are {', '.join(stages)}")
     plan = recall(out, preset, options.merged(sets, seed), data, text or [], tokenizer)
     console = Console(quiet)
     checked = preflight(out, plan.resolved, device, stages, dry_run)
@@ -94,7 +101,9 @@ def run(
         return
     with guarded(out / "run"):
         remember(out, plan)
-        pipeline = Pipeline(Layout(out), plan.resolved, device, console, plan.data, plan.text, plan.tokenizer)
+        pipeline = Pipeline(
+            Layout(out), plan.resolved, device, console, plan.data, plan.text, plan.tokenizer, track or []
+        )
         reports = run_stages(pipeline, stages, requirements, bool(first))
     if as_json:
         rows = [report.document() for report in reports]
@@ -148,6 +157,7 @@ def show_table(out: Path, reports: list[Any]) -> None:
     for stage, label in labels.items():
         if stage in by_stage:
             note(f"BPB {by_stage[stage]['bpb']:.4f}  {label.format(method=by_stage[stage].get('method', ''))}")
+    show_notes(by_stage.get("train", {}))
     if "package" in by_stage:
         from pgolf.accounting import Size
 

@@ -130,6 +130,7 @@ def train(
     sets: options.Sets = None,
     seed: options.Seed = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of resuming.")] = False,
+    track: options.Track = None,
     device: options.Device = "auto",
     as_json: options.Json = False,
     dry_run: options.DryRun = False,
@@ -142,6 +143,9 @@ def train(
     Example: pgolf train data/mine --out runs/a --preset tiny
     """
     from pgolf.config.load import resolve
+    from pgolf.report.watch.track import check_trackers
+
+    check_trackers(track or [])
     from pgolf.core.dist import join_world
     from pgolf.dataset import open_dataset
     from pgolf.report.console import Console
@@ -183,7 +187,7 @@ def train(
         )
         return
     check_gpu(resolved.config, device)
-    entry = run_stage(dataset, out, resolved, world, console, fresh)
+    entry = run_stage(dataset, out, resolved, world, console, fresh, track or [])
     if not world.leads:
         world.close()
         return
@@ -208,7 +212,14 @@ def train(
             f"{figures['steps']} steps, val_loss {figures['val_loss']:.4f}, "
             f"BPB {figures['bpb']:.4f} on {figures['val_tokens']:,} targets"
         )
+        show_notes(figures)
     world.close()
+
+
+def show_notes(figures: dict[str, Any]) -> None:
+    """Remarks on a training run, below whatever tells of its result."""
+    for text in figures.get("notes", []):
+        note(f"Note: {text}")
 
 
 def quantize(

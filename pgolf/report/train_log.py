@@ -15,6 +15,7 @@ from pgolf.core.model.gpt import GPT
 from pgolf.dataset import Dataset
 from pgolf.report.console import Console
 from pgolf.report.touched import touched
+from pgolf.report.watch.neighbours import in_words
 from pgolf.stages.manifest import package_versions
 
 
@@ -26,7 +27,8 @@ class TrainLog:
         self.config, self.console = config, console
         self.looping = self.changed = False
         if not resumed:
-            write_bytes(self.events, b'{"event": "start", "schema": "pgolf.events/1"}\n')
+            start = {"event": "start", "schema": "pgolf.events/1", "config": to_values(config)}
+            write_bytes(self.events, json.dumps(start).encode() + b"\n")
             write_bytes(self.log, b"")
 
     def text(self, line: str) -> None:
@@ -74,9 +76,17 @@ class TrainLog:
                 acting = ",".join(event["parts"]) or "none"
                 self.text(f"{head} training_parts:{acting} row_tokens:{event['length'] or 'all'} {times}")
             self.looping, self.changed = event["looping"], bool(event["parts"] or event["length"])
+        elif event["event"] == "failed":
+            self.text(f"failed: {event['reason']} step:{event['step']}/{total} train_time:{ms:.0f}ms")
+        elif event["event"] == "recompile":
+            self.text(f"{head} compiled again: {event['function']}: {event['reason']}")
+        elif event["event"] == "neighbours" and event["others"] is not None:
+            self.text(f"{head} other processes on the GPU: {in_words(event['others']) or 'none'}")
         elif event["event"] == "stop":
             if event["reason"] == "wallclock_cap":
                 self.text(f"stopping_early: wallclock_cap train_time:{ms:.0f}ms step:{event['step']}/{total}")
             if torch.cuda.is_available():
                 used, kept = torch.cuda.max_memory_allocated() >> 20, torch.cuda.max_memory_reserved() >> 20
                 self.text(f"peak memory allocated: {used} MiB reserved: {kept} MiB")
+            spent = " ".join(f"{phase}:{seconds:.1f}s" for phase, seconds in event["seconds"].items())
+            self.text(f"tokens seen:{event['tokens_seen']} planned:{event['tokens_planned']} time {spent}")

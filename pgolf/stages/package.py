@@ -164,6 +164,8 @@ def package(
     check_seeds(entries, [item.config for item in resolved])
     inputs = {str(entry.seed): entry.score["model"]["sha256"] for entry in entries}
     inputs["data"] = dataset.fingerprint("val")
+    if remarks := [note for entry in entries for note in entry.train.get("notes", [])]:
+        inputs["remarks"] = "; ".join(remarks)
     key = stage_key("package", resolved[0].values, inputs)
     marker = out / "submission.json"
     with guarded(out):

@@ -5,7 +5,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -226,9 +226,10 @@ class Pipeline:
         data: Path | None,
         text: list[Path],
         tokenizer: Path | None,
+        trackers: Sequence[str] = (),
     ) -> None:
         self.layout, self.resolved, self.device, self.console = layout, resolved, device, console
-        self.data, self.text, self.tokenizer = data, text, tokenizer
+        self.data, self.text, self.tokenizer, self.trackers = data, text, tokenizer, trackers
         self.force = False
 
     def tokenize(self) -> dict[str, Any]:
@@ -287,6 +288,7 @@ class Pipeline:
             join_world(self.device),
             self.console,
             self.force,
+            self.trackers,
         )
         score = score_model(
             load_model(self.layout.checkpoint),

@@ -3,7 +3,7 @@
 import re
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,18 @@ from pgolf.core.model.config import param_specs
 from pgolf.core.model.fused import choose_kernels
 from pgolf.core.optim.optimizers import Optimizers
 from pgolf.core.tensorfile import load_tensors, save_tensors
-from pgolf.core.train.loop import TrainState, Watch, fit, start_state, validator
+from pgolf.core.train.loop import TrainState, fit, start_state, validator
 from pgolf.dataset import Dataset
 from pgolf.report.console import Console, ProgressLine, bar, clock
 from pgolf.report.touched import touched
 from pgolf.report.train_log import TrainLog
+from pgolf.report.watch.stopwatch import Stopwatch, rounded
+from pgolf.report.watch.track import tracking
 from pgolf.stages.inputs import changed_keys
 from pgolf.stages.manifest import fresh_entry, guarded, provenance, read_entries, record, stage_key
 from pgolf.stages.model_files import load_checkpoint, save_checkpoint
 from pgolf.stages.signals import Interrupted, StopFlag
+from pgolf.stages.watching import RunWatch
 
 RESUME_SCHEMA = "pgolf.resume/1"
 START_OVER = "choose another --out, or give up what is there with --fresh (pgolf run: --from train)"
@@ -82,7 +85,7 @@ def check_gpu(config: RunConfig, device_name: str) -> None:
 def train_key(config: dict[str, Any], data: str) -> str:
     """What a training run depends on: its sections and the data."""
     sections = {name: config[name] for name in ("model", "optim", "train")}
-    volatile = ("checkpoint_every", "keep_checkpoints", "log_every", "needs_gpu", "prefetch")
+    volatile = ("checkpoint_every", "keep_checkpoints", "log_every", "max_loss_rise", "needs_gpu", "prefetch")
     sections["train"] = {key: value for key, value in sections["train"].items() if key not in volatile}
     return stage_key("train", sections, {"data": data})
 
@@ -106,6 +109,8 @@ class Checkpoints:
 
     def __init__(self, folder: Path, meta: dict[str, Any], key: str, keep: int, console: Console) -> None:
         self.folder, self.meta, self.key, self.keep, self.console = folder, meta, key, keep, console
+        self.watched: dict[str, Any] = {}
+        """What the watch over the run noted in the pair that was restored."""
 
     def paths(self, step: int) -> tuple[Path, Path]:
         """Weights and resume file of a step."""
@@ -116,7 +121,7 @@ class Checkpoints:
         names = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
         return sorted((int(match[1]) for match in map(STEP_FILE.match, names) if match), reverse=True)
 
-    def save(self, state: TrainState) -> None:
+    def save(self, state: TrainState, watched: dict[str, Any]) -> None:
         """Write a pair, the weights last because they make it count, then drop old pairs."""
         weights, resume = self.paths(state.step)
         tensors = state.optimizers.state() | {"rng.torch": torch.get_rng_state()}
@@ -128,6 +133,7 @@ class Checkpoints:
             "elapsed_s": elapsed,
             "looped": state.looped,
             "averaged": state.taken,
+            "watched": watched,
             "key": self.key,
         }
         save_tensors(resume, tensors, facts)
@@ -169,6 +175,7 @@ class Checkpoints:
             state.looped, state.taken = bool(facts.get("looped", False)), int(facts.get("averaged", 0))
             for name, average in average_tensors(state):
                 average.copy_(tensors[name])
+            self.watched = dict(facts.get("watched", {}))
             return state.step
         if problems:
             raise InputError("no checkpoint of this run can be read", str(self.folder), START_OVER)
@@ -222,9 +229,18 @@ def progress_text(event: dict[str, Any], config: RunConfig, last_bpb: float) -> 
 
 
 def train(
-    dataset: Dataset, out: Path, resolved: Resolved, world: World, console: Console, fresh: bool = False
+    dataset: Dataset,
+    out: Path,
+    resolved: Resolved,
+    world: World,
+    console: Console,
+    fresh: bool = False,
+    trackers: Sequence[str] = (),
+    now: Callable[[], float] = time.monotonic,
 ) -> dict[str, Any]:
-    """Train, or go on training, into `out`; returns the manifest entry with "fresh" set when nothing had to be done."""
+    """Train, or go on training, into `out`; returns the manifest entry with "fresh" set when nothing had to be done.
+    `trackers` are shown the events (`pgolf.report.watch.track`); every second of the run is told by `now`.
+    """
     config, values = resolved.config, resolved.values
     config.train.micro_steps(world.size)
     data = dataset.fingerprint("train")
@@ -233,7 +249,7 @@ def train(
     if not world.leads:
         if world.any(False):
             return {}
-        return run_training(dataset, out, config, values, key, data, world, console, fresh)
+        return run_training(dataset, out, config, values, key, data, world, console, fresh, trackers, now)
     with guarded(output):
         entry = None if fresh else fresh_entry(output, key)
         if world.any(entry is not None) and entry is not None:
@@ -241,7 +257,8 @@ def train(
         if not fresh:
             refuse_to_overwrite(output, key, values)
         check_disk(out, config)
-        return run_training(dataset, out, config, values, key, data, world, console, fresh) | {"fresh": False}
+        made = run_training(dataset, out, config, values, key, data, world, console, fresh, trackers, now)
+        return made | {"fresh": False}
 
 
 def refuse_to_overwrite(output: Path, key: str, values: dict[str, Any]) -> None:
@@ -268,9 +285,11 @@ def run_training(
     world: World,
     console: Console,
     fresh: bool,
+    trackers: Sequence[str],
+    now: Callable[[], float],
 ) -> dict[str, Any]:
     """The body of `train`, on every rank; only the first writes."""
-    started = time.monotonic()
+    stopwatch = Stopwatch(now)
     compiled, why = choose_compile(config.train.compile, world.device)
     attention, attention_why = planned_attention(config, world.device)
     kernels, kernels_why = planned_kernels(config, world.device)
@@ -278,6 +297,7 @@ def run_training(
     shards, (tokens, charges) = check_data(dataset, config), dataset.validation()
     token_bytes = dataset.byte_table().typical
     state = start_state(config.model, config.train, config.optim, shards, config.train.seed, world, token_bytes)
+    state.clock.now = now
     model = state.model
     made_by = provenance(str(world.device)) if world.leads else {}
     meta = {"config": values, "tokenizer_sha256": dataset.tokenizer_sha256, "data_sha256": data, "provenance": made_by}
@@ -286,6 +306,7 @@ def run_training(
         checkpoints.clear()
     world.barrier()
     resumed = checkpoints.restore(state, lambda: Optimizers(model, config.optim, world))
+    stopwatch.carry(checkpoints.watched.get("seconds", {}))
     make_dir(out)
     log = TrainLog(out, config, console, resumed) if world.leads else None
     if log:
@@ -300,25 +321,43 @@ def run_training(
         if resumed:
             console.line(f"train: resumed at step {resumed}, {state.clock.elapsed_s:.1f} s of the budget are spent")
     last_bpb = 0.0
-    with StopFlag((signal.SIGINT, signal.SIGTERM)) as flag, console.progress() as line:
+    with (
+        StopFlag((signal.SIGINT, signal.SIGTERM)) as flag,
+        console.progress() as line,
+        tracking(trackers if world.leads else (), out, values, console.warn) as track,
+    ):
 
-        def on_event(event: dict[str, Any]) -> None:
+        def tell(event: dict[str, Any]) -> None:
             nonlocal last_bpb
             last_bpb = event.get("val_bpb", last_bpb)
             if log:
                 log.event(event)
                 show(line, event, config, last_bpb)
+            track(event)
 
-        def save(current: TrainState) -> None:
+        def save(current: TrainState, watched: dict[str, Any]) -> None:
             if world.leads:
-                checkpoints.save(current)
+                checkpoints.save(current, watched)
             world.barrier()
 
         validate = validator(model, config.train, tokens, charges)
-        watch = Watch(on_event, validate, save, lambda: flag.raised > 0)
+        watch = RunWatch(
+            state,
+            config,
+            world,
+            console,
+            stopwatch,
+            checkpoints.watched,
+            tell=tell,
+            validate=validate,
+            save=save,
+            stop_asked=lambda: flag.raised > 0,
+            compiled=compiled,
+        )
+        stopwatch.enter("warm_up")
         event = fit(state, config.train, config.optim, world, watch, compiled)
         if event["reason"] == "signal":
-            save(state)
+            watch.save(state)
             number = flag.raised or signal.SIGTERM
             raise Interrupted(number, f"stopped at step {state.step}; the same command goes on from there")
     figures = {
@@ -338,13 +377,15 @@ def run_training(
         "kernels": kernels,
         "world_size": world.size,
     }
-    figures |= {"parameters": sum(p.numel() for p in model.parameters()), "parts": parts}
+    figures |= {"parameters": sum(p.numel() for p in model.parameters()), "parts": parts, **watch.findings}
     entry: dict[str, Any] = {"figures": figures}
     if world.leads:
-        save_checkpoint(
-            out / "checkpoint.safetensors", model.state_dict(), meta | {"step": state.step, "figures": figures}
-        )
-        seconds = {"train": round(state.clock.elapsed_s, 3), "total": round(time.monotonic() - started, 3)}
+        with stopwatch.during("checkpoint"):
+            save_checkpoint(
+                out / "checkpoint.safetensors", model.state_dict(), meta | {"step": state.step, "figures": figures}
+            )
+        phases = watch.seconds()
+        seconds = rounded({"train": state.clock.elapsed_s, "total": sum(phases.values()), **phases})
         entry = record(
             out / "checkpoint.safetensors",
             "train",

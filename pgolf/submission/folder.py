@@ -152,6 +152,7 @@ def readme(document: dict[str, Any], entries: list[Entry], config: RunConfig) ->
         for seed, result in document["seed_results"].items()
     )
     settings = "".join(f"| `{key}` | `{value}` |\n" for key, value in sorted(flatten(to_values(config.recipe)).items()))
+    remarks = "".join(f"\nSeed {entry.seed}: {note}.\n" for entry in entries for note in entry.train.get("notes", []))
     proof = (
         "equal bit for bit"
         if all(p.get("identical") for p in document["proof"].values()) and document["proof"]
@@ -163,7 +164,7 @@ def readme(document: dict[str, Any], entries: list[Entry], config: RunConfig) ->
 
 | seed | val_bpb | val_loss (nats per token) | bytes (code + model) | steps | training seconds |
 | --- | --- | --- | --- | --- | --- |
-{rows}
+{rows}{remarks}
 Size: {size.line()}.
 
 ## Run it

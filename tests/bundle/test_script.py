@@ -109,6 +109,14 @@ def test_the_script_claims_the_score_after_test_time_training(pgolf: Any, copy_r
     assert "ChunkSgd" in (out / "train_gpt_readable.py").read_text()
 
 
+def test_the_script_has_no_ear_for_what_nobody_hears() -> None:
+    readable = build_script(resolve("leader").config).readable
+    assert "watch.log(" in readable and "watch.stop_asked()" in readable
+    for hook in ("warmed", "phase", "gradients", "failed"):
+        assert f"watch.{hook}" not in readable and f"def {hook}(" not in readable
+        assert f"watch.{hook}(" in (CORE / "train" / "loop.py").read_text()
+
+
 def test_training_with_the_script_makes_the_same_artifact(pgolf: Any, tiny_run: Path, tmp_path: Path) -> None:
     place = room(tiny_run, tmp_path / "room", "train", "val")
     (place / "model.pgz").unlink()

@@ -3,6 +3,8 @@
 import time
 from collections.abc import Callable
 
+import torch
+
 
 class Clock:
     """Seconds spent training. `now` is injected so that budgets can be tested without waiting."""
@@ -17,7 +19,9 @@ class Clock:
         self.since = self.now()
 
     def pause(self) -> None:
-        """Stop counting until the next `start`."""
+        """Stop counting until the next `start`. What a GPU has still to do of the work so far counts."""
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
         self.spent_s = self.elapsed_s
         self.since = None
 

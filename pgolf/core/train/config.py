@@ -103,6 +103,10 @@ class TrainConfig:
     """Steps between resumable checkpoints; 0 writes only the final one."""
     keep_checkpoints: int = 2
     """Resumable checkpoints kept on disk."""
+    max_loss_rise: float = 2.0
+    """Nats above its lowest at which the loss, found there at ten log lines in a row after the tenth step, ends the run
+    as diverged; 0 never.
+    """
     compile: str = "auto"
     """torch.compile: auto (on a GPU only), on, off."""
     attention: str = "auto"
@@ -152,6 +156,7 @@ class TrainConfig:
             "val_max_tokens",
             "log_every",
             "checkpoint_every",
+            "max_loss_rise",
             "prefetch",
         ):
             if getattr(self, key) < 0:
@@ -178,6 +183,10 @@ class TrainConfig:
     def budget_s(self) -> float:
         """Seconds of training; 0 is no limit."""
         return max(self.max_wallclock_seconds - self.reserve_seconds, 0.0)
+
+    def shown(self, step: int) -> bool:
+        """Whether a step becomes a log line."""
+        return step <= 10 or (self.log_every > 0 and step % self.log_every == 0)
 
     def validation(self) -> PlainEval:
         """How validation during training scores: plain windows of the training length."""

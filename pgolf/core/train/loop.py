@@ -48,12 +48,28 @@ class TrainState:
 
 @dataclass
 class Watch:
-    """What the loop tells and asks its surroundings. `validate` and `save` run with the clock paused."""
+    """What the loop tells and asks its surroundings. `validate` and `save` run with the clock paused. The methods do
+    nothing here: pgolf's own watch overrides them, and the submission's script leaves out statements that call them.
+    """
 
     log: Callable[[dict[str, Any]], None]
     validate: Callable[[], dict[str, Any]]
     save: Callable[[TrainState], None]
     stop_asked: Callable[[], bool]
+
+    def warmed(self, state: TrainState) -> None:
+        """Everything is compiled, weights and optimizers are as at the start; the first step comes next."""
+
+    def phase(self, name: str) -> None:
+        """A part of a step begins: data, forward_backward, communication, optimizer, or other."""
+
+    def gradients(self, state: TrainState, loss: Tensor) -> None:
+        """The gradients of the step to come, averaged over the ranks, and this rank's loss; the weights are those that
+        made them.
+        """
+
+    def failed(self, state: TrainState, loss: float) -> None:
+        """The loss of the last step is not finite. May raise an error that says more than the loop's own."""
 
 
 def halve_embeddings(model: GPT) -> None:
@@ -112,21 +128,28 @@ def train_step(
     config: TrainConfig,
     lr_scale: float,
     world: World,
+    watch: Watch,
     decay: tuple[float, float] = (1.0, 1.0),
 ) -> Tensor:
     """Accumulate gradients over micro-steps, average them over the ranks, step; returns this rank's mean loss."""
     micro_steps = config.micro_steps(world.size)
     total = torch.zeros((), device=world.device)
     for _ in range(micro_steps):
+        watch.phase("data")
         ids, targets = next(batches)
         width = state.model.row_length or ids.size(1)
         ids, targets = ids.view(-1, width), targets.view(-1, width)
+        watch.phase("forward_backward")
         loss = forward(ids, targets, state.model.starts(ids)) / micro_steps
         loss.backward()
         total += loss.detach()
+    watch.phase("communication")
     state.optimizers.config.clip(state.optimizers, True)
     world.mean_([weight.grad for weight in state.model.parameters() if weight.grad is not None])
+    watch.gradients(state, total)
+    watch.phase("optimizer")
     state.optimizers.step(state.step, lr_scale, decay)
+    watch.phase("other")
     return total
 
 
@@ -141,23 +164,25 @@ def validator(model: GPT, config: TrainConfig, tokens: np.ndarray, charges: np.n
 
 
 def warm_up(
-    forward: Callable[..., Tensor], state: TrainState, config: TrainConfig, optim: OptimConfig, world: World
+    forward: Callable[..., Tensor],
+    state: TrainState,
+    config: TrainConfig,
+    optim: OptimConfig,
+    world: World,
+    watch: Watch,
 ) -> None:
-    """Run steps in every mode of the schedules, so that every graph is compiled, then restore weights, optimizer state
-    and random numbers.
+    """Run steps in every mode of the schedules, so that every graph is compiled, then restore the weights and random
+    numbers, and begin with new optimizers.
     """
     batches = feed(state.read, 0, 0, world.device)
     weights = {name: weight.clone() for name, weight in state.model.state_dict().items()}
-    kept = {name: value.clone() for name, value in state.optimizers.state().items()} if state.step else {}
     with torch.random.fork_rng([world.device] if world.device.type == "cuda" else []):
         for mode in modes(state, config, optim):
             state.model.attach(*mode)
             for _ in range(config.warmup_steps):
-                train_step(forward, state, batches, config, 1.0, world)
+                train_step(forward, state, batches, config, 1.0, world, watch)
     state.model.load_state_dict(weights)
     state.optimizers = Optimizers(state.model, optim, world)
-    if kept:
-        state.optimizers.load(kept)
 
 
 def fit(
@@ -171,7 +196,8 @@ def fit(
     if compiled:
         forward = torch.compile(state.model, dynamic=False, fullgraph=True)
     if config.warmup_steps and compiled:
-        warm_up(forward, state, config, optim, world)
+        warm_up(forward, state, config, optim, world, watch)
+    watch.warmed(state)
     clock, budget_s = state.clock, config.budget_s
     first_step, first_s, event, current = state.step, clock.elapsed_s, dict[str, Any](), None
     batches = feed(state.read, state.step * config.micro_steps(world.size), config.prefetch, world.device)
@@ -211,13 +237,14 @@ def fit(
                 return event
             clock.start()
             state.model.attach(*mode)
-        loss = train_step(forward, state, batches, config, scale, world, optim.decay_schedule.scales(now))
+        loss = train_step(forward, state, batches, config, scale, world, watch, optim.decay_schedule.scales(now))
         state.step += 1
         config.average.absorb(state, scale)
-        talk = state.step <= 10 or (config.log_every and state.step % config.log_every == 0)
+        talk = config.shown(state.step)
         if talk or world.device.type == "cpu":
             value = float(world.sum_(loss)) / world.size
             if not math.isfinite(value):
+                watch.failed(state, value)
                 raise RuleError(
                     f"the loss is {value} at step {state.step}",
                     "train",
@@ -227,7 +254,7 @@ def fit(
             rate = (state.step - first_step) * config.batch_tokens / max(elapsed - first_s, 1e-9)
             step_event = {"event": "step", "step": state.step, "loss": value, "lr_scale": scale, "elapsed_s": elapsed}
             norm = float(state.optimizers.norm)
-            watch.log(step_event | {"tokens_per_s": rate, "grad_norm": norm, "shown": bool(talk)})
+            watch.log(step_event | {"tokens_per_s": rate, "grad_norm": norm, "shown": talk})
         if config.checkpoint_every and state.step % config.checkpoint_every == 0 and state.step < config.iterations:
             clock.pause()
             watch.save(state)

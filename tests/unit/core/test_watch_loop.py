@@ -1,0 +1,165 @@
+"""What the training loop tells its watch, and what warming up leaves behind: nothing."""
+
+import copy
+import math
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pgolf.config.load import resolve
+from pgolf.config.run import RunConfig
+from pgolf.core.dist import World
+from pgolf.core.errors import RuleError
+from pgolf.core.train.clock import Clock
+from pgolf.core.train.loop import TrainState, Watch, fit, start_state, warm_up
+
+
+class Recorder(Watch):
+    """Keeps everything it hears."""
+
+    def __init__(self) -> None:
+        super().__init__(self.keep, self.validated, self.saved, lambda: False)
+        self.heard: list[str] = []
+        self.events: list[dict[str, Any]] = []
+        self.norms: list[float] = []
+
+    def keep(self, event: dict[str, Any]) -> None:
+        """log."""
+        self.heard.append(event["event"])
+        self.events.append(event)
+
+    def validated(self) -> dict[str, Any]:
+        """validate."""
+        self.heard.append("validate")
+        return {}
+
+    def saved(self, state: TrainState) -> None:
+        """save."""
+        self.heard.append("save")
+
+    def warmed(self, state: TrainState) -> None:
+        """Hook."""
+        self.heard.append("warmed")
+
+    def phase(self, name: str) -> None:
+        """Hook."""
+        self.heard.append(name)
+
+    def gradients(self, state: TrainState, loss: torch.Tensor) -> None:
+        """Hook: the gradients are there and are those of the loss."""
+        self.norms.append(
+            sum(float(weight.grad.norm()) for weight in state.model.parameters() if weight.grad is not None)
+        )
+        assert loss.ndim == 0 and all(one.weight.grad is not None for one in state.optimizers.matrices.values())
+
+    def failed(self, state: TrainState, loss: float) -> None:
+        """Hook."""
+        self.heard.append("failed")
+
+
+SHORT = ("train.iterations=6", "train.val_every=4", "train.checkpoint_every=4", "train.val_max_tokens=256")
+
+
+def short(preset: str, *sets: str) -> RunConfig:
+    """A run of six steps."""
+    return resolve(preset, [*SHORT, *sets]).config
+
+
+def started(config: RunConfig) -> TrainState:
+    """Its start, on made-up tokens."""
+    shards = [np.random.default_rng(0).integers(1, 500, 20_000).astype(np.uint16)]
+    return start_state(config.model, config.train, config.optim, shards, 3, World())
+
+
+def generators() -> list[Any]:
+    """The state of every global generator."""
+    return [random.getstate(), torch.get_rng_state().tolist(), [str(part) for part in np.random.get_state()]]
+
+
+@pytest.mark.parametrize("preset", ["tiny", "leader_tiny", "ternary_tiny", "pr638_tiny", "pr1493_tiny"])
+def test_a_run_with_warm_up_equals_one_without(preset: str) -> None:
+    config = short(preset, "train.warmup_steps=2", "train.average=ema", "train.loader.kind=shuffled")
+    plain, warmed = started(config), started(config)
+    before, weights = generators(), copy.deepcopy(warmed.model.state_dict())
+    averages = copy.deepcopy(warmed.averages)
+    watch = Recorder()
+    warm_up(warmed.model, warmed, config.train, config.optim, World(), watch)
+    assert generators() == before and len(watch.norms) in (2, 4)
+    assert "validate" not in watch.heard and "step" not in watch.heard, "warming up is no training"
+    assert all(torch.equal(value, weights[name]) for name, value in warmed.model.state_dict().items())
+    assert all(torch.equal(value, averages[name]) for name, value in warmed.averages.items())
+    assert (warmed.step, warmed.taken, warmed.looped, warmed.clock.elapsed_s) == (0, 0, False, 0.0)
+    fresh = plain.optimizers.state()
+    assert all(torch.equal(value, fresh[name]) for name, value in warmed.optimizers.state().items())
+    events = []
+    for state in (plain, warmed):
+        watch = Recorder()
+        fit(state, config.train, config.optim, World(), watch, False)
+        events.append([event["loss"] for event in watch.events if event["event"] == "step"])
+    assert events[0] == events[1]
+    theirs = warmed.model.state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in plain.model.state_dict().items())
+    theirs = warmed.optimizers.state()
+    assert all(torch.equal(value, theirs[name]) for name, value in plain.optimizers.state().items())
+
+
+def test_warm_up_visits_every_graph_of_the_schedule() -> None:
+    config = short("leader_tiny", "train.warmup_steps=1")
+    state = started(config)
+    seen: list[bool] = []
+
+    def forward(*batch: Any) -> torch.Tensor:
+        seen.append(state.model.looping)
+        return state.model(*batch)
+
+    warm_up(forward, state, config.train, config.optim, World(), Recorder())
+    assert seen == [False, True]
+
+
+def test_what_a_step_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = short("tiny", "train.micro_batch_tokens=512")
+    watch = Recorder()
+    fit(started(config), config.train, config.optim, World(), watch, False)
+    step = ["data", "forward_backward"] * 2 + ["communication", "optimizer", "other", "step"]
+    start = ["warmed", "validate", "val"]
+    assert watch.heard == [*start, *step * 4, "save", "validate", "val", *step * 2, "validate", "val", "stop"]
+    assert len(watch.norms) == 6 and all(norm > 0 for norm in watch.norms)
+
+
+def test_the_budget_is_kept_within_one_step_and_validation_is_free() -> None:
+    config = short("tiny", "train.iterations=100000", "train.max_wallclock_seconds=50", "train.reserve_seconds=8")
+    state, moment = started(config), [100.0]
+    state.clock = Clock(now=lambda: moment[0])
+
+    class Slow(Recorder):
+        """Every part takes its time."""
+
+        def phase(self, name: str) -> None:
+            """Hook."""
+            moment[0] += {"data": 0.25, "forward_backward": 1.0, "optimizer": 0.5}.get(name, 0.0)
+
+        def validated(self) -> dict[str, Any]:
+            """validate."""
+            moment[0] += 1000.0
+            return {}
+
+        def saved(self, state: TrainState) -> None:
+            """save."""
+            moment[0] += 500.0
+
+    event = fit(state, config.train, config.optim, World(), Slow(), False)
+    assert event["reason"] == "wallclock_cap" and state.step == math.ceil(42 / 1.75)
+    assert 42 <= event["elapsed_s"] == state.clock.elapsed_s < 42 + 1.75
+
+
+def test_a_loss_that_is_no_number_is_told_before_it_ends_the_run() -> None:
+    config = short("tiny")
+    state, watch = started(config), Recorder()
+    with torch.no_grad():
+        next(state.model.parameters()).fill_(torch.nan)
+    with pytest.raises(RuleError, match="at step 1"):
+        fit(state, config.train, config.optim, World(), watch, False)
+    assert watch.heard[-1] == "failed"
