@@ -106,6 +106,10 @@ def start_state(
     return state
 
 
+PLAIN: tuple[Any, ...] = (False, 0, ())
+"""The mode of a run in which nothing is special."""
+
+
 def mode_at(state: TrainState, config: TrainConfig, fraction: float, lr_scale: float) -> tuple[Any, ...]:
     """What decides the graph of a training step: whether layers loop, tokens per row if not the loader's, and the parts
     that act beside the model's own.
@@ -199,7 +203,8 @@ def fit(
         warm_up(forward, state, config, optim, world, watch)
     watch.warmed(state)
     clock, budget_s = state.clock, config.budget_s
-    first_step, first_s, event, current = state.step, clock.elapsed_s, dict[str, Any](), None
+    first_step, first_s, event, current = state.step, clock.elapsed_s, dict[str, Any](), PLAIN
+    state.model.attach(*PLAIN)
     batches = feed(state.read, state.step * config.micro_steps(world.size), config.prefetch, world.device)
     clock.start()
     while True:

@@ -10,7 +10,7 @@ ENOUGH = 0.9
 
 class Pace:
     """How many tokens a run would have seen at its own usual speed. That is the median time of its steps, found anew
-    where the schedule changes what a step is (a `loop` event, or another one of the loop's own), times the seconds of
+    where the schedule changes what a step is (a `mode` event), times the seconds of
     the training clock. A stall, be it slow data, a neighbour or a compilation, makes few steps slow and leaves the
     median as it is; a machine that is slow throughout is not noticed.
 

@@ -210,6 +210,15 @@ def test_a_compiled_step_computes_what_an_eager_one_does() -> None:
     losses = []
     for state, forward in ((one, one.model), (two, torch.compile(two.model, backend="aot_eager", fullgraph=True))):
         state.model.attach(False, 0, (StraightThrough(bits=4),))
-        losses.append([float(train_step(forward, state, iter(batches), config.train, 1.0, World(), Watch(print, dict, print, bool))) for _ in range(3)])
+        losses.append(
+            [
+                float(
+                    train_step(
+                        forward, state, iter(batches), config.train, 1.0, World(), Watch(print, dict, print, bool)
+                    )
+                )
+                for _ in range(3)
+            ]
+        )
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     torch._dynamo.reset()
