@@ -15,11 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from benchmarks.report import parser, show
 from pgolf.catalog import load
+from pgolf.config.load import resolve
 from pgolf.core.model.config import param_specs
-from pgolf.core.quant.qtensor import QTensor
+from pgolf.core.quant.base import quantize_model
+from pgolf.core.quant.qtensor import QTensor, QuantizedModel
 from pgolf.stages.model_files import load_model
 
 RIVALS = {"lrzip": ["-z", "-T", "-L", "9", "-q", "-o"], "zpaq": ["a"]}
@@ -62,11 +65,16 @@ def sizes(matrices: list[np.ndarray], names: list[str], check: bool) -> dict[str
     return found
 
 
-def measure(path: Path, names: list[str], check: bool) -> list[dict[str, Any]]:
-    """One row per role of a file, and one for all."""
-    model = load_model(path).quantized
-    if model is None:
-        raise SystemExit(f"{path} is no quantized model")
+def gaussian_model(preset: str) -> QuantizedModel:
+    """A preset's model with weights of its own spread, rounded as its quantizer does where there is no Hessian."""
+    config = resolve(preset).config
+    draw = torch.Generator().manual_seed(0)
+    weights = {spec.name: torch.randn(spec.shape, generator=draw) * 0.05 for spec in param_specs(config.model)}
+    return quantize_model(config.model, weights, config.quant, {})
+
+
+def measure(name: str, model: QuantizedModel, names: list[str], check: bool) -> list[dict[str, Any]]:
+    """One row per role of a model, and one for all."""
     roles: dict[str, list[np.ndarray]] = {}
     for spec in param_specs(model.config):
         tensor = model.tensors[spec.name]
@@ -75,28 +83,32 @@ def measure(path: Path, names: list[str], check: bool) -> list[dict[str, Any]]:
     rows = []
     for role, matrices in roles.items():
         joined = np.concatenate([matrix.ravel() for matrix in matrices])
-        row = {"file": path.name, "role": role, "codes": joined.size, "entropy": entropy_bytes(joined)}
+        row = {"file": name, "role": role, "codes": joined.size, "entropy": entropy_bytes(joined)}
         row |= {"entropy_by_matrix": sum(map(entropy_bytes, matrices))}
         found = sizes(matrices, names, check)
-        row |= {name: figures["bytes"] for name, figures in found.items()}
+        row |= {codec: figures["bytes"] for codec, figures in found.items()}
         row |= {key: round(found["rans"][key], 2) for key in ("encode_s", "decode_s") if "rans" in found}
         rows.append(row)
     total = {key: sum(row[key] for row in rows) for key in rows[0] if key not in ("file", "role")}
-    return [*rows, {"file": path.name, "role": "all", **total}]
+    return [*rows, {"file": name, "role": "all", **total}]
 
 
 def main() -> None:
     """Encode and compare."""
     arguments = parser(__doc__)
-    arguments.add_argument("files", type=Path, nargs="+", metavar="QUANTIZED")
+    arguments.add_argument("files", nargs="*", metavar="QUANTIZED")
+    arguments.add_argument("--preset", default="leader", help="whose shapes are taken if there is no file")
     arguments.add_argument("--codecs", nargs="+", default=["rans", "brotli", "zstd", "lzma", "zlib"])
     arguments.add_argument("--check", action="store_true")
     options = arguments.parse_args()
     present = [name for name in RIVALS if shutil.which(name)]
     names = [*options.codecs, *present]
     result = []
-    for path in options.files:
-        for row in measure(path, names, options.check):
+    models = {Path(path).name: load_model(Path(path)).quantized for path in options.files}
+    for file, model in (models or {f"gaussian {options.preset}": gaussian_model(options.preset)}).items():
+        if model is None:
+            raise SystemExit(f"{file} is no quantized model")
+        for row in measure(file, model, names, options.check):
             best = min((row[name] for name in names if name != "rans"), default=math.nan)
             if "rans" in row:
                 row["rans_over_entropy"] = round(row["rans"] / max(row["entropy"], 1), 4)

@@ -28,6 +28,7 @@ SMALLEST = {
         "1",
     ],
     "codec_overhead": ["--rows", "64", "--columns", "64", "--steps", "0.8", "0.06"],
+    "codecs": ["--preset", "tiny", "--codecs", "rans", "zlib", "--check"],
     "size_prediction": ["--presets", "tiny", "--quantizers", "sdclip int6", "--codecs", "zlib", "brotli"],
     "kernels": ["--tokens", "256", "--vocab", "1024", "--widths", "64", "--rounds", "1"],
     "ablate": ["--steps", "2", "--seeds", "1", "--targets", "256", "--jobs", "1", "--only", "model.xsa xsa"],
@@ -46,6 +47,19 @@ KEYS = {
         "in_sizing_py",
         "matches",
         "encode_s",
+    },
+    "codecs": {
+        "file",
+        "role",
+        "codes",
+        "entropy",
+        "entropy_by_matrix",
+        "rans",
+        "zlib",
+        "encode_s",
+        "decode_s",
+        "rans_over_entropy",
+        "rans_over_best_rival",
     },
     "size_prediction": {
         "preset",
@@ -113,7 +127,7 @@ def test_benchmark_prints_its_document(name: str) -> None:
 
 def check_codecs(rows: list[dict[str, Any]]) -> None:
     """No codec beats the entropy of independent codes, and none stores more than a little over a byte each."""
-    assert {row["codec"] for row in rows} == {"brotli", "lzma", "zlib", "zstd"}
+    assert {row["codec"] for row in rows} == {"brotli", "lzma", "rans", "zlib", "zstd"}
     assert all(row["entropy_bits"] < row["bits_per_weight"] < 8.5 for row in rows)
 
 

@@ -36,13 +36,13 @@ SPREADS, SHIFTS = 40, 4
 """Tables of a predicted matrix: how wide, four to a doubling, and where between two codes the prediction lies."""
 FIXED = 20
 """Fractional bits of predictions and of errors."""
-SEEN, TRUST = 32, 256
-"""Weight of a symbol seen in a table's counts, and in such units that of what was expected."""
+SEEN, TRUST = 32, 128
+"""Weight of a symbol seen in a table's counts, and in such units that of what was expected, per code of its width."""
 CODED_HEAD = struct.Struct("<hhH")
 """Least and largest number coded, lanes."""
 PREDICTED = 2
 """Model of a matrix: 0 order 0, 1 order 0 that goes on, 2 + K prediction by K numbers a column."""
-RANKS = (0, 1, 4)
+RANKS = (0, 1, 4, 8)
 """Numbers a column that are tried."""
 
 
@@ -190,7 +190,8 @@ def expected(reach: int) -> np.ndarray:
     codes = np.arange(-reach, reach + 1)
     away = (codes - shifts[:, None])[None] * np.ones((SPREADS, 1, 1))
     share = bell((away + 0.5) * 1.7 / spreads[:, None, None]) - bell((away - 0.5) * 1.7 / spreads[:, None, None])
-    return np.floor(share * SEEN * TRUST).astype(np.int64).reshape(SPREADS * SHIFTS, -1) + 1
+    weights = SEEN * (TRUST * spreads + 16)
+    return np.floor(share * weights[:, None, None]).astype(np.int64).reshape(SPREADS * SHIFTS, -1) + 1
 
 
 EDGES = np.sqrt(np.sqrt(np.ldexp(1.0, np.arange(1, SPREADS) - 8) / math.sqrt(2)))
