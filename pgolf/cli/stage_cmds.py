@@ -131,27 +131,33 @@ def train(
     seed: options.Seed = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of resuming.")] = False,
     device: options.Device = "auto",
+    gpus: options.Gpus = None,
     as_json: options.Json = False,
     dry_run: options.DryRun = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Train a model; the same command again resumes an interrupted run.
 
-    Several processes: torchrun --standalone --nproc_per_node=2 -m pgolf train DATA --out DIR
+    Several machines: torchrun --nnodes=2 --nproc_per_node=8 ... -m pgolf train DATA --out DIR
 
     Example: pgolf train data/mine --out runs/a --preset tiny
     """
     from pgolf.config.load import resolve
-    from pgolf.core.dist import join_world
+    from pgolf.core.dist import World, join_world, pick_device
     from pgolf.dataset import open_dataset
     from pgolf.report.console import Console
     from pgolf.stages.inputs import changed_keys
+    from pgolf.stages.launch import check_ranks, train_on_ranks
     from pgolf.stages.train import check_data, check_gpu, choose_compile, planned_attention, planned_kernels
     from pgolf.stages.train import train as run_stage
 
     resolved = resolve(preset, options.merged(sets, seed))
     dataset = open_dataset(data, tokenizer, resolved.config.model.vocab_size)
-    world = join_world(device)
+    if gpus:
+        check_ranks(gpus, device)
+        world = World(size=gpus, device=pick_device(device, 0))
+    else:
+        world = join_world(device)
     console = Console(quiet or not world.leads)
     for warning in dataset.warnings if world.leads else []:
         console.warn(warning)
@@ -183,9 +189,12 @@ def train(
         )
         return
     check_gpu(resolved.config, device)
-    entry = run_stage(dataset, out, resolved, world, console, fresh)
-    if not world.leads:
+    if gpus:
+        entry = train_on_ranks(gpus, dataset, out, resolved, device, console, fresh)
+    else:
+        entry = run_stage(dataset, out, resolved, world, console, fresh)
         world.close()
+    if not world.leads:
         return
     figures = entry["figures"]
     if entry["fresh"] and (changed := changed_keys(entry["resolved"], resolved.values)):
@@ -208,7 +217,6 @@ def train(
             f"{figures['steps']} steps, val_loss {figures['val_loss']:.4f}, "
             f"BPB {figures['bpb']:.4f} on {figures['val_tokens']:,} targets"
         )
-    world.close()
 
 
 def quantize(

@@ -83,7 +83,7 @@ def train_step(
     world: World,
     decay: tuple[float, float] = (1.0, 1.0),
 ) -> Tensor:
-    """Accumulate gradients over micro-steps, average them over the ranks, step; returns this rank's mean loss."""
+    """Accumulate gradients over micro-steps, step with those of all ranks; returns this rank's mean loss."""
     micro_steps = config.micro_steps(world.size)
     total = torch.zeros((), device=world.device)
     for _ in range(micro_steps):
@@ -91,8 +91,6 @@ def train_step(
         loss = forward(ids, targets, state.model.starts(ids)) / micro_steps
         loss.backward()
         total += loss.detach()
-    state.optimizers.config.clip(state.optimizers, True)
-    world.mean_([weight.grad for weight in state.model.parameters() if weight.grad is not None])
     state.optimizers.step(state.step, lr_scale, decay)
     return total
 
