@@ -8,7 +8,10 @@
 # The batch of one step stays the preset's; each process takes its share, in micro-batches that are cut where the
 # preset's do not divide among N. Takes what the preset takes. Writes below OUT (default runs/torchrun):
 # checkpoint.safetensors, train.log, events.jsonl, manifest.json, ckpt/, torchrun.log. The same command resumes.
-# Exit code: torchrun knows only 1 for any failure of a process; the log names pgolf's own error.
+# Exit code: torchrun knows only 1 for any failure of a process; the log names pgolf's own error. On one machine
+# `pgolf train --gpus N` does the same with pgolf's exit codes. This script is what to change for several machines: run
+# it on each with, in place of --standalone, --nnodes=2 --node_rank=0 (1 on the second) --master_addr=HOST
+# --master_port=29500, HOST being the first machine. OUT must then lie on storage they share.
 set -euo pipefail
 
 if [ $# -lt 1 ]; then

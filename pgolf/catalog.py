@@ -167,6 +167,10 @@ CATALOG: dict[str, dict[str, str]] = {
         "none": "pgolf.core.optim.schedules:Unscaled",
         "by_role": "pgolf.core.optim.rates:RateByRole",
     },
+    "Parallel": {
+        "replicated": "pgolf.core.optim.parallel:Replicated",
+        "banks": "pgolf.core.optim.parallel:Banks",
+    },
     "Loader": {
         "sequential": "pgolf.core.train.loaders:SequentialLoader",
         "shuffled": "pgolf.core.train.loaders:ShuffledLoader",

@@ -34,6 +34,16 @@ Device = Annotated[
         rich_help_panel="Running",
     ),
 ]
+Gpus = Annotated[
+    int | None,
+    typer.Option(
+        "--gpus",
+        metavar="N",
+        min=1,
+        help="Train on N GPUs of this machine, one process each; with --device cpu N processes on the CPU.",
+        rich_help_panel="Running",
+    ),
+]
 Json = Annotated[
     bool,
     typer.Option(

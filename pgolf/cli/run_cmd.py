@@ -50,6 +50,7 @@ def run(
     seed: options.Seed = None,
     track: options.Track = None,
     device: options.Device = "auto",
+    gpus: options.Gpus = None,
     as_json: options.Json = False,
     dry_run: options.DryRun = False,
     quiet: options.Quiet = False,
@@ -81,7 +82,7 @@ def run(
         raise ConfigError(
             "pgolf run is one process",
             "torchrun",
-            "use torchrun with pgolf train; its checkpoint fits every later stage",
+            "use --gpus N without torchrun, or torchrun with pgolf train",
         )
     requirements = [parse_requirement(item) for item in require or []]
     stages = chosen_stages(first, last)
@@ -92,7 +93,7 @@ def run(
         raise ConfigError("--track is about train, which does not run", "run", f"stages are {', '.join(stages)}")
     plan = recall(out, preset, options.merged(sets, seed), data, text or [], tokenizer)
     console = Console(quiet)
-    checked = preflight(out, plan.resolved, device, stages, dry_run)
+    checked = preflight(out, plan.resolved, device, stages, dry_run, gpus)
     if "tokenize" in stages:
         check_sources(plan.data, plan.text, plan.tokenizer, plan.resolved)
         checked.append("text, shards and tokenizer")
@@ -102,7 +103,7 @@ def run(
     with guarded(out / "run"):
         remember(out, plan)
         pipeline = Pipeline(
-            Layout(out), plan.resolved, device, console, plan.data, plan.text, plan.tokenizer, track or []
+            Layout(out), plan.resolved, device, console, plan.data, plan.text, plan.tokenizer, track or [], gpus
         )
         reports = run_stages(pipeline, stages, requirements, bool(first))
     if as_json:

@@ -132,13 +132,14 @@ def train(
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of resuming.")] = False,
     track: options.Track = None,
     device: options.Device = "auto",
+    gpus: options.Gpus = None,
     as_json: options.Json = False,
     dry_run: options.DryRun = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Train a model; the same command again resumes an interrupted run.
 
-    Several processes: torchrun --standalone --nproc_per_node=2 -m pgolf train DATA --out DIR
+    Several machines: torchrun --nnodes=2 --nproc_per_node=8 ... -m pgolf train DATA --out DIR
 
     Example: pgolf train data/mine --out runs/a --preset tiny
     """
@@ -146,16 +147,21 @@ def train(
     from pgolf.report.watch.track import check_trackers
 
     check_trackers(track or [])
-    from pgolf.core.dist import join_world
+    from pgolf.core.dist import World, join_world, pick_device
     from pgolf.dataset import open_dataset
     from pgolf.report.console import Console
     from pgolf.stages.inputs import changed_keys
+    from pgolf.stages.launch import check_ranks, train_on_ranks
     from pgolf.stages.train import check_data, check_gpu, choose_compile, planned_attention, planned_kernels
     from pgolf.stages.train import train as run_stage
 
     resolved = resolve(preset, options.merged(sets, seed))
     dataset = open_dataset(data, tokenizer, resolved.config.model.vocab_size)
-    world = join_world(device)
+    if gpus:
+        check_ranks(gpus, device)
+        world = World(size=gpus, device=pick_device(device, 0))
+    else:
+        world = join_world(device)
     console = Console(quiet or not world.leads)
     for warning in dataset.warnings if world.leads else []:
         console.warn(warning)
@@ -187,9 +193,12 @@ def train(
         )
         return
     check_gpu(resolved.config, device)
-    entry = run_stage(dataset, out, resolved, world, console, fresh, track or [])
+    if gpus:
+        entry = train_on_ranks(gpus, dataset, out, resolved, device, console, fresh, track or [])
+    else:
+        entry = run_stage(dataset, out, resolved, world, console, fresh, track or [])
+    world.close()
     if not world.leads:
-        world.close()
         return
     figures = entry["figures"]
     if entry["fresh"] and (changed := changed_keys(entry["resolved"], resolved.values)):
@@ -213,7 +222,6 @@ def train(
             f"BPB {figures['bpb']:.4f} on {figures['val_tokens']:,} targets"
         )
         show_notes(figures)
-    world.close()
 
 
 def show_notes(figures: dict[str, Any]) -> None:

@@ -1,8 +1,9 @@
-"""Ranks. The only module that reads torchrun's environment variables."""
+"""Ranks. The only module of core that reads torchrun's environment variables."""
 
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as distributed
@@ -48,6 +49,17 @@ class World:
         distributed.all_reduce(seen, op=distributed.ReduceOp.MAX)
         return [float(value) for value in seen]
 
+    def scatter(self, whole: Tensor) -> tuple[Tensor, Any]:
+        """Begin to sum (W n,...) over the ranks: this rank's rows of the sum, (n,...), for `arrived`."""
+        parts = list(whole.chunk(self.size))
+        rows = parts[self.rank].clone()
+        return rows, self.size > 1 and distributed.reduce_scatter(rows, parts, async_op=True)
+
+    def gather(self, rows: Tensor) -> tuple[Tensor, Any]:
+        """Begin to collect (n,...) of every rank: all of it, (W n,...), for `arrived`."""
+        whole = torch.cat([rows] * self.size)
+        return whole, self.size > 1 and distributed.all_gather(list(whole.chunk(self.size)), rows, async_op=True)
+
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any rank; all ranks agree on the answer."""
         return self.largest(flag)[0] > 0
@@ -63,6 +75,13 @@ class World:
             distributed.destroy_process_group()
 
 
+def arrived(tensor: Tensor, work: Any) -> Tensor:
+    """What `World.scatter` or `World.gather` promised, as soon as it is there."""
+    if work:
+        work.wait()
+    return tensor
+
+
 def torchrun_rank() -> int:
     """This process's rank as torchrun set it, 0 without torchrun."""
     return int(os.environ.get("RANK", "0"))
@@ -73,25 +92,27 @@ def torchrun_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def under_torchrun() -> bool:
+    """Whether torchrun started this process, be it alone."""
+    return "WORLD_SIZE" in os.environ
+
+
 def pick_device(name: str, local_rank: int) -> torch.device:
     """auto: a GPU if there is one, else the CPU. SetupError when CUDA is named and absent."""
-    kind, _, number = name.partition(":")
-    if kind not in ("auto", "cpu", "cuda") or (number and (kind != "cuda" or not number.isdigit())):
+    if name not in ("auto", "cpu", "cuda") and not (name.startswith("cuda:") and name[5:].isdigit()):
         raise ConfigError(f"{name!r} is no device", "--device", "use auto, cpu, cuda or cuda:N")
-    present = torch.cuda.is_available()
-    if name == "auto":
-        name = "cuda" if present else "cpu"
-    if name.startswith("cuda"):
-        if not present:
-            raise SetupError(
-                "no CUDA device was found", f"--device {name}", "use --device cpu, or install a CUDA build of torch"
-            )
-        index = int(name.partition(":")[2] or local_rank)
-        if index >= torch.cuda.device_count():
-            raise SetupError(f"there is no GPU number {index}; {torch.cuda.device_count()} found", f"--device {name}")
-        torch.cuda.set_device(index)
-        return torch.device("cuda", index)
-    return torch.device(name)
+    found = torch.cuda.is_available() and torch.cuda.device_count()
+    if name == "cpu" or (name == "auto" and not found):
+        return torch.device("cpu")
+    index = int(name[5:] or local_rank)
+    if index >= found:
+        raise SetupError(
+            f"none of {found:d} CUDA devices has number {index}",
+            f"--device {name}",
+            "use --device cpu, or install a CUDA build of torch",
+        )
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
 
 
 def activation_dtype(precision: str, device: torch.device) -> torch.dtype:
@@ -106,7 +127,9 @@ def wants_compile(mode: str, device: torch.device) -> bool:
 
 
 def join_world(device: str = "auto") -> World:
-    """The world torchrun describes: NCCL on GPUs, gloo on CPUs; a world of one without torchrun."""
+    """The world torchrun describes: NCCL on GPUs, gloo on CPUs; a world of one without torchrun. A rank that waits for
+    others in vain gives up when torch does, after 10 minutes on GPUs and 30 on CPUs.
+    """
     size = torchrun_size()
     place = pick_device(device, int(os.environ.get("LOCAL_RANK", "0")))
     if size > 1:

@@ -142,7 +142,7 @@ def score_submission(recipe: Submission, code: Path, options: argparse.Namespace
         if world.leads:
             make_dir(artifact.parent)
             write_bytes(artifact, make_artifact(recipe, model, options.data))
-        world.barrier()
+    world.close()
     if world.leads:
         blob = read_bytes(artifact, 1 << 29)
         model = GPT(recipe.model).settle(world.device).eval()
@@ -168,6 +168,4 @@ def score_submission(recipe: Submission, code: Path, options: argparse.Namespace
                 }
             ),
         )
-    world.barrier()
-    world.close()
     return 0

@@ -135,15 +135,21 @@ def check_writable(out: Path) -> None:
 
 
 def preflight(
-    out: Path, resolved: Resolved, device_name: str, stages: tuple[str, ...], rehearsal: bool = False
+    out: Path,
+    resolved: Resolved,
+    device_name: str,
+    stages: tuple[str, ...],
+    rehearsal: bool = False,
+    ranks: int | None = None,
 ) -> list[str]:
     """Check in the first second everything later stages need; returns what was checked. A rehearsal (--dry-run) may
-    plan a run for a GPU on a machine without one.
+    plan a run for GPUs on a machine without them. `ranks` is the number of processes that train, None without --gpus.
 
     SetupError for a missing package, compiler or device, StorageError for an output that cannot hold the run.
     """
     from pgolf.bundle.script import build_script
     from pgolf.core.dist import pick_device
+    from pgolf.stages.launch import check_ranks
     from pgolf.stages.train import check_gpu, choose_compile, planned_attention, planned_kernels
 
     config, checked = resolved.config, []
@@ -174,6 +180,10 @@ def preflight(
             )
     checked.append("packages present")
     device = pick_device(device_name, 0)
+    if ranks:
+        checked.append(f"{config.train.micro_steps(ranks)} micro-steps on each of {ranks} ranks")
+        if not rehearsal:
+            check_ranks(ranks, device_name)
     if "train" in stages and not rehearsal:
         check_gpu(config, device_name)
         checked.append("attention {} ({})".format(*planned_attention(config, device)))
@@ -227,9 +237,11 @@ class Pipeline:
         text: list[Path],
         tokenizer: Path | None,
         trackers: Sequence[str] = (),
+        ranks: int | None = None,
     ) -> None:
         self.layout, self.resolved, self.device, self.console = layout, resolved, device, console
-        self.data, self.text, self.tokenizer, self.trackers = data, text, tokenizer, trackers
+        self.data, self.text, self.tokenizer = data, text, tokenizer
+        self.trackers, self.ranks = trackers, ranks
         self.force = False
 
     def tokenize(self) -> dict[str, Any]:
@@ -275,21 +287,21 @@ class Pipeline:
         from pgolf.core.dist import join_world
         from pgolf.core.quant.gptq import Gptq
         from pgolf.stages.evaluate import score_model
+        from pgolf.stages.launch import train_on_ranks
         from pgolf.stages.model_files import load_model
         from pgolf.stages.quantize import calibration_stream
         from pgolf.stages.train import train
 
         if isinstance(self.resolved.config.quant, Gptq):
             calibration_stream(self.dataset(), self.resolved.config.quant)
-        entry = train(
-            self.dataset(),
-            self.layout.checkpoint.parent,
-            self.resolved,
-            join_world(self.device),
-            self.console,
-            self.force,
-            self.trackers,
-        )
+        dataset, out, trackers = self.dataset(), self.layout.checkpoint.parent, self.trackers
+        if self.ranks:
+            entry = train_on_ranks(
+                self.ranks, dataset, out, self.resolved, self.device, self.console, self.force, trackers
+            )
+        else:
+            world = join_world(self.device)
+            entry = train(dataset, out, self.resolved, world, self.console, self.force, trackers)
         score = score_model(
             load_model(self.layout.checkpoint),
             self.dataset(),

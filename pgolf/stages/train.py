@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pgolf.config.load import Resolved
 from pgolf.config.run import RunConfig
@@ -121,10 +122,12 @@ class Checkpoints:
         names = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
         return sorted((int(match[1]) for match in map(STEP_FILE.match, names) if match), reverse=True)
 
-    def save(self, state: TrainState, watched: dict[str, Any]) -> None:
-        """Write a pair, the weights last because they make it count, then drop old pairs."""
+    def save(self, state: TrainState, held: dict[str, Tensor], watched: dict[str, Any]) -> None:
+        """Write a pair, the weights last because they make it count, then drop old pairs. `held` is the optimizers'
+        state, which only all ranks together have.
+        """
         weights, resume = self.paths(state.step)
-        tensors = state.optimizers.state() | {"rng.torch": torch.get_rng_state()}
+        tensors = held | {"rng.torch": torch.get_rng_state()}
         tensors |= dict(average_tensors(state))
         elapsed = state.clock.elapsed_s
         facts = {
@@ -275,6 +278,23 @@ def refuse_to_overwrite(output: Path, key: str, values: dict[str, Any]) -> None:
         raise ConfigError(what, f"{output.parent}; changed: {changed}", START_OVER)
 
 
+def finished(dataset: Dataset, out: Path, resolved: Resolved) -> dict[str, Any] | None:
+    """The manifest entry, with "fresh" set, of a directory where this training is done already."""
+    entry = fresh_entry(out / "checkpoint.safetensors", train_key(resolved.values, dataset.fingerprint("train")))
+    return entry and entry | {"fresh": True}
+
+
+def check_agreement(resumed: int, out: Path, world: World) -> None:
+    """InputError on every rank when they would not all go on from the step that this one has found."""
+    found = world.sum_(torch.tensor([resumed, resumed**2], dtype=torch.float64, device=world.device)).tolist()
+    if found[0] ** 2 != found[1] * world.size:
+        raise InputError(
+            f"the ranks see different checkpoints; this one that of step {resumed}",
+            str(out),
+            "choose an --out on storage that all nodes share",
+        )
+
+
 def run_training(
     dataset: Dataset,
     out: Path,
@@ -307,6 +327,7 @@ def run_training(
     world.barrier()
     resumed = checkpoints.restore(state, lambda: Optimizers(model, config.optim, world))
     stopwatch.carry(checkpoints.watched.get("seconds", {}))
+    check_agreement(resumed, out, world)
     make_dir(out)
     log = TrainLog(out, config, console, resumed) if world.leads else None
     if log:
@@ -336,8 +357,9 @@ def run_training(
             track(event)
 
         def save(current: TrainState, watched: dict[str, Any]) -> None:
+            held = current.optimizers.state()
             if world.leads:
-                checkpoints.save(current, watched)
+                checkpoints.save(current, held, watched)
             world.barrier()
 
         validate = validator(model, config.train, tokens, charges)

@@ -128,6 +128,22 @@ def test_training_with_the_script_makes_the_same_artifact(pgolf: Any, tiny_run: 
     assert (place / "other.pgz").read_bytes() != made
 
 
+def test_the_script_trains_on_two_ranks(pgolf: Any, tiny_run: Path, tmp_path: Path) -> None:
+    place = room(tiny_run, tmp_path / "room", "train", "val")
+    sets = ["train.micro_batch_tokens=512", "train.val_every=0", "optim.parallel=banks", "optim.grad_clip=0.3"]
+    (place / "train_gpt.py").write_bytes(build_script(resolve("tiny", sets).config).packed)
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "train_gpt.py"]
+    line += ["--data", "data", "--tokenizer", "tokenizer.model", "--device", "cpu"]
+    done = subprocess.run(line, cwd=place, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    argv = ["train", tiny_run / "data", "--out", tmp_path / "train", "--preset", "tiny", "--quiet"]
+    pgolf(*argv, *(word for one in sets for word in ("--set", one)), "--gpus", 2, "--device", "cpu").good()
+    lines = (tmp_path / "train" / "train.log").read_text().splitlines()
+    (last,) = (line.split() for line in lines if line.startswith("step:20/20 train_loss"))
+    assert done.stdout.count(f"{last[0]} {last[1]}") == 1, "each rank has printed, or trained otherwise"
+    assert 0 < result(done.stdout)["score"]["bpb"] < 16
+
+
 def test_the_script_refuses_damaged_files(tiny_run: Path, tmp_path: Path) -> None:
     place = room(tiny_run, tmp_path / "room", "val")
     flip(place / "model.pgz", 5000)

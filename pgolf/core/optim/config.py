@@ -1,15 +1,20 @@
 """Which optimizer steps what, as a value."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pgolf.core.errors import ConfigError
 from pgolf.core.optim.muon import Muon
+from pgolf.core.optim.parallel import Replicated
 from pgolf.core.optim.schedules import IterationWarmdown, Progress, Unscaled
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.nn import Parameter
+
+    from pgolf.core.dist import World
 
 NORMS = 20
 """How many gradient norms adaptive clipping looks back on."""
@@ -19,7 +24,7 @@ class MatrixOptimizer(Protocol):
     """Steps the matrices; see `Muon`."""
 
     def memory(self, weight: Any) -> Any:
-        """What is remembered of a matrix, by name, before the first step."""
+        """What is remembered of a matrix, by name: zeros before the first step."""
 
     def blocks(self, name: str, rows: int, head_dim: int) -> Any:
         """In how many row blocks a matrix is orthogonalised."""
@@ -27,8 +32,18 @@ class MatrixOptimizer(Protocol):
     def momentum_at(self, step: int) -> float:
         """Momentum of a step."""
 
-    def step(self, matrices: Any, step: int, world: Any, lr_scale: float, decay_scale: float) -> None:
-        """Update weights and memories in place."""
+    def updates(self, members: Any, grads: Any, step: int) -> Any:
+        """What moves matrices of one shape; what is remembered of them changes in place."""
+
+    def move(self, one: Any, update: Any, lr_scale: float, decay_scale: float) -> None:
+        """Update a weight in place."""
+
+
+class Parallel(Protocol):
+    """Brings the ranks' gradients together; see `Replicated`."""
+
+    def reduce(self, held: Any) -> Any:
+        """Average them; the gradients of the matrices that this rank steps."""
 
 
 class Warmdown(Protocol):
@@ -64,7 +79,8 @@ class Held(Protocol):
     step's gradient and, for adaptive clipping, the norms before.
     """
 
-    everything: "list[Tensor]"
+    world: "World"
+    named: "dict[str, Parameter]"
     others: "dict[str, Tensor]"
     waiting: "dict[str, Tensor]"
     norm: "Tensor | float"
@@ -85,6 +101,8 @@ class OptimConfig:
     """Multipliers of the learning rate by role and depth."""
     width_rule: WidthRule = Unscaled()
     """How learning rates follow the model's width."""
+    parallel: Parallel = Replicated()
+    """How the gradients of several ranks come together."""
     token_lr: float = 0.05
     """Adam rate of the embedding (upstream: tied_embed_lr 0.05, embed_lr 0.6 when untied)."""
     scalar_lr: float = 0.04
@@ -124,19 +142,30 @@ class OptimConfig:
         if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1 and self.eps > 0):
             raise ConfigError("betas must lie in [0, 1) and eps above 0", "")
 
-    def clip(self, held: "Held", own: bool) -> None:
-        """Bound the gradients in place, if it is those of one rank (`own`) or their average that `clip_mode` means, and
-        note their norm before.
+    def gradients(self, held: "Held") -> "Iterable[list[Tensor]]":
+        """Average the gradients over the ranks, bound them in place as `clip_mode` says and note their norm before.
+        Those of Adam change in place; those of the matrices that this rank steps are returned by bank.
         """
-        if self.grad_clip == 0 or self.clip_mode == "none" or own != (self.clip_mode == "local"):
-            return
-        from torch.nn.utils import clip_grad_norm_
+        if self.grad_clip and self.clip_mode == "local":
+            from torch.nn.utils import clip_grad_norm_
 
-        if self.clip_mode == "adaptive":
-            held.norms = [*held.norms, float(clip_grad_norm_(held.everything, math.inf))][-NORMS:]
-            held.norm = clip_grad_norm_(held.everything, self.grad_clip * caution(held.norms))
-        else:
-            held.norm = clip_grad_norm_(held.everything, self.grad_clip)
+            held.norm = clip_grad_norm_(held.named.values(), self.grad_clip)
+        shares: Iterable[list[Tensor]] = self.parallel.reduce(held)
+        if self.grad_clip and self.clip_mode != "none" and self.clip_mode != "local":
+            from torch import _foreach_mul_
+            from torch.nn.utils import get_total_norm
+
+            shares = list(shares)
+            own = [grad for share in shares for grad in share]
+            others = [weight.grad for weight in held.others.values() if weight.grad is not None]
+            norm = (held.world.sum_(get_total_norm(own).square()) + get_total_norm(others).square()).sqrt()
+            limit = self.grad_clip
+            if self.clip_mode == "adaptive":
+                held.norms = [*held.norms, float(norm)][-NORMS:]
+                limit *= caution(held.norms)
+            _foreach_mul_([*own, *others], (limit / (norm + 1e-6)).clamp(max=1.0))
+            held.norm = norm
+        return shares
 
     def adam_due(self, held: "Held", step: int) -> bool:
         """Whether Adam steps now. Until it does, `waiting` takes its share of every gradient; then the sum becomes the

@@ -1,15 +1,13 @@
 """Muon: momentum, then the nearest semi-orthogonal matrix (naive baseline; spec: training 1)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pgolf.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from pgolf.core.dist import World
 
 QUINTIC = ((3.4445, -4.7750, 2.0315),)
 POLAR_EXPRESS = (
@@ -79,16 +77,21 @@ def orthogonalise(
     return iterate(x, steps, table)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Stepped:
-    """A matrix (R,C) with a gradient, as its optimizer sees it: what it remembers of it by name (see `Muon.memory`),
-    the multiplier of its rate, and in how many row blocks it is orthogonalised.
+    """A matrix (R,C) as its optimizer sees it: what is remembered of it by name (see `Muon.memory`), the multiplier of
+    its rate, and in how many row blocks it is orthogonalised. Only the rank that steps it remembers anything.
     """
 
     weight: "Tensor"
     memory: "dict[str, Tensor]"
     rate: float = 1.0
     blocks: int = 1
+
+    @property
+    def grad(self) -> "Tensor":
+        """Its gradient, zeros where it has none: nothing is remembered of it then, so its update is zero as well."""
+        return self.weight.new_zeros(self.weight.shape) if self.weight.grad is None else self.weight.grad
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,39 +181,23 @@ class Muon:
         frac = min(step / self.momentum_warmup_steps, 1.0) if self.momentum_warmup_steps else 1.0
         return (1 - frac) * self.momentum_start + frac * self.momentum
 
-    def step(
-        self, matrices: "Sequence[Stepped]", step: int, world: "World", lr_scale: float, decay_scale: float
-    ) -> None:
-        """Update weights and what is remembered of them in place; the scales multiply every rate and every decay.
-
-        Matrices of one shape are orthogonalised as one batch; with several ranks each does every W-th matrix of the
-        batch and a sum over zero-filled buffers gives all of them to everyone.
+    def updates(self, members: "list[Stepped]", grads: "list[Tensor]", step: int) -> "Tensor":
+        """What moves matrices of one shape, (N,R,C), given their gradients (R,C): momentum, direction, shape factor.
+        What is remembered of them changes in place.
         """
         import torch
 
         momentum = self.momentum_at(step)
-        alike: dict[tuple[tuple[int, ...], int], list[Stepped]] = {}
-        for one in matrices:
-            alike.setdefault((tuple(one.weight.shape), one.blocks), []).append(one)
-        for (shape, blocks), members in alike.items():
-            stacked = []
-            for one in members:
-                grad: Any = one.weight.grad
-                stacked.append(grad.add(one.memory["momentum"].mul_(momentum).add_(grad), alpha=momentum))
-            updates = torch.stack(stacked)
-            if world.size == 1:
-                updates = self.direction(updates, blocks)
-            else:
-                mine = self.direction(updates[world.rank :: world.size], blocks)
-                updates = torch.zeros_like(updates, dtype=mine.dtype)
-                updates[world.rank :: world.size] = mine
-                world.sum_(updates)
-            updates *= max(1.0, shape[0] / shape[1]) ** 0.5
-            for one, update in zip(members, updates):
-                self.move(one, update.to(one.weight.dtype), self.lr * lr_scale * one.rate, decay_scale)
+        ahead = [
+            grad.add(one.memory["momentum"].mul_(momentum).add_(grad), alpha=momentum)
+            for one, grad in zip(members, grads)
+        ]
+        updates = self.direction(torch.stack(ahead), members[0].blocks)
+        return updates * max(1.0, updates.size(1) / updates.size(2)) ** 0.5
 
-    def move(self, one: Stepped, update: "Tensor", lr: float, decay_scale: float) -> None:
-        """p <- p (1 - lr wd) - lr O for an update O (R,C) of the weight's dtype; see `cautious_decay`."""
+    def move(self, one: Stepped, update: "Tensor", lr_scale: float, decay_scale: float) -> None:
+        """p <- p (1 - lr wd) - lr O for an update O (R,C), the scales multiplying lr and wd; see `cautious_decay`."""
+        lr = self.lr * lr_scale * one.rate
         decay = lr * self.weight_decay * decay_scale
         if self.cautious_decay:
             one.weight.sub_(decay * one.weight * (update * one.weight >= 0)).sub_(update, alpha=lr)
@@ -239,11 +226,13 @@ class NorMuon(Muon):
         shape = (rows, 1) if rows >= columns else (1, columns)
         return super().memory(weight) | {"second_moment": weight.new_zeros(shape)}
 
-    def move(self, one: Stepped, update: "Tensor", lr: float, decay_scale: float) -> None:
-        """Even out an update (R,C), then take it. What is remembered is that of the update with Muon's shape factor."""
-        second, full = one.memory["second_moment"], update.float()
-        axis = -1 if second.size(-1) == 1 else -2
-        second.lerp_(full.square().mean(axis, keepdim=True), 1 - self.beta2)
-        even = full * second.clamp_min(1e-10).rsqrt()
-        even *= full.norm() / even.norm().clamp_min(1e-10)
-        super().move(one, even.to(update.dtype), lr, decay_scale)
+    def updates(self, members: "list[Stepped]", grads: "list[Tensor]", step: int) -> "Tensor":
+        """Muon's, evened out, in float32. What is remembered is that of the update with Muon's shape factor."""
+        found = super().updates(members, grads, step).float()
+        for one, full in zip(members, found):
+            second = one.memory["second_moment"]
+            axis = -1 if second.size(-1) == 1 else -2
+            second.lerp_(full.square().mean(axis, keepdim=True), 1 - self.beta2)
+            even = full * second.clamp_min(1e-10).rsqrt()
+            full.copy_(even * (full.norm() / even.norm().clamp_min(1e-10)))
+        return found

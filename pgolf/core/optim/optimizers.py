@@ -1,11 +1,12 @@
 """All optimizers of a run behind one step: each parameter in exactly one group."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pgolf.core.dist import World
+from pgolf.core.dist import World, arrived
 from pgolf.core.model.config import layer_shape, param_specs
 from pgolf.core.model.gpt import GPT
 from pgolf.core.model.params import HEAD, MATRIX, SCALAR, TOKEN
@@ -20,8 +21,9 @@ class Optimizers:
 
     def __init__(self, model: GPT, config: OptimConfig, world: World) -> None:
         self.config, self.world = config, world
-        named, head_dim = dict(model.named_parameters()), layer_shape(model.config).head_dim
+        self.named, head_dim = dict(model.named_parameters()), layer_shape(model.config).head_dim
         self.matrices: dict[str, Stepped] = {}
+        alike: dict[Any, list[Stepped]] = {}
         self.others: dict[str, Tensor] = {}
         self.waiting: dict[str, Tensor] = {}
         self.norms: list[float] = []
@@ -33,41 +35,67 @@ class Optimizers:
             HEAD: (config.head_lr, 0.0),
         }
         for spec in param_specs(model.config):
-            weight, rate = named[spec.name], config.lr_scale.factor(spec.name)
+            weight, rate = self.named[spec.name], config.lr_scale.factor(spec.name)
             if spec.group == MATRIX:
                 blocks = config.matrix.blocks(spec.name, spec.shape[0], head_dim)
-                self.matrices[spec.name] = Stepped(weight, config.matrix.memory(weight), rate, blocks)
+                self.matrices[spec.name] = one = Stepped(weight, {}, rate, blocks)
+                alike.setdefault((spec.shape, blocks), []).append(one)
             else:
                 lr, decay = rates[spec.group]
                 wide = config.width_rule.width_factor(spec.group, model.config.model_dim)
                 group = {"params": [], "base": (lr * rate * wide, decay / wide)}
                 groups.setdefault((spec.group, rate), group)["params"].append(weight)
                 self.others[spec.name] = weight
-        self.everything = [*(one.weight for one in self.matrices.values()), *self.others.values()]
+        self.banks = [alike[key] for key in sorted(alike, reverse=True)]  # the largest first, mostly
+        for bank in self.banks:
+            while len(bank) % world.size:
+                bank.append(Stepped(torch.zeros_like(bank[0].weight), {}))
+            share = len(bank) // world.size
+            for one in bank[world.rank * share :][:share]:
+                one.memory |= config.matrix.memory(one.weight)
         fused = world.device.type == "cuda"
         self.adam = torch.optim.AdamW(
             list(groups.values()), betas=(config.beta1, config.beta2), eps=config.eps, fused=fused
         )
 
     @torch.no_grad()
-    def step(self, step: int, lr_scale: float, decay: tuple[float, float] = (1.0, 1.0)) -> None:
-        """One update of every parameter that has a gradient, which a part without work in this pass has not; `decay`
-        multiplies the weight decay of matrices and of all else.
+    def step(
+        self,
+        step: int,
+        lr_scale: float,
+        decay: tuple[float, float] = (1.0, 1.0),
+        phase: Callable[[str], None] = lambda name: None,
+    ) -> None:
+        """Bring the ranks' gradients together and update every parameter that has one, which a part without work in
+        this pass has not; `decay` multiplies the weight decay of matrices and of all else; `phase` is told what begins.
         """
-        self.config.clip(self, False)
-        moved = [one for one in self.matrices.values() if one.weight.grad is not None]
-        self.config.matrix.step(moved, step, self.world, lr_scale, decay[0])
+        phase("communication")
+        matrix, shares = self.config.matrix, self.config.gradients(self)
+        phase("optimizer")
         for group in self.adam.param_groups:
             lr, wd = group["base"]
             group |= {"lr": lr * lr_scale, "weight_decay": wd * decay[1]}
         if self.config.adam_due(self, step):
             self.adam.step()
-        for weight in self.everything:
+        coming = [
+            self.world.gather(matrix.updates([one for one in bank if one.memory], grads, step))
+            for bank, grads in zip(self.banks, shares)
+        ]
+        for bank, updates in zip(self.banks, coming):
+            for one, update in zip(bank, arrived(*updates)):
+                if one.weight.grad is not None:
+                    matrix.move(one, update, lr_scale, decay[0])
+        for weight in self.named.values():
             weight.grad = None
 
     def state(self) -> dict[str, Tensor]:
-        """Every tensor a resumed run needs, by name."""
-        tensors = {f"{key}.{name}": value for name, one in self.matrices.items() for key, value in one.memory.items()}
+        """Every tensor a resumed run needs, by name, whatever the number of ranks; all of them call it together. What
+        one rank remembers is the sum of that and the zeros of the others.
+        """
+        tensors = {}
+        for name, one in self.matrices.items():
+            for key, value in (one.memory or self.config.matrix.memory(one.weight)).items():
+                tensors[f"{key}.{name}"] = self.world.sum_(value)
         for name, weight in self.others.items():
             for key, value in self.adam.state[weight].items():
                 tensors[f"{key}.{name}"] = value

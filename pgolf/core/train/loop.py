@@ -135,7 +135,7 @@ def train_step(
     watch: Watch,
     decay: tuple[float, float] = (1.0, 1.0),
 ) -> Tensor:
-    """Accumulate gradients over micro-steps, average them over the ranks, step; returns this rank's mean loss."""
+    """Accumulate gradients over micro-steps, step with those of all ranks; returns this rank's mean loss."""
     micro_steps = config.micro_steps(world.size)
     total = torch.zeros((), device=world.device)
     for _ in range(micro_steps):
@@ -147,12 +147,8 @@ def train_step(
         loss = forward(ids, targets, state.model.starts(ids)) / micro_steps
         loss.backward()
         total += loss.detach()
-    watch.phase("communication")
-    state.optimizers.config.clip(state.optimizers, True)
-    world.mean_([weight.grad for weight in state.model.parameters() if weight.grad is not None])
     watch.gradients(state, total)
-    watch.phase("optimizer")
-    state.optimizers.step(state.step, lr_scale, decay)
+    state.optimizers.step(state.step, lr_scale, decay, watch.phase)
     watch.phase("other")
     return total
 

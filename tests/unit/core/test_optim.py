@@ -78,12 +78,11 @@ def test_a_zero_gradient_stays_zero():
 # Muon
 
 
-def muon_step(muon, weights, grads, buffers, lr_scale, step, world):
+def muon_step(muon, weights, grads, buffers, lr_scale, step):
     """One step of Muon on weights (R,C) with these gradients and momentum buffers, all in place."""
     held = [Stepped(weight, {"momentum": buffer}) for weight, buffer in zip(weights, buffers, strict=True)]
-    for weight, grad in zip(weights, grads, strict=True):
-        weight.grad = grad
-    muon.step(held, step, world, lr_scale, 1.0)
+    for one, update in zip(held, muon.updates(held, grads, step), strict=True):
+        muon.move(one, update, lr_scale, 1.0)
 
 
 def run_muon(data, case, muon):
@@ -91,7 +90,7 @@ def run_muon(data, case, muon):
     weight, buffer = torch.from_numpy(data[f"{case}.w0"].copy()), torch.zeros(data[f"{case}.w0"].shape)
     history = []
     for step, grad in enumerate(torch.from_numpy(data[f"{case}.grads"])):
-        muon_step(muon, [weight], [grad], [buffer], float(data["lr"][step] / data["lr"][0]), step, World())
+        muon_step(muon, [weight], [grad], [buffer], float(data["lr"][step] / data["lr"][0]), step)
         history.append((weight.numpy().copy(), buffer.numpy().copy()))
     return history
 
@@ -154,14 +153,14 @@ def test_polar_express_golden(oracle, shape, steps):
 
 def test_muon_decays_weights_apart_from_the_gradient():
     weight, zero = torch.ones(6, 4), torch.zeros(6, 4)
-    muon_step(Muon(lr=0.1, weight_decay=0.5), [weight], [zero.clone()], [zero.clone()], 0.5, 0, World())
+    muon_step(Muon(lr=0.1, weight_decay=0.5), [weight], [zero.clone()], [zero.clone()], 0.5, 0)
     torch.testing.assert_close(weight, torch.full((6, 4), 1 - 0.1 * 0.5 * 0.5))
 
 
 def test_muon_first_step_is_the_scaled_orthogonal_gradient():
     grad = torch.randn(48, 12, generator=torch.Generator().manual_seed(3))
     weight = torch.zeros(48, 12)
-    muon_step(Muon(lr=0.1, bfloat16=False), [weight], [grad], [torch.zeros(48, 12)], 1.0, 0, World())
+    muon_step(Muon(lr=0.1, bfloat16=False), [weight], [grad], [torch.zeros(48, 12)], 1.0, 0)
     torch.testing.assert_close(weight, -0.1 * 2.0 * orthogonalise(grad, 5, bfloat16=False), rtol=0, atol=1e-6)
 
 
@@ -170,45 +169,11 @@ def test_muon_momentum_is_nesterov():
     grads = torch.randn(3, 8, 12, generator=torch.Generator().manual_seed(5))
     weight, buffer, expected, memory = (torch.zeros(8, 12) for _ in range(4))
     for step, (grad, momentum) in enumerate(zip(grads, (0.5, 0.7, 0.9), strict=True)):
-        muon_step(muon, [weight], [grad.clone()], [buffer], 1.0, step, World())
+        muon_step(muon, [weight], [grad.clone()], [buffer], 1.0, step)
         memory = momentum * memory + grad
         expected = expected - 0.1 * orthogonalise(grad + momentum * memory, 5, bfloat16=False)
         torch.testing.assert_close(buffer, memory, rtol=0, atol=1e-6)
         torch.testing.assert_close(weight, expected, rtol=0, atol=1e-5)
-
-
-class Recorded(World):
-    """One rank of two: hands out what it adds to each sum, and adds what the other rank handed out."""
-
-    def sum_(self, tensor):
-        self.sent.append(tensor.clone())
-        if self.received:
-            tensor += self.received.pop(0)
-        return tensor
-
-
-def as_rank(rank, received, weights, grads, muon):
-    """Step copies of the weights as one of two ranks; returns them and what was sent."""
-    world = Recorded(rank=rank, size=2)
-    object.__setattr__(world, "sent", [])
-    object.__setattr__(world, "received", received)
-    weights, buffers = [weight.clone() for weight in weights], [torch.zeros_like(weight) for weight in weights]
-    muon_step(muon, weights, grads, buffers, 1.0, 0, world)
-    return weights, world.sent
-
-
-def test_two_ranks_share_the_work_and_agree_with_one():
-    generator = torch.Generator().manual_seed(4)
-    shapes = [(8, 8), (8, 8), (8, 8), (16, 8)]
-    weights, grads = ([torch.randn(shape, generator=generator) for shape in shapes] for _ in range(2))
-    muon = Muon(bfloat16=False)
-    alone = [weight.clone() for weight in weights]
-    muon_step(muon, alone, grads, [torch.zeros_like(weight) for weight in weights], 1.0, 0, World())
-    _, sent = as_rank(1, [], weights, grads, muon)
-    together, own = as_rank(0, sent, weights, grads, muon)
-    assert [int((part.abs().amax(dim=(1, 2)) > 0).sum()) for part in own] == [2, 1]
-    for one, two in zip(alone, together, strict=True):
-        torch.testing.assert_close(one, two, rtol=0, atol=1e-6)
 
 
 # Whole optimizer

@@ -15,6 +15,7 @@ from pgolf.core.optim.config import NORMS, OptimConfig, caution
 from pgolf.core.optim.decay import RampDecay, TaperDecay
 from pgolf.core.optim.muon import POLAR_EXPRESS, QUINTIC, Muon, NorMuon, Stepped, gram_newton_schulz, orthogonalise
 from pgolf.core.optim.optimizers import Optimizers
+from pgolf.core.optim.parallel import Replicated
 from pgolf.core.optim.rates import RateByRole
 from pgolf.core.optim.schedules import Progress, Unscaled
 from pgolf.core.tensorfile import load_tensors, save_tensors
@@ -28,13 +29,12 @@ def gaussian(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def take(muon, weights, grads, world=None, steps=1, decay=1.0, **more):
+def take(muon, weights, grads, steps=1, decay=1.0, **more):
     """Step copies of the weights (R,C) by the same gradients a few times; returns them as `Stepped`."""
     held = [Stepped(weight.clone(), muon.memory(weight), **more) for weight in weights]
     for step in range(steps):
-        for one, grad in zip(held, grads, strict=True):
-            one.weight.grad = grad.clone()
-        muon.step(held, step, world or World(), 1.0, decay)
+        for one, update in zip(held, muon.updates(held, grads, step), strict=True):
+            muon.move(one, update, 1.0, decay)
     return held
 
 
@@ -150,21 +150,20 @@ def test_an_odd_head_cannot_be_paired():
 def test_normuon_is_its_formula(shape):
     muon = NorMuon(lr=0.1, beta2=0.9, bfloat16=False, momentum_warmup_steps=0, momentum=0.5)
     start, grads = gaussian(*shape, seed=1), gaussian(4, *shape, seed=2)
-    weight, memory = start.clone(), muon.memory(start)
+    one = Stepped(start.clone(), muon.memory(start))
     expected, buffer = start.double(), torch.zeros(shape).double()
     axis = 1 if shape[0] >= shape[1] else 0
     mean = torch.zeros(shape[1 - axis]).double()
     for step, grad in enumerate(grads):
-        weight.grad = grad.clone()
-        muon.step([Stepped(weight, memory)], step, World(), 1.0, 1.0)
+        muon.move(one, muon.updates([one], [grad], step)[0], 1.0, 1.0)
         buffer = 0.5 * buffer + grad
         plain = orthogonalise((grad + 0.5 * buffer).float(), 5, False).double()
         mean = 0.9 * mean + 0.1 * (plain**2).mean(dim=axis)
         even = plain / mean.clamp_min(1e-10).sqrt().unsqueeze(axis)
         even *= plain.norm() / even.norm()
         expected -= 0.1 * max(1.0, shape[0] / shape[1]) ** 0.5 * even
-    torch.testing.assert_close(weight.double(), expected, rtol=0, atol=1e-5)
-    assert memory["second_moment"].shape == ((shape[0], 1) if axis else (1, shape[1]))
+    torch.testing.assert_close(one.weight.double(), expected, rtol=0, atol=1e-5)
+    assert one.memory["second_moment"].shape == ((shape[0], 1) if axis else (1, shape[1]))
 
 
 def test_normuon_keeps_the_length_of_updates_and_evens_out_their_rows():
@@ -173,30 +172,6 @@ def test_normuon_keeps_the_length_of_updates_and_evens_out_their_rows():
     (even,) = take(NorMuon(lr=1.0, bfloat16=False), [start], [grad])
     assert float(even.weight.norm()) == pytest.approx(float(plain.weight.norm()), rel=1e-5)
     assert float(even.weight.norm(dim=1).std()) < 0.01 * float(plain.weight.norm(dim=1).std())
-
-
-class Other(World):
-    """One rank of two that records what it sends and adds what the other one sent."""
-
-    def sum_(self, tensor):
-        self.sent.append(tensor.clone())
-        return tensor.add_(self.received.pop(0)) if self.received else tensor
-
-
-@pytest.mark.parametrize("muon", [NorMuon(bfloat16=False), Muon(bfloat16=False, paired_heads=True, iteration="gram")])
-def test_two_ranks_agree_with_one_and_remember_the_same(muon):
-    weights, grads = list(gaussian(3, 32, 16, seed=1)), list(gaussian(3, 32, 16, seed=2))
-    sent = []
-    for rank in (1, 0):
-        world = Other(rank=rank, size=2)
-        object.__setattr__(world, "sent", [])
-        object.__setattr__(world, "received", sent)
-        held = take(muon, weights, grads, world, blocks=2)
-        sent = world.sent
-    for one, two in zip(take(muon, weights, grads, blocks=2), held, strict=True):
-        torch.testing.assert_close(two.weight, one.weight, rtol=0, atol=1e-6)
-        for key, value in one.memory.items():
-            torch.testing.assert_close(two.memory[key], value, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("muon", [Muon(bfloat16=False), NorMuon(bfloat16=False, rows="l2", weight_decay=0.1)])
@@ -345,28 +320,33 @@ def test_adam_steps_with_the_mean_of_its_gradients(every):
 # Clipping
 
 
-def norms_and_moments(optim, scale=1.0):
-    """The noted norm and the embedding's first Adam moment after one step on a scaled gradient; and its true norm."""
-    model = GPT(FOUR_HEADS, 3)
-    optimizers = Optimizers(model, optim, World())
+def norms_and_moments(optim):
+    """The gradient's true norm, that of what is reduced, the noted one, and that of the embedding's first Adam moment
+    after one step.
+    """
+
+    class Noting(Replicated):
+        def reduce(self, held):
+            reduced.append(float(torch.cat([weight.grad.flatten() for weight in held.named.values()]).norm()))
+            return super().reduce(held)
+
+    reduced, model = [], GPT(FOUR_HEADS, 3)
+    optimizers = Optimizers(model, dataclasses.replace(optim, parallel=Noting()), World())
     grads_of(model, 0)
-    for weight in model.parameters():
-        weight.grad *= scale
     true = float(torch.cat([weight.grad.flatten() for weight in model.parameters()]).norm())
-    optim.clip(optimizers, own=True)
-    between = float(torch.cat([weight.grad.flatten() for weight in model.parameters()]).norm())
     optimizers.step(0, 1.0)
-    return true, between, float(optimizers.norm), optimizers.state()["exp_avg.tok_emb.weight"].norm().item()
+    moment = optimizers.state()["exp_avg.tok_emb.weight"].norm().item()
+    return true, reduced[0], float(optimizers.norm), moment
 
 
 def test_clip_modes_act_before_or_after_the_reduction():
     limit = 0.1
-    true, between, norm, free = norms_and_moments(OptimConfig(grad_clip=limit, clip_mode="none"))
-    assert (between, norm) == (true, 0.0) and true > 2 * limit
+    true, reduced, norm, free = norms_and_moments(OptimConfig(grad_clip=limit, clip_mode="none"))
+    assert (reduced, norm) == (true, 0.0) and true > 2 * limit
     for mode in ("global", "local", "adaptive"):
-        true, between, norm, moment = norms_and_moments(OptimConfig(grad_clip=limit, clip_mode=mode))
+        true, reduced, norm, moment = norms_and_moments(OptimConfig(grad_clip=limit, clip_mode=mode))
         assert norm == pytest.approx(true, rel=1e-5)
-        assert between == pytest.approx(limit if mode == "local" else true, rel=1e-4)
+        assert reduced == pytest.approx(limit if mode == "local" else true, rel=1e-4)
         assert moment == pytest.approx(free * limit / true, rel=1e-3)
 
 

@@ -1,0 +1,290 @@
+"""train on several processes of one machine, which torchrun's own launcher starts and watches.
+
+What is to be done goes to the ranks as a file, and each leaves a report of how it ended. The command's result or its
+one line about the rank that failed is made of these reports; torchrun itself stays silent.
+"""
+
+import base64
+import logging
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pgolf.config.load import Resolved
+from pgolf.config.run import RunConfig
+from pgolf.config.tree import Layer, build_config
+from pgolf.core import errors
+from pgolf.core.errors import ConfigError, PgolfError, SetupError
+from pgolf.core.files import read_bytes, read_json, write_json
+from pgolf.dataset import Dataset
+from pgolf.report.console import Console
+from pgolf.stages.signals import Interrupted, install
+
+ORDER = "order.json"
+PATIENCE_S = 600
+"""How long ranks may take to save and end after the first signal; a second one ends them at once."""
+AGAIN = "the other ranks were stopped; the same command goes on from the last checkpoint"
+
+
+@dataclass(frozen=True)
+class Order:
+    """What every rank is to do: the arguments of `train`, the command line that is to be on record, the number of
+    ranks, and the process that started them.
+    """
+
+    dataset: Dataset
+    out: Path
+    resolved: Resolved
+    device: str
+    quiet: bool
+    fresh: bool
+    trackers: list[str]
+    argv: list[str]
+    ranks: int
+    launcher: int
+
+    def document(self) -> dict[str, Any]:
+        """As JSON."""
+        data = self.dataset
+        dataset = vars(data) | {
+            "folder": str(data.folder),
+            "tokenizer_bytes": base64.b64encode(data.tokenizer_bytes).decode(),
+            "shards": {split: list(map(str, paths)) for split, paths in data.shards.items()},
+            "sidecars": list(map(str, data.sidecars)),
+            "documents": {split: str(path) for split, path in data.documents.items()},
+        }
+        resolved = {"values": self.resolved.values, "origins": self.resolved.origins, "preset": self.resolved.preset}
+        return vars(self) | {"dataset": dataset, "out": str(self.out), "resolved": resolved}
+
+
+def read_order(path: Path) -> Order:
+    """The order in a file."""
+    order = read_json(path)
+    dataset, resolved = order["dataset"], order["resolved"]
+    dataset |= {
+        "folder": Path(dataset["folder"]),
+        "tokenizer_bytes": base64.b64decode(dataset["tokenizer_bytes"]),
+        "shards": {split: list(map(Path, paths)) for split, paths in dataset["shards"].items()},
+        "sidecars": list(map(Path, dataset["sidecars"])),
+        "documents": {split: Path(path) for split, path in dataset["documents"].items()},
+    }
+    config, _ = build_config(RunConfig(), [Layer("the launcher", resolved["values"])])
+    made = {
+        "dataset": Dataset(**dataset),
+        "out": Path(order["out"]),
+        "resolved": Resolved(config, resolved["origins"], resolved["preset"]),
+    }
+    return Order(**(order | made))
+
+
+def check_ranks(ranks: int, device: str) -> None:
+    """ConfigError where ranks cannot be started from here, SetupError when there are fewer GPUs than ranks."""
+    import torch
+
+    from pgolf.core.dist import under_torchrun
+
+    if under_torchrun():
+        raise ConfigError("torchrun has started this process already", f"--gpus {ranks}", "leave out --gpus")
+    if device == "cpu":
+        return
+    if device not in ("auto", "cuda"):
+        raise ConfigError(f"--gpus {ranks} takes as many devices, not one", f"--device {device}", "leave out --device")
+    if (found := torch.cuda.device_count() if torch.cuda.is_available() else 0) < ranks:
+        fix = f"add --device cpu for {ranks} processes on the CPU" if not found else f"use --gpus {found}"
+        raise SetupError(f"{ranks} GPUs are asked for and {found} found", f"--gpus {ranks}", fix)
+
+
+def train_on_ranks(
+    ranks: int,
+    dataset: Dataset,
+    out: Path,
+    resolved: Resolved,
+    device: str,
+    console: Console,
+    fresh: bool = False,
+    trackers: Sequence[str] = (),
+) -> dict[str, Any]:
+    """What `train` does, on this many processes; raises what the rank raised that failed first, with its number."""
+    from pgolf.stages.train import finished
+
+    resolved.config.train.micro_steps(ranks)
+    entry = None if fresh else finished(dataset, out, resolved)
+    if entry:
+        return entry
+    place = "cpu" if device == "cpu" else "cuda"
+    order = Order(dataset, out, resolved, place, console.quiet, fresh, list(trackers), sys.argv, ranks, os.getpid())
+    with tempfile.TemporaryDirectory(prefix="pgolf-ranks-") as name:
+        folder = Path(name)
+        write_json(folder / ORDER, order.document())
+        codes = run_ranks(ranks, folder)
+        reports = {rank: read_json(path) for rank in range(ranks) if (path := report_path(folder, rank)).is_file()}
+        if codes or 0 not in reports:
+            raise first_failure(folder, ranks, codes, reports)
+    console.warnings += reports[0]["warnings"]
+    return dict(reports[0]["entry"])
+
+
+def report_path(folder: Path, rank: int) -> Path:
+    """Where a rank says how it ended."""
+    return folder / f"rank_{rank}.json"
+
+
+def log_path(folder: Path, rank: int) -> Path:
+    """What libraries print in a rank beyond the first."""
+    return folder / f"rank_{rank}.log"
+
+
+def run_ranks(ranks: int, folder: Path) -> dict[int, int]:
+    """Start the ranks and wait for all of them; the exit codes of those that failed before the others were stopped,
+    negative for a signal. Interrupted when a signal ended it; the ranks have got it too and had time to save.
+    """
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=ranks,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        local_addr="localhost",
+        max_restarts=0,
+        logs_specs=DefaultLogsSpecs(log_dir=str(folder / "logs")),
+    )
+    if hasattr(config, "shutdown_timeout"):  # older releases of torch wait 30 s
+        config.shutdown_timeout = PATIENCE_S
+    with own_handlers(), silence("torch.distributed"):
+        try:
+            elastic_launch(config, sys.executable)("-m", "pgolf.stages.launch", str(folder))
+        except ChildFailedError as error:
+            return {rank: failure.exitcode for rank, failure in error.failures.items()}
+        except SignalException as error:
+            path = report_path(folder, 0)
+            report = read_json(path) if path.is_file() else {}
+            raise Interrupted(int(error.sigval), report.get("message", "")) from None
+    return {}
+
+
+@contextmanager
+def own_handlers() -> Iterator[None]:
+    """Put back the signal handlers that torchrun's launcher replaces."""
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@contextmanager
+def silence(name: str) -> Iterator[None]:
+    """Let nothing that is logged below this name be printed."""
+    logger = logging.getLogger(name)
+    before = logger.handlers, logger.propagate
+    logger.handlers, logger.propagate = [logging.NullHandler()], False
+    try:
+        yield
+    finally:
+        logger.handlers, logger.propagate = before
+
+
+def first_failure(folder: Path, ranks: int, codes: dict[int, int], reports: dict[int, dict[str, Any]]) -> BaseException:
+    """The error to raise: of a rank that was killed, else of the one that was the first to fail, which the others
+    notice by broken connections. Libraries that notice may abort the process; that is no cause. Ranks without an exit
+    code here were stopped because of it.
+    """
+    killed = [rank for rank, code in codes.items() if code < 0 and -code != signal.SIGABRT]
+    told = sorted((report["time"], rank) for rank, report in reports.items() if rank in codes)
+    if not killed and told:
+        return told_failure(f"rank {told[0][1]} of {ranks}", reports[told[0][1]])
+    rank = min(killed or codes, default=0)
+    code, log = codes.get(rank, 0), log_path(folder, rank)
+    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code} and no report"
+    said = read_bytes(log, 1 << 30).decode(errors="replace").split("\n") if log.is_file() else []
+    last = [line for line in said if line and code > 0][-1:]
+    return SetupError(f"rank {rank} of {ranks} {how}", "; ".join(["train", *last]), AGAIN)
+
+
+def told_failure(who: str, report: dict[str, Any]) -> BaseException:
+    """The error a rank has reported."""
+    if "signal" in report:
+        return Interrupted(report["signal"], report["message"])
+    if "error" in report:
+        found: PgolfError = getattr(errors, report["error"])(f"{who}: {report['what']}", report["where"], report["fix"])
+        return found
+    bug = RuntimeError(f"{who}: {report['bug']}")
+    bug.add_note(report["traceback"])
+    return bug
+
+
+def train_as_rank(folder: Path) -> dict[str, Any]:
+    """Do what the order says; the report of a rank to which nothing has happened."""
+    import torch
+
+    from pgolf.core.dist import join_world
+    from pgolf.stages.train import train
+
+    order = read_order(folder / ORDER)
+    threading.Thread(target=end_with, args=(order.launcher, folder), daemon=True).start()
+    sys.argv = order.argv
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // order.ranks))
+    world = join_world(order.device)
+    console = Console(order.quiet or not world.leads)
+    entry = train(order.dataset, order.out, order.resolved, world, console, order.fresh, order.trackers)
+    world.close()
+    return {"entry": entry, "warnings": console.warnings}
+
+
+def end_with(launcher: int, folder: Path) -> None:
+    """Clean up after the process that started this one when it is gone, and ask this one to save and end."""
+    while os.getppid() == launcher:
+        time.sleep(0.5)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def redirect(folder: Path, rank: int) -> None:
+    """Keep what libraries print out of the result, and out of sight in ranks beyond the first."""
+    with log_path(folder, rank).open("wb") as log:
+        for stream in (sys.stdout, sys.stderr) if rank else (sys.stdout,):
+            os.dup2(log.fileno(), stream.fileno())
+
+
+def main(folder: Path, rank: int) -> int:
+    """One rank; the exit code says how it ended, and its report more."""
+    install()
+    redirect(folder, rank)
+    try:
+        report, code = train_as_rank(folder), 0
+    except PgolfError as error:
+        report = {"error": type(error).__name__, "what": error.what, "where": error.where, "fix": error.fix}
+        code = error.exit_code
+    except Interrupted as interruption:
+        report, code = {"signal": interruption.number, "message": str(interruption)}, 128 + interruption.number
+    except Exception as error:
+        report, code = {"bug": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}, 1
+    if folder.is_dir():
+        write_json(report_path(folder, rank), report | {"time": time.time()})
+    return code
+
+
+if __name__ == "__main__":
+    result = main(Path(sys.argv[1]), int(os.environ["RANK"]))
+    sys.stderr.flush()
+    os._exit(result)  # without waiting for connections to ranks that may be gone
