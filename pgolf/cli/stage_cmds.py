@@ -197,7 +197,7 @@ def train(
         entry = train_on_ranks(gpus, dataset, out, resolved, device, console, fresh, track or [])
     else:
         entry = run_stage(dataset, out, resolved, world, console, fresh, track or [])
-    world.close()
+        world.close()
     if not world.leads:
         return
     figures = entry["figures"]

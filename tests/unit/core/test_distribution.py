@@ -110,7 +110,7 @@ def everything(world: World, before: Path | None) -> dict[str, Any]:
     for name, (model, optim) in CASES.items():
         found[name] = go_on(start_state(model, TRAIN, optim, shards(), 5, world), TRAIN, optim, world)
     state = start_state(MODEL, TRAIN, BANKS, shards(), 5, world)
-    warm_up(state.model, state, TRAIN, BANKS, world)
+    warm_up(state.model, state, TRAIN, BANKS, world, Watch(print, dict, print, bool))
     found["warmed up"] = go_on(state, TRAIN, BANKS, world)
     for name in ("replicated", "banks") if before else ():
         stored, optim = torch.load(before)[name]["half"], CASES[name][1]
