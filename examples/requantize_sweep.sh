@@ -6,7 +6,7 @@
 #
 # DATA is a dataset directory (pgolf tokenize, or published shards). BITS are values of quant.bits, KS of quant.k (the
 # clip in row standard deviations); the embedding keeps its own grid, quant.embed. The preset's quantizer must know k:
-# sdclip and gptq do. A cell takes seconds, the training what the preset takes; Hessians are collected once for all.
+# sdclip and gptq do. A cell takes seconds, the training what the preset takes; the calibration is collected once for all.
 # Writes below OUT (default runs/sweep): train/, hessians.safetensors, cells/bitsB_kK/, results.jsonl with one line per
 # cell, logs/. Run it again with a larger grid and only the new cells are computed; the rest is found up to date.
 set -euo pipefail

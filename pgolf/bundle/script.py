@@ -15,6 +15,7 @@ from pgolf.core import errors
 from pgolf.core.errors import PgolfError
 from pgolf.core.model.config import attention_names
 from pgolf.core.model.slots import Absent
+from pgolf.core.quant.gptq import Gptq
 
 ERRORS = {name for name, cls in vars(errors).items() if isinstance(cls, type) and issubclass(cls, PgolfError)}
 MAIN = 'if __name__ == "__main__":\n    sys.exit(run_submission(RECIPE, Path(__file__), sys.argv[1:]))\n'
@@ -94,7 +95,7 @@ def fixed_fields(core: Core, recipe: ast.AST, slim: dict[int, Definition]) -> di
     return fixed_values(recipe, bases, made)
 
 
-def without_entries(core: Core, table: str, kept: set[str]) -> Core:
+def without_entries(core: Core, table: str, kept: set[Any]) -> Core:
     """The core with only these keys in a table of functions, for those the recipe can never ask for."""
     old = core.definitions[table]
     assert isinstance(old.node, ast.Assign) and isinstance(old.node.value, ast.Dict)
@@ -107,6 +108,13 @@ def without_entries(core: Core, table: str, kept: set[str]) -> Core:
     new = replaced(old, ast.Assign(old.node.targets, pruned))
     order = tuple(new if definition is old else definition for definition in core.order)
     return Core(core.definitions | {table: new}, order, core.externals)
+
+
+def coded_kind(quantizer: Any) -> int:
+    """The one form that a quantizer's codes have."""
+    if not isinstance(quantizer, Gptq) or not quantizer.planned:
+        return 1
+    return 5 if quantizer.rounding == "trellis" else 4
 
 
 def replaced(definition: Definition, node: ast.stmt) -> Definition:
@@ -249,6 +257,7 @@ def emit(config: RunConfig, info: str) -> tuple[str, tuple[Definition, ...]]:
     attention = {"sdpa", config.train.attention, *attention_names(config.model)}
     core = without_entries(parse_core(), "BACKENDS", attention)
     core = without_entries(core, "NETWORKS", {"eager", config.train.kernels})
+    core = without_entries(core, "FORMS", {coded_kind(config.quant)})
     configured = with_bases(core, frozenset(name for name in used_names(ast.parse(recipe)) if name in core.definitions))
     chosen = needed(core, tree, configured)
     tree = without_arguments(tree, idle_fields(tree, chosen))

@@ -23,7 +23,7 @@ from pgolf.core.model.config import ModelConfig
 from pgolf.core.model.gpt import GPT
 from pgolf.core.optim.config import OptimConfig
 from pgolf.core.quant.base import Quantizer, quantize_model
-from pgolf.core.shards import TokenStream, list_shards, load_split
+from pgolf.core.shards import TrainStream, list_shards, load_split
 from pgolf.core.train.config import TrainConfig
 from pgolf.core.train.loop import Watch, fit, start_state, validator
 
@@ -85,12 +85,12 @@ def train_recipe(
 
 def make_artifact(recipe: Submission, model: GPT, data: Path) -> bytes:
     """Quantize and compress the trained weights."""
-    stream = TokenStream(load_split(list_shards(data, "train"), recipe.model.vocab_size))
+    stream = TrainStream(load_split(list_shards(data, "train"), recipe.model.vocab_size))
     model.settle(next(model.parameters()).device)
-    hessians = recipe.quant.hessians(model, stream, lambda done: None)
+    known = recipe.quant.prepare(model, stream, lambda done: None)
     weights = {name: weight.detach().cpu() for name, weight in model.state_dict().items()}
     return encode_artifact(
-        quantize_model(recipe.model, weights, recipe.quant, hessians), recipe.compress, recipe.info.encode()
+        quantize_model(recipe.model, weights, recipe.quant, known), recipe.compress, recipe.info.encode()
     )
 
 
