@@ -6,7 +6,7 @@
 #
 # DATA is a dataset directory (pgolf tokenize, or published shards). BITS are values of quant.bits, KS of quant.k (the
 # clip in row standard deviations); the embedding keeps its own grid, quant.embed. The preset's quantizer must know k:
-# sdclip and gptq do. A cell takes seconds, the training what the preset takes; Hessians are collected once for all.
+# sdclip and gptq do. A cell takes seconds, the training what the preset takes; the calibration is collected once for all.
 # BPB is that of the last training documents, so that nothing is chosen by looking at validation.
 # Writes below OUT (default runs/sweep): train/, cells/, shared/, held_out_*/, results.jsonl with one row per cell,
 # logs/. Run it again with a larger grid and only the new cells are computed; docs/sweeps.md has the rest.

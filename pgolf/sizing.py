@@ -14,6 +14,7 @@ from pgolf.catalog import name_of
 from pgolf.config.run import RunConfig, SizeConfig
 from pgolf.core.model.config import param_specs
 from pgolf.core.model.params import CONTROL, ParamSpec
+from pgolf.core.quant.gptq import Gptq
 from pgolf.core.quant.sdclip import SdClip
 
 CODED_BITS = {
@@ -149,7 +150,12 @@ def half_width(config: RunConfig, artifact_bytes: int) -> float:
     """Relative half-width of the interval around predicted bytes: 2 % where steps follow the rows' deviations, else
     6 %, more for small models.
     """
-    return (0.019 if isinstance(config.quant, SdClip) else 0.059) + SMALL_MODEL_BYTES / artifact_bytes
+    return (0.019 if follows_rows(config.quant) else 0.059) + SMALL_MODEL_BYTES / artifact_bytes
+
+
+def follows_rows(quantizer: Any) -> bool:
+    """Whether every row's step is a share of its deviation."""
+    return isinstance(quantizer, SdClip) and not (isinstance(quantizer, Gptq) and quantizer.planned)
 
 
 def as_recorded(config: RunConfig) -> dict[str, Any]:

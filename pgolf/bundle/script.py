@@ -1,6 +1,7 @@
 """train_gpt.py: the recipe as a value, plus the code it reaches, in one file (spec: submission 7)."""
 
 import ast
+import itertools
 import lzma
 from collections import Counter
 from collections.abc import Iterable
@@ -18,6 +19,8 @@ from pgolf.core.codecs.brotli import Brotli
 from pgolf.core.errors import PgolfError
 from pgolf.core.model.config import attention_names
 from pgolf.core.model.slots import Absent
+from pgolf.core.optim.schedules import Unscaled
+from pgolf.core.quant.gptq import Gptq
 from pgolf.core.train.steady import Steady
 
 ERRORS = {name for name, cls in vars(errors).items() if isinstance(cls, type) and issubclass(cls, PgolfError)}
@@ -98,7 +101,7 @@ def fixed_fields(core: Core, recipe: ast.AST, slim: dict[int, Definition]) -> di
     return fixed_values(recipe, bases, made)
 
 
-def without_entries(core: Core, table: str, kept: set[str]) -> Core:
+def without_entries(core: Core, table: str, kept: set[Any]) -> Core:
     """The core with only these keys in a table of functions, for those the recipe can never ask for."""
     old = core.definitions[table]
     assert isinstance(old.node, ast.Assign) and isinstance(old.node.value, ast.Dict)
@@ -111,6 +114,13 @@ def without_entries(core: Core, table: str, kept: set[str]) -> Core:
     new = replaced(old, ast.Assign(old.node.targets, pruned))
     order = tuple(new if definition is old else definition for definition in core.order)
     return Core(core.definitions | {table: new}, order, core.externals)
+
+
+def coded_kind(quantizer: Any) -> int:
+    """The one form that a quantizer's codes have."""
+    if not isinstance(quantizer, Gptq) or not quantizer.planned:
+        return 1
+    return 5 if quantizer.rounding == "trellis" else 4
 
 
 def replaced(definition: Definition, node: ast.stmt) -> Definition:
@@ -211,7 +221,7 @@ def idle_fields(recipe: ast.AST, chosen: list[Definition]) -> frozenset[str]:
 
 def is_plain(value: ast.expr) -> bool:
     """Whether a value of the recipe does nothing by itself."""
-    names = (Absent.__name__, Steady.__name__)
+    names = (Absent.__name__, Steady.__name__, Unscaled.__name__)
     absent = isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id in names
     return absent or isinstance(value, ast.Constant)
 
@@ -266,6 +276,7 @@ def emit(config: RunConfig, info: str) -> tuple[str, tuple[Definition, ...]]:
     attention = {"sdpa", config.train.attention, *attention_names(config.model)}
     core = without_entries(parse_core(), "BACKENDS", attention)
     core = without_entries(core, "NETWORKS", {"eager", config.train.kernels})
+    core = without_entries(core, "FORMS", {coded_kind(config.quant)})
     configured = with_bases(core, frozenset(name for name in used_names(ast.parse(recipe)) if name in core.definitions))
     chosen = needed(core, tree, configured)
     tree = without_arguments(tree, idle_fields(tree, chosen))
@@ -310,10 +321,10 @@ def latin1_literal(data: bytes) -> bytes:
 def raw_lzma(source: bytes) -> bytes:
     """The smallest raw LZMA2 stream, over the settings that matter to source code."""
     streams = []
-    for lc, lp, pb in ((3, 0, 0), (4, 0, 0), (2, 0, 0), (3, 0, 2)):
-        chain = {"preset": 9 | lzma.PRESET_EXTREME, "lc": lc, "lp": lp, "pb": pb, "dict_size": 1 << 20}
+    for finder, length in itertools.product((lzma.MF_BT3, lzma.MF_BT4), (40, 48, 64, 192)):
+        chain = {"lc": 3, "lp": 0, "pb": 0, "dict_size": 1 << 20, "mf": finder, "nice_len": length, "depth": 1000}
         streams.append(lzma.compress(source, lzma.FORMAT_RAW, filters=[{"id": lzma.FILTER_LZMA2} | chain]))
-    return min(streams, key=len)
+    return min(streams, key=lambda coded: len(latin1_literal(coded)))
 
 
 def pack(minified: str, codec: Codec) -> bytes:

@@ -233,14 +233,21 @@ def show_notes(figures: dict[str, Any]) -> None:
 def quantize(
     checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Float checkpoint.")],
     data: options.Data,
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Quantized model to write.")],
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Quantized model to write.")] = None,
     tokenizer: options.Tokenizer = None,
-    hessians: Annotated[
+    calibration: Annotated[
         Path | None,
         typer.Option(
-            "--hessians", metavar="FILE", help="Where Hessians are kept; hessians.safetensors beside --out if left out."
+            "--calibration",
+            "--hessians",
+            metavar="FILE",
+            help="Calibration to use, made if there is none; hessians.safetensors beside --out if left out.",
         ),
     ] = None,
+    calibrate_only: Annotated[
+        bool,
+        typer.Option("--calibrate-only", help="Write the calibration, for any quantizer, and quantize nothing."),
+    ] = False,
     preset: options.Preset = "",
     sets: options.Sets = None,
     seed: options.Seed = None,
@@ -250,27 +257,46 @@ def quantize(
     dry_run: options.DryRun = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Weights to integer codes. Hessians are collected once per checkpoint and reused for every other bit width.
+    """Weights to integer codes. A calibration is collected once per checkpoint and reused for every other setting.
 
     Example: pgolf quantize runs/a/checkpoint.safetensors --data data/mine --out q5.safetensors --set quant.bits=5
     """
+    from pgolf.core.dist import join_world, torchrun_rank
     from pgolf.report.console import Console
+    from pgolf.stages.calibrate import calibrate, kept_beside
     from pgolf.stages.inputs import model_and_data
     from pgolf.stages.quantize import quantize as run_stage
 
-    console = Console(quiet)
-    _, resolved, dataset = model_and_data(checkpoint, data, tokenizer, preset, options.merged(sets, seed), console)
+    target = out or (calibration if calibrate_only else None)
+    if target is None:
+        raise ConfigError("name the file to write", "--out", "with --calibrate-only, --calibration FILE is enough")
+    console = Console(quiet or torchrun_rank() > 0)
+    model, resolved, dataset = model_and_data(checkpoint, data, tokenizer, preset, options.merged(sets, seed), console)
+    kept = calibration or kept_beside(target)
+    if calibrate_only and not dry_run:
+        world = join_world(device)
+        done = calibrate(model, dataset, resolved.config.quant, kept, world, console, force)
+        if world.leads and as_json:
+            print_json({"schema": "pgolf.calibrate/1", **done})
+        elif world.leads:
+            text = "{file}: {tokens:,} tokens, {matrices} matrices and {tables} tables, {seconds:.1f} s"
+            note(("up to date: " if done["fresh"] else "") + text.format(**done))
+        world.close()
+        return
     if dry_run:
         from pgolf.sizing import predict
 
         rows, size, _ = predict(resolved.config)
+        if calibrate_only:
+            plan(as_json, {"command": "calibrate", "file": str(kept)}, f"would calibrate into {kept}")
+            return
         plan(
             as_json,
             {"command": "quantize", "out": str(out), "predicted": True, **size.document()},
             f"would quantize {sum(r.spec.numel for r in rows):,} parameters into {out}; predicted {size.line()}",
         )
         return
-    entry = run_stage(checkpoint, dataset, out, resolved, device, console, hessians, force)
+    entry = run_stage(checkpoint, dataset, target, resolved, device, console, calibration, force)
     figures = entry["figures"]
     if as_json:
         print_json(
@@ -292,9 +318,9 @@ def quantize(
     )
     if "hessians" in entry["seconds"] and not entry["fresh"]:
         note(
-            "Hessians came from the cache"
+            "the calibration came from its file"
             if figures["hessians_cached"]
-            else f"Hessians collected in {entry['seconds']['hessians']:.1f} s and kept"
+            else f"calibrated in {entry['seconds']['hessians']:.1f} s, which is kept"
         )
 
 

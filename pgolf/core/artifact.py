@@ -1,6 +1,6 @@
 """The artifact, container PGA1: a quantized model as the bytes that count (spec: docs/formats.md).
 
-    0   4  magic "PGA1"      4   1  version 1        5  1  flags, none defined yet
+    0   4  magic "PGA1"      4   1  version          5  1  flags, none defined yet
     6   2  sections          8   4  header bytes    12  4  CRC-32 of bytes 0..11 and the header
     16  .. header, per section: id u8, codec u8, stored length u32, raw length u32, CRC-32 of the stored bytes u32
     ..  .. section bodies in header order, without gaps, to the end of the file
@@ -10,9 +10,11 @@ shapes come from the configuration, to which the manifest must be equal.
 """
 
 import hashlib
+import math
 import struct
 import zlib
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,13 +24,16 @@ from pgolf.core.codecs.base import Codec
 from pgolf.core.errors import InputError
 from pgolf.core.model.config import ModelConfig, param_specs
 from pgolf.core.model.params import ATTN, CONTROL, EMBED, HEAD, MLP
+from pgolf.core.quant.grid import StepTensor, TrellisTensor
 from pgolf.core.quant.qtensor import QTensor, QuantizedModel
 
-ARTIFACT_MAGIC, ARTIFACT_VERSION = b"PGA1", 1
-INFO, MANIFEST, SCALES, FLOAT16, FLOAT32 = 1, 2, 3, 4, 5
+ARTIFACT_MAGIC, ARTIFACT_VERSION = b"PGA1", 2
+INFO, MANIFEST, SCALES, FLOAT16, FLOAT32, STEPS = 1, 2, 3, 4, 5, 6
 CODES = {EMBED: 16, ATTN: 17, MLP: 18, HEAD: 19}
 MAX_SECTIONS, MAX_HEADER, MAX_RAW = 64, 65536, 512 << 20
-KIND_CODES, KIND_F16, KIND_F32 = 1, 2, 3
+KIND_F16, KIND_F32 = 2, 3
+FORMS: dict[int, type[QTensor]] = {1: QTensor, 4: StepTensor, 5: TrellisTensor}
+"""Kinds of coded tensors; version 1 had the first alone."""
 SECTION = struct.Struct("<BBIII")
 PRELUDE = struct.Struct("<4sBBHI")
 
@@ -39,7 +44,7 @@ def manifest_bytes(model: QuantizedModel) -> bytes:
     for index, spec in enumerate(param_specs(model.config)):
         tensor = model.tensors[spec.name]
         if isinstance(tensor, QTensor):
-            kind, bits = KIND_CODES, tensor.bits
+            kind, bits = tensor.kind, tensor.bits
         else:
             kind, bits = (KIND_F16, 16) if tensor.dtype == torch.float16 else (KIND_F32, 32)
         out += struct.pack(f"<HBBB{len(spec.shape)}I", index, kind, bits, len(spec.shape), *spec.shape)
@@ -47,11 +52,12 @@ def manifest_bytes(model: QuantizedModel) -> bytes:
 
 
 def pack_container(sections: list[tuple[int, int, int, bytes]]) -> bytes:
-    """Header and bodies of sections (id, codec id, raw length, stored bytes)."""
+    """Header and bodies of sections (id, codec id, raw length, stored bytes), in the least version that has them."""
     header = b"".join(
         SECTION.pack(ident, codec, len(body), raw, zlib.crc32(body)) for ident, codec, raw, body in sections
     )
-    prelude = PRELUDE.pack(ARTIFACT_MAGIC, ARTIFACT_VERSION, 0, len(sections), len(header))
+    version = 1 + any(entry[0] == STEPS for entry in sections)
+    prelude = PRELUDE.pack(ARTIFACT_MAGIC, version, 0, len(sections), len(header))
     checksum = struct.pack("<I", zlib.crc32(header, zlib.crc32(prelude)))
     return prelude + checksum + header + b"".join(body for *_, body in sections)
 
@@ -63,9 +69,10 @@ def encode_artifact(model: QuantizedModel, codec: Codec, info: bytes) -> bytes:
     for spec in param_specs(model.config):
         tensor = model.tensors[spec.name]
         if isinstance(tensor, QTensor):
-            raw.setdefault(CODES[spec.role], []).append(tensor.codes.numpy().tobytes())
+            codes, *sides = tensor.parts()
+            raw.setdefault(CODES[spec.role], []).append(codes.numpy().tobytes())
             shapes.setdefault(CODES[spec.role], []).append(spec.shape)
-            raw.setdefault(SCALES, []).append(tensor.scale.numpy().astype("<f2").tobytes())
+            raw.setdefault(tensor.section, []).extend(side.numpy().tobytes() for side in sides)
         else:
             half = tensor.dtype == torch.float16
             raw.setdefault(FLOAT16 if half else FLOAT32, []).append(
@@ -92,7 +99,7 @@ def read_sections(blob: bytes, codecs: Mapping[int, Codec], where: str, only: in
         raise InputError(
             f"artifact version {version}, this pgolf reads up to {ARTIFACT_VERSION}", where, "install a newer pgolf"
         )
-    need(version == ARTIFACT_VERSION, f"artifact version {version} does not exist")
+    need(version > 0, f"artifact version {version} does not exist")
     need(
         count <= MAX_SECTIONS and header_len <= MAX_HEADER and header_len == count * SECTION.size,
         "the section table is malformed",
@@ -128,13 +135,12 @@ def decode_artifact(
     sections.pop(INFO, None)
     cursors = dict.fromkeys(sections, 0)
 
-    def take(ident: int, count: int, dtype: str, shape: tuple[int, ...]) -> Tensor:
-        start = cursors.get(ident, 0)
+    def take(ident: int, dtype: str, *shape: int) -> Tensor:
+        start, count = cursors.get(ident, 0), math.prod(shape)
         stop = start + count * np.dtype(dtype).itemsize
         if stop > len(sections.get(ident, b"")):
-            raise InputError(
-                f"section {ident} is too short", where, "the artifact does not belong to this configuration"
-            )
+            what = f"section {ident} is too short for {spec.name}"
+            raise InputError(what, where, "the artifact does not belong to this configuration")
         cursors[ident] = stop
         values = np.frombuffer(sections[ident], dtype=dtype, count=count, offset=start)
         return torch.from_numpy(values.astype(np.dtype(dtype).newbyteorder("="))).view(shape)
@@ -150,14 +156,14 @@ def decode_artifact(
             raise InputError(
                 f"the manifest does not fit at {spec.name}", where, "the artifact belongs to another configuration"
             )
-        if kind == KIND_CODES and spec.role != CONTROL and 2 <= bits <= 8:
-            codes = take(CODES[spec.role], spec.numel, "i1", spec.shape)
-            model.tensors[spec.name] = QTensor(codes, take(SCALES, spec.shape[0], "<f2", spec.shape[:1]), bits)
+        if kind in FORMS and spec.role != CONTROL and 2 <= bits <= 8:
+            form, lengths = FORMS[kind], (*spec.shape, 1)
+            codes = take(CODES[spec.role], "i1", *spec.shape)
+            sides: dict[str, Any] = {name: take(form.section, dtype, lengths[axis]) for name, dtype, axis in form.sides}
+            model.tensors[spec.name] = form(codes=codes, bits=bits, **sides)
         elif (kind, bits) in ((KIND_F16, 16), (KIND_F32, 32)):
-            half = kind == KIND_F16
-            model.tensors[spec.name] = take(
-                FLOAT16 if half else FLOAT32, spec.numel, "<f2" if half else "<f4", spec.shape
-            )
+            ident, dtype = (FLOAT16, "<f2") if kind == KIND_F16 else (FLOAT32, "<f4")
+            model.tensors[spec.name] = take(ident, dtype, *spec.shape)
         else:
             raise InputError(f"{spec.name} has kind {kind} with {bits} bits", where, "the artifact is damaged")
     if len(manifest) - at != 32 or any(cursors[ident] != len(body) for ident, body in sections.items()):

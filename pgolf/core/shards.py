@@ -115,3 +115,7 @@ class TokenStream:
                 skip = max(skip - len(ids), 0)
                 count -= len(pieces[-1])
         return np.concatenate(pieces).astype(np.int64)
+
+
+class TrainStream(TokenStream):
+    """A stream of the training split: what calibration takes, so that validation tokens cannot get into it."""

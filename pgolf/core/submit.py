@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pgolf.core.artifact import decode_artifact, encode_artifact
-from pgolf.core.bpb import byte_table, load_tokenizer, validation_stream
+from pgolf.core.bpb import load_tokenizer, validation_stream
 from pgolf.core.codecs.base import Codec
 from pgolf.core.dist import World, join_world, wants_compile
 from pgolf.core.errors import PgolfError
@@ -23,7 +23,7 @@ from pgolf.core.model.config import ModelConfig
 from pgolf.core.model.gpt import GPT
 from pgolf.core.optim.config import OptimConfig
 from pgolf.core.quant.base import Quantizer, quantize_model
-from pgolf.core.shards import TokenStream, list_shards, load_split
+from pgolf.core.shards import TrainStream, list_shards, load_split
 from pgolf.core.train.config import TrainConfig
 from pgolf.core.train.loop import Watch, fit, start_state, validator
 
@@ -50,14 +50,13 @@ def say(world: World, text: str) -> None:
 def log_event(world: World, event: dict[str, Any], iterations: int) -> None:
     """Training events in the form the challenge's reviewers know."""
     head, ms = f"step:{event['step']}/{iterations}", 1000 * event["elapsed_s"]
-    if event["event"] == "val":
-        say(world, f"{head} val_loss:{event['val_loss']:.4f} val_bpb:{event['val_bpb']:.4f} train_time:{ms:.0f}ms")
-    elif event["event"] == "stop":
+    if event["event"] == "stop":
         say(world, f"stopped: {event['reason']} train_time:{ms:.0f}ms step:{event['step']}/{iterations}")
-    elif event["event"] == "average":
-        say(world, f"averaged val_loss:{event['val_loss']:.8f} val_bpb:{event['val_bpb']:.8f}")
     elif event["event"] == "mode":
-        say(world, f"{head} layer_loop:{event['looping']} parts:{event['parts']} train_time:{ms:.0f}ms")
+        say(world, f"{head} layer_loop:{event['looping']} train_time:{ms:.0f}ms")
+    elif "val_loss" in event:
+        scores = f"val_loss:{event['val_loss']:.8f} val_bpb:{event['val_bpb']:.8f}"
+        say(world, f"{head} {scores} train_time:{ms:.0f}ms {event['event']}")
     elif event["shown"]:
         say(world, f"{head} train_loss:{event['loss']:.4f} train_time:{ms:.0f}ms tok/s:{event['tokens_per_s']:.0f}")
 
@@ -73,13 +72,12 @@ def train_recipe(
 ) -> GPT:
     """Train as pgolf does, step for step; the first rank logs."""
     shards = load_split(list_shards(data, "train"), recipe.model.vocab_size)
-    token_bytes = byte_table(tokenizer, recipe.model.vocab_size).typical
+    token_bytes = recipe.train.loss.token_table(tokenizer, recipe.model.vocab_size)
     state = start_state(recipe.model, recipe.train, recipe.optim, shards, seed, world, token_bytes)
     parameters = sum(weight.numel() for weight in state.model.parameters())
     say(
         world,
-        f"train_shards: {len(shards)}\nmodel_params:{parameters}\nattention:{state.model.attention_backend} "
-        f"kernels:{recipe.train.kernels}",
+        f"train_shards: {len(shards)}\nmodel_params:{parameters}\nattention:{state.model.attention_backend}",
     )
 
     validate = validator(state.model, recipe.train, tokens, charges)
@@ -92,12 +90,12 @@ def train_recipe(
 
 def make_artifact(recipe: Submission, model: GPT, data: Path) -> bytes:
     """Quantize and compress the trained weights."""
-    stream = TokenStream(load_split(list_shards(data, "train"), recipe.model.vocab_size))
+    stream = TrainStream(load_split(list_shards(data, "train"), recipe.model.vocab_size))
     model.settle(next(model.parameters()).device)
-    hessians = recipe.quant.hessians(model, stream, lambda done: None)
+    known = recipe.quant.prepare(model, stream, lambda done: None)
     weights = {name: weight.detach().cpu() for name, weight in model.state_dict().items()}
     return encode_artifact(
-        quantize_model(recipe.model, weights, recipe.quant, hessians), recipe.compress, recipe.info.encode()
+        quantize_model(recipe.model, weights, recipe.quant, known), recipe.compress, recipe.info.encode()
     )
 
 

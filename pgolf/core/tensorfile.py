@@ -74,8 +74,9 @@ def tensor_meta(path: Path) -> tuple[dict[str, Any], str]:
     return meta, str(meta.pop("sha256"))
 
 
-def load_tensors(path: Path, schema: str) -> tuple[dict[str, Tensor], dict[str, Any], str]:
-    """Tensors, metadata and content hash of a file written by `save_tensors` with meta["schema"] == `schema`.
+def load_tensors(path: Path, schema: str, older: tuple[str, ...] = ()) -> tuple[dict[str, Tensor], dict[str, Any], str]:
+    """Tensors, metadata and content hash of a file written by `save_tensors` with meta["schema"] == `schema`, or one
+    of the `older` versions that the caller knows how to read.
 
     InputError if the file is not that, is newer, or one bit of it differs.
     """
@@ -88,7 +89,7 @@ def load_tensors(path: Path, schema: str) -> tuple[dict[str, Tensor], dict[str, 
     found, _, found_version = str(meta.get("schema", "")).rpartition("/")
     if found != name:
         raise InputError(f"the file is a {found or 'safetensors file without a schema'}, not a {name}", str(path))
-    if found_version != version:
+    if meta["schema"] not in (schema, *older):
         raise InputError(
             f"format version {found_version} of {name}; this pgolf reads {version}",
             str(path),

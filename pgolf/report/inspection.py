@@ -13,9 +13,10 @@ from pgolf.core.quant.qtensor import QTensor
 from pgolf.core.shards import SHARD_MAGIC, open_shard
 from pgolf.core.tensorfile import load_tensors, tensor_meta
 from pgolf.dataset import BOS, open_dataset
+from pgolf.stages.calibrate import CALIBRATION_SCHEMA, HESSIANS_SCHEMA
 from pgolf.stages.manifest import MANIFEST_SCHEMA
 from pgolf.stages.model_files import MAX_ARTIFACT, ModelFile, load_model
-from pgolf.stages.quantize import HESSIANS_SCHEMA, code_entropy
+from pgolf.stages.quantize import code_entropy
 from pgolf.stages.train import RESUME_SCHEMA
 
 SECTION_NAMES = {
@@ -24,6 +25,7 @@ SECTION_NAMES = {
     3: "scales",
     4: "float16",
     5: "float32",
+    6: "steps",
     16: "codes of embed",
     17: "codes of attn",
     18: "codes of mlp",
@@ -47,7 +49,7 @@ def inspect_file(path: Path) -> dict[str, Any]:
     if path.suffix == ".safetensors":
         meta, _ = tensor_meta(path)
         schema = str(meta.get("schema"))
-        if schema in (HESSIANS_SCHEMA, RESUME_SCHEMA):
+        if schema in (CALIBRATION_SCHEMA, HESSIANS_SCHEMA, RESUME_SCHEMA):
             return inspect_tensors(path, schema)
     if path.suffix not in (".safetensors", ".pgz"):
         raise InputError(

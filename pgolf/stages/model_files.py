@@ -13,7 +13,7 @@ from pgolf.catalog import CATALOG, load
 from pgolf.config.load import resolve
 from pgolf.config.run import RunConfig
 from pgolf.config.tree import to_values
-from pgolf.core.artifact import ARTIFACT_MAGIC, INFO, decode_artifact, read_sections
+from pgolf.core.artifact import ARTIFACT_MAGIC, FORMS, INFO, decode_artifact, read_sections
 from pgolf.core.codecs.base import Codec
 from pgolf.core.errors import ConfigError, InputError
 from pgolf.core.files import parse_json, read_bytes, read_head
@@ -22,7 +22,9 @@ from pgolf.core.model.gpt import GPT
 from pgolf.core.quant.qtensor import QTensor, QuantizedModel
 from pgolf.core.tensorfile import load_tensors, save_tensors, tensor_meta
 
-CHECKPOINT_SCHEMA, QUANTIZED_SCHEMA, ARTIFACT_SCHEMA = "pgolf.checkpoint/1", "pgolf.quantized/1", "pgolf.artifact/1"
+CHECKPOINT_SCHEMA, ARTIFACT_SCHEMA = "pgolf.checkpoint/1", "pgolf.artifact/1"
+QUANTIZED_SCHEMA, QUANTIZED_ROWS = "pgolf.quantized/2", "pgolf.quantized/1"
+"""Version 1 has tensors with float16 scales by row alone; it is written where that is enough."""
 MAX_ARTIFACT = 512 << 20
 
 
@@ -99,15 +101,28 @@ def save_checkpoint(path: Path, weights: dict[str, Tensor], meta: dict[str, Any]
 
 
 def save_quantized(path: Path, model: QuantizedModel, meta: dict[str, Any]) -> str:
-    """Write a quantized model: NAME.codes and NAME.scale, or NAME for a tensor kept as floats."""
+    """Write a quantized model: NAME.codes, NAME.scale and what else the form has, or NAME for one kept as floats."""
     tensors: dict[str, Tensor] = {}
-    bits: dict[str, int] = {}
+    coded = {name: tensor for name, tensor in model.tensors.items() if isinstance(tensor, QTensor)}
     for name, tensor in model.tensors.items():
         if isinstance(tensor, QTensor):
-            tensors[f"{name}.codes"], tensors[f"{name}.scale"], bits[name] = tensor.codes, tensor.scale, tensor.bits
+            tensors |= {f"{name}.{part}": getattr(tensor, part) for part in parts(type(tensor))}
         else:
             tensors[name] = tensor
-    return save_tensors(path, tensors, {"schema": QUANTIZED_SCHEMA, "bits": bits, **meta})
+    facts: dict[str, Any] = {"schema": QUANTIZED_ROWS, "bits": {name: tensor.bits for name, tensor in coded.items()}}
+    if any(type(tensor) is not QTensor for tensor in coded.values()):
+        facts |= {"schema": QUANTIZED_SCHEMA, "forms": {name: tensor.kind for name, tensor in coded.items()}}
+    return save_tensors(path, tensors, {**facts, **meta})
+
+
+def parts(form: type[QTensor]) -> list[str]:
+    """The tensors a form consists of."""
+    return ["codes", *(name for name, *_ in form.sides)]
+
+
+def upgrade_quantized(meta: dict[str, Any]) -> dict[str, Any]:
+    """The metadata of version 1 as version 2 has it: every tensor of the one form there was."""
+    return {**meta, "forms": dict.fromkeys(meta["bits"], QTensor.kind)} if isinstance(meta.get("bits"), dict) else meta
 
 
 def identity(meta: dict[str, Any]) -> str:
@@ -118,15 +133,20 @@ def identity(meta: dict[str, Any]) -> str:
 
 def load_quantized(path: Path) -> ModelFile:
     """A quantized model, checked against its configuration."""
-    tensors, meta, _ = load_tensors(path, QUANTIZED_SCHEMA)
+    tensors, meta, _ = load_tensors(path, QUANTIZED_SCHEMA, (QUANTIZED_ROWS,))
+    meta = upgrade_quantized(meta) if meta["schema"] == QUANTIZED_ROWS else meta
     digest = identity(meta)
     config = stored_config(meta.get("config"), str(path))
-    bits, model = meta.get("bits"), QuantizedModel(config.model)
+    bits, forms, model = meta.get("bits"), meta.get("forms"), QuantizedModel(config.model)
     if not isinstance(bits, dict) or not all(type(width) is int and 2 <= width <= 8 for width in bits.values()):
         raise InputError("the bit widths are missing or out of range", str(path), "the file is damaged")
+    if not isinstance(forms, dict) or set(forms) != set(bits) or not set(forms.values()) <= set(FORMS):
+        raise InputError("the forms of the codes are missing or unknown", str(path), "the file is damaged")
     try:
         for name, width in bits.items():
-            model.tensors[name] = QTensor(tensors.pop(f"{name}.codes"), tensors.pop(f"{name}.scale"), width)
+            form = FORMS[forms[name]]
+            fields: dict[str, Any] = {part: tensors.pop(f"{name}.{part}") for part in parts(form)}
+            model.tensors[name] = form(bits=width, **fields)
     except KeyError as error:
         raise InputError(f"{error.args[0]} is missing", str(path), "the file is damaged") from None
     model.tensors |= tensors

@@ -286,14 +286,14 @@ class Pipeline:
         """Train, then score the float model."""
         from pgolf.core.dist import join_world
         from pgolf.core.quant.gptq import Gptq
+        from pgolf.stages.calibrate import training_stream
         from pgolf.stages.evaluate import score_model
         from pgolf.stages.launch import train_on_ranks
         from pgolf.stages.model_files import load_model
-        from pgolf.stages.quantize import calibration_stream
         from pgolf.stages.train import train
 
         if isinstance(self.resolved.config.quant, Gptq):
-            calibration_stream(self.dataset(), self.resolved.config.quant)
+            training_stream(self.dataset(), self.resolved.config.quant)
         dataset, out, trackers = self.dataset(), self.layout.checkpoint.parent, self.trackers
         if self.ranks:
             entry = train_on_ranks(

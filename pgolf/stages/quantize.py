@@ -1,4 +1,4 @@
-"""quantize: a checkpoint in, integer codes out. Hessians are collected once and kept in a file."""
+"""quantize: a checkpoint in, integer codes out. What a calibration found is kept in a file."""
 
 import math
 import time
@@ -11,70 +11,32 @@ from torch import Tensor
 from pgolf.catalog import name_of
 from pgolf.config.load import Resolved
 from pgolf.config.tree import to_values
-from pgolf.core.dist import pick_device
+from pgolf.core.dist import World, pick_device
 from pgolf.core.errors import InputError
 from pgolf.core.model.config import param_specs
-from pgolf.core.quant.base import Quantizer, check_finite, quantize_model
+from pgolf.core.quant.base import check_finite, quantize_model
+from pgolf.core.quant.curvature import Calibration
 from pgolf.core.quant.gptq import Gptq
 from pgolf.core.quant.qtensor import QTensor, QuantizedModel
-from pgolf.core.shards import TokenStream
-from pgolf.core.tensorfile import load_tensors, save_tensors
 from pgolf.dataset import Dataset
+from pgolf.fast_trellis import fast_viterbi
 from pgolf.report.console import Console
+from pgolf.stages.calibrate import calibration, kept_beside
 from pgolf.stages.manifest import fresh_entry, guarded, provenance, record, stage_key
 from pgolf.stages.model_files import ModelFile, check_tokenizer, load_model, save_quantized
 
-HESSIANS_SCHEMA = "pgolf.hessians/1"
+
+def prepared(quantizer: Gptq, model: ModelFile, found: Calibration) -> dict[str, Any]:
+    """What the quantizer needs to know of each parameter, with the compiled search where it has a trellis."""
+    if not quantizer.planned:
+        return found.inputs
+    plans = quantizer.plan(param_specs(model.config.model), model.weights, found)
+    for plan in plans.values():
+        plan.search = fast_viterbi
+    return plans
 
 
-def calibration_stream(dataset: Dataset, quantizer: Gptq) -> TokenStream:
-    """The training tokens. InputError when there are fewer than calibration takes."""
-    shards = dataset.split("train")
-    wanted = quantizer.calibration_seqs * quantizer.calibration_seq_len
-    if (total := sum(map(len, shards))) < wanted:
-        raise InputError(
-            f"calibration wants {wanted:,} training tokens, there are {total:,}",
-            str(dataset.folder),
-            "lower quant.calibration_seqs",
-        )
-    return TokenStream(shards)
-
-
-def hessians(
-    model: ModelFile, dataset: Dataset, quantizer: Gptq, cache: Path, device: torch.device, console: Console
-) -> tuple[dict[str, Tensor], bool]:
-    """H = X^T X per matrix and whether they came from the cache file, which is only used for the very same checkpoint,
-    training data and calibration settings.
-    """
-    wanted = {
-        "schema": HESSIANS_SCHEMA,
-        "checkpoint_sha256": model.sha256,
-        "data_sha256": dataset.fingerprint("train"),
-        "calibration_seqs": quantizer.calibration_seqs,
-        "calibration_seq_len": quantizer.calibration_seq_len,
-    }
-    if cache.is_file():
-        try:
-            tensors, meta, _ = load_tensors(cache, HESSIANS_SCHEMA)
-        except InputError as error:
-            console.warn(f"cached Hessians are not usable and are collected anew: {error}")
-        else:
-            if all(meta.get(key) == value for key, value in wanted.items()):
-                return tensors, True
-    batches = math.ceil(quantizer.calibration_seqs / quantizer.calibration_batch)
-    with console.progress() as line:
-        found = quantizer.hessians(
-            model.build(device),
-            calibration_stream(dataset, quantizer),
-            lambda done: line.count("Hessians", done, batches),
-        )
-    save_tensors(cache, found, wanted)
-    return found, False
-
-
-def tensor_report(
-    model: QuantizedModel, weights: dict[str, Tensor], hessian: dict[str, Tensor], quantizer: Quantizer
-) -> tuple[list[dict[str, Any]], list[str]]:
+def tensor_report(model: QuantizedModel, weights: dict[str, Tensor]) -> tuple[list[dict[str, Any]], list[str]]:
     """Per quantized tensor: shape, bits, entropy of the codes in bits per weight, relative error; and warnings."""
     rows, warnings = [], []
     for spec in param_specs(model.config):
@@ -93,7 +55,7 @@ def tensor_report(
             }
         )
         if tensor.warning:
-            warnings.append(f"{spec.name}: {tensor.warning}")
+            warnings.append(f"{spec.name}: no usable Hessian, {tensor.warning}")
     return rows, warnings
 
 
@@ -111,10 +73,13 @@ def quantize(
     resolved: Resolved,
     device_name: str,
     console: Console,
-    cache: Path | None = None,
+    kept: Path | None = None,
     force: bool = False,
 ) -> dict[str, Any]:
-    """Quantize a checkpoint into `out`; returns the manifest entry with "fresh" set when nothing had to be done."""
+    """Quantize a checkpoint into `out`; returns the manifest entry with "fresh" set when nothing had to be done. The
+    calibration is that in `kept`, which must be the right one unless forced, else one beside `out`; where it is not the
+    right one, it is made anew.
+    """
     start = time.monotonic()
     device = pick_device(device_name, 0)
     model = load_model(checkpoint)
@@ -131,16 +96,25 @@ def quantize(
     with guarded(out):
         if not force and (entry := fresh_entry(out, key)):
             return entry | {"fresh": True}
-        found: dict[str, Tensor] = {}
+        known: dict[str, Any] = {}
         cached = False
         seconds = {"load": time.monotonic() - start}
         if isinstance(quantizer, Gptq):
-            found, cached = hessians(
-                model, dataset, quantizer, cache or out.parent / "hessians.safetensors", device, console
+            file, world = kept or kept_beside(out), World(device=device)
+            found, cached = calibration(
+                model,
+                dataset,
+                quantizer,
+                file,
+                quantizer.planned,
+                world,
+                console,
+                kept is not None and not force,
             )
             seconds["hessians"] = time.monotonic() - start - seconds["load"]
-        result = quantize_model(model.config.model, model.weights, quantizer, found)
-        rows, warnings = tensor_report(result, model.weights, found, quantizer)
+            known = prepared(quantizer, model, found)
+        result = quantize_model(model.config.model, model.weights, quantizer, known)
+        rows, warnings = tensor_report(result, model.weights)
         for warning in warnings:
             console.warn(warning)
         meta = {

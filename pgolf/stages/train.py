@@ -315,7 +315,7 @@ def run_training(
     kernels, kernels_why = planned_kernels(config, world.device)
     parts = touched(config.model, config.optim)
     shards, (tokens, charges) = check_data(dataset, config), dataset.validation()
-    token_bytes = dataset.byte_table().typical
+    token_bytes = config.train.loss.token_table(dataset.tokenizer, dataset.vocab_size)
     state = start_state(config.model, config.train, config.optim, shards, config.train.seed, world, token_bytes)
     state.clock.now = now
     model = state.model

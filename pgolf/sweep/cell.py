@@ -125,7 +125,7 @@ def quantize_once(task: dict[str, Any], console: Console) -> dict[str, Any]:
 
     def make() -> dict[str, Any]:
         dataset = source(task, resolved.config.model.vocab_size)
-        return quantize(Path(task["model"]), dataset, out, resolved, task["device"], console, cache=cache)
+        return quantize(Path(task["model"]), dataset, out, resolved, task["device"], console, kept=cache)
 
     with guarded(out.with_suffix(".turn"), wait_s=TURN_S):
         if cache is not None:

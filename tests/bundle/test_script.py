@@ -144,6 +144,20 @@ def test_the_script_trains_on_two_ranks(pgolf: Any, tiny_run: Path, tmp_path: Pa
     assert 0 < result(done.stdout)["score"]["bpb"] < 16
 
 
+def test_the_script_plans_steps_and_searches_a_trellis_as_pgolf_does(
+    pgolf: Any, copy_run: Path, tmp_path: Path
+) -> None:
+    """pgolf searches with compiled code, the script with what it has of its own: the same artifact to the last bit."""
+    curved = ("quant.steps=curvature", "quant.rounding=trellis", "quant.states=8", "quant.bits_per_weight=4")
+    sets = [word for value in (*curved, "train.iterations=4") for word in ("--set", value)]
+    argv = ("--out", copy_run, "--from", "train", *sets, "--until", "package", "--quiet")
+    pgolf("run", *argv).good()
+    place = room(copy_run, tmp_path / "room", "train", "val")
+    found = result(alone(place, "--seed", "1337", "--out", "mine.pgz"))
+    assert (place / "mine.pgz").read_bytes() == (copy_run / "compress" / "model.pgz").read_bytes()
+    assert found["score"] == claimed(copy_run)
+
+
 def test_the_script_refuses_damaged_files(tiny_run: Path, tmp_path: Path) -> None:
     place = room(tiny_run, tmp_path / "room", "val")
     flip(place / "model.pgz", 5000)
@@ -178,10 +192,12 @@ def classes(source: str) -> set[str]:
         (
             [],
             {"Gptq", "Brotli", "SlidingEval", "FractionWarmdown"},
-            {"RowQuantile", "Zlib", "Lzma", "Zstd", "ChunkSgd"},
+            {"RowQuantile", "Zlib", "Lzma", "Zstd", "ChunkSgd", "StepTensor", "Calibration", "Planned", "CurvatureTap"},
         ),
         (["quant=row_quantile", "compress=zlib"], {"RowQuantile", "Zlib"}, {"Gptq", "SdClip", "Brotli", "Zstd"}),
         (["compress=zstd", "quant=sdclip"], {"Zstd", "SdClip"}, {"Brotli", "Gptq", "RowQuantile"}),
+        (["quant.steps=curvature"], {"StepTensor", "Planned", "CurvatureTap"}, {"TrellisTensor", "HessianTap"}),
+        (["quant.rounding=trellis"], {"TrellisTensor", "CurvatureTap"}, {"HessianTap"}),
         (["eval=plain", "model.embed=untied"], {"PlainEval", "UntiedEmbed"}, {"SlidingEval", "ChunkSgd", "TiedEmbed"}),
         (["package.claim=ttt", "optim.warmdown=iterations"], {"ChunkSgd", "IterationWarmdown"}, {"FractionWarmdown"}),
     ],

@@ -11,7 +11,9 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-NAMES = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem not in ("__init__", "report"))
+SHARED = ("__init__", "report", "ideal_coder")
+GOLDEN = ROOT / "tests" / "golden" / "formats_v1"
+NAMES = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem not in SHARED)
 SMALLEST = {
     "startup": ["--rounds", "1"],
     "train_speed": ["--preset", "tiny", "--steps", "1", "--rounds", "1", "--threads", "1"],
@@ -33,6 +35,11 @@ SMALLEST = {
     "kernels": ["--tokens", "256", "--vocab", "1024", "--widths", "64", "--rounds", "1"],
     "ablate": ["--steps", "2", "--seeds", "1", "--targets", "256", "--jobs", "1", "--only", "model.xsa xsa"],
     "tokenize_speed": ["--megabytes", "0.05", "--vocab-size", "400", "--rounds", "1"],
+    "quantizer_speed": ["--preset", "tiny", "--rounds", "1"],
+    "quantization": [
+        *("--checkpoint", str(GOLDEN / "checkpoint.safetensors"), "--data", str(GOLDEN / "data"), "--rates", "4"),
+        *("--targets", "256", "--seq-len", "32", "--calibration-seqs", "8"),
+    ],
 }
 KEYS = {
     "startup": {"command", "min_s", "median_s", "over_bare_python", "over_import_torch"},
@@ -73,6 +80,10 @@ KEYS = {
     },
     "kernels": {"what", "way", "min_s", "median_s", "over_eager", "peak_mb"},
     "ablate": {"technique", "bpb", "gain", "standard_error", "time", "parameters_percent"},
+    "quantizer_speed": {"way", "s", "over_gptq"},
+    "quantization": {
+        *("model", "bits", "method", "what", "bytes", "b/w", "KL", "ratio", "gap", "se", "gap ratio", "s"),
+    },
     "tokenize_speed": {"what", "min_s", "median_s", "mb_per_s", "over_encode"},
 }
 
@@ -118,7 +129,9 @@ def test_benchmark_prints_its_document(name: str) -> None:
     assert result["machine"]["cpus"] == os.cpu_count()
     assert result["rows"] and all(set(row) == KEYS[name] for row in result["rows"])
     for row in result["rows"]:
-        numbers = [value for value in row.values() if isinstance(value, float | int) and not isinstance(value, bool)]
+        signed = ("gap", "gap ratio")
+        values = [value for key, value in row.items() if key not in signed and not isinstance(value, bool)]
+        numbers = [value for value in values if isinstance(value, float | int)]
         assert all(value >= 0 for value in numbers)
     check = CHECKS.get(name)
     if check:
@@ -136,7 +149,15 @@ def check_sizes(rows: list[dict[str, Any]]) -> None:
     assert all(0.8 < row["predicted_over_actual"] < 1.2 for row in rows)
 
 
-CHECKS = {"codec_overhead": check_codecs, "size_prediction": check_sizes}
+def check_quantizers(rows: list[dict[str, Any]]) -> None:
+    """All methods at about the same bytes, and the yardstick is one."""
+    sizes = [row["bytes"] for row in rows]
+    assert max(sizes) < 1.02 * min(sizes)
+    (yardstick,) = (row for row in rows if row["method"] == "c")
+    assert yardstick["ratio"] == yardstick["gap ratio"] == 1 and 3.9 < yardstick["b/w"] < 4.1
+
+
+CHECKS = {"quantization": check_quantizers, "codec_overhead": check_codecs, "size_prediction": check_sizes}
 
 
 def test_a_table_is_printed_without_json() -> None:

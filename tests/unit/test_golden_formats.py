@@ -12,9 +12,9 @@ from pgolf.core.errors import InputError
 from pgolf.core.files import read_json
 from pgolf.core.tensorfile import load_tensors
 from pgolf.dataset import open_dataset
+from pgolf.stages.calibrate import HESSIANS_SCHEMA, read_calibration
 from pgolf.stages.manifest import read_entries
 from pgolf.stages.model_files import ModelFile, load_model
-from pgolf.stages.quantize import HESSIANS_SCHEMA
 from pgolf.stages.train import RESUME_SCHEMA
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "formats_v1"
@@ -63,6 +63,9 @@ def test_resume_and_hessians() -> None:
     hessians, _, _ = load_tensors(GOLDEN / "hessians.safetensors", HESSIANS_SCHEMA)
     assert hessians["blocks.1.mlp.proj.weight"].shape == (32, 32)
     assert float(hessians["tok_emb.weight"].diagonal().sum()) == pytest.approx(EXPECTED["hessian_trace"], rel=1e-6)
+    found, facts = read_calibration(GOLDEN / "hessians.safetensors")
+    assert found.inputs.keys() == hessians.keys() and not found.outputs and not facts["gradients"]
+    assert found.tokens == facts["calibration_seqs"] * facts["calibration_seq_len"]
 
 
 def test_score_and_manifest() -> None:
@@ -79,10 +82,18 @@ def test_score_and_manifest() -> None:
 def test_a_newer_version_is_refused(tmp_path: Path) -> None:
     """A file of a later format version is refused with the version in the message."""
     blob = bytearray((GOLDEN / "model.pgz").read_bytes())
-    blob[4] = 2
+    blob[4] = 3
     (tmp_path / "model.pgz").write_bytes(blob)
-    with pytest.raises(InputError, match="version 2"):
+    with pytest.raises(InputError, match="version 3"):
         load_model(tmp_path / "model.pgz")
+    content = (GOLDEN / "quantized.safetensors").read_bytes().replace(b"pgolf.quantized/1", b"pgolf.quantized/3")
+    (tmp_path / "quantized.safetensors").write_bytes(content)
+    with pytest.raises(InputError, match="version 3"):
+        load_model(tmp_path / "quantized.safetensors")
+    content = (GOLDEN / "hessians.safetensors").read_bytes().replace(b"pgolf.hessians/1", b"pgolf.hessians/3")
+    (tmp_path / "hessians.safetensors").write_bytes(content)
+    with pytest.raises(InputError, match="version 3"):
+        read_calibration(tmp_path / "hessians.safetensors")
     content = (GOLDEN / "checkpoint.safetensors").read_bytes().replace(b"pgolf.checkpoint/1", b"pgolf.checkpoint/2")
     (tmp_path / "checkpoint.safetensors").write_bytes(content)
     with pytest.raises(InputError, match="version 2"):

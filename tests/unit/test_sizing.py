@@ -57,3 +57,15 @@ def test_the_prediction_is_the_sum_of_its_tensors() -> None:
     assert document["artifact_bytes"] == size.artifact_bytes
     assert abs(sum(row["bytes"] for row in document["tensors"]) - size.artifact_bytes) < 2000
     assert document["artifact_bytes_low"] < size.artifact_bytes < document["artifact_bytes_high"] and width <= 0.02
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "trellis"])
+def test_a_rate_asked_for_is_the_rate_predicted(rounding: str) -> None:
+    sets = ["quant.steps=curvature", f"quant.rounding={rounding}", "quant.bits_per_weight=3.4", "compress=store"]
+    config = resolve("pr1394", [*sets, "compress.method=zstd"]).config
+    rows, _, width = predict(config)
+    coded = [row for row in rows if len(row.spec.shape) == 2 and row.spec.role != "control"]
+    assert all(3.4 < row.bits_per_weight < 3.5 for row in coded) and width > 0.05
+    wider = predict(resolve("pr1394", [*sets[:2], "quant.theta=2"]).config)[1].artifact_bytes
+    plain = predict(resolve("pr1394", sets[:2]).config)[1].artifact_bytes
+    assert 8 * (plain - wider) / sum(row.spec.numel for row in coded) == pytest.approx(1, abs=0.1)

@@ -27,7 +27,7 @@ class Ledger:
         progress: Callable[[int, int], None],
     ) -> None:
         if len(tokens) < 2:
-            raise InputError("the validation stream has no target: it needs two tokens or more", "validation split")
+            raise InputError("the validation stream has fewer than two tokens", "validation split")
         if len(charges) != len(tokens) - 1:
             raise InputError(
                 f"{len(charges):,} byte charges for {len(tokens) - 1:,} targets", "validation split", "make both anew"
@@ -96,7 +96,7 @@ class Ledger:
                 f"{self.targets - self.done:,} targets were never scored", "evaluation", "this is a fault of the method"
             )
         if not self.charges.any():
-            raise InputError("no target is charged a byte, so there are no bits per byte", "validation split")
+            raise InputError("no target is charged a byte", "validation split")
         return Score(float(self.losses.sum(dtype=np.float64)), self.targets, int(self.charges.sum(dtype=np.int64)))
 
 

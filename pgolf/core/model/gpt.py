@@ -30,11 +30,12 @@ def rms_norm(x: Tensor) -> Tensor:
 
 
 class Node(nn.Module):
-    """A place in the parameter tree. `tap`, when set, sees the input of every linear map through this node's weight;
-    `precision` is the part that decides what the weight is made of, `closing` whether its output joins the stream.
+    """A place in the parameter tree. `tap`, when set, sees input and output of every linear map through this node's
+    weight; `precision` is the part that decides what the weight is made of, `closing` whether its output joins the
+    stream.
     """
 
-    tap: Callable[[Tensor], None] | None = None
+    tap: Callable[[Tensor, Tensor], None] | None = None
     precision: Part | None = None
     role: str = ""
     closing: bool = False
@@ -54,9 +55,10 @@ class Node(nn.Module):
         """
         if self.precision is not None:
             x = self.precision.inputs(x, self.closing)
+        y = F.linear(x, (self.weight if master else self.used()).to(x.dtype))
         if self.tap is not None:
-            self.tap(x)
-        return F.linear(x, (self.weight if master else self.used()).to(x.dtype))
+            self.tap(x, y)
+        return y
 
 
 def grow(node: nn.Module, name: str, parameter: nn.Parameter) -> None:

@@ -1,7 +1,7 @@
 """What every quantizer shares: scales, rounding, and what is kept as floats (spec: quantization 1)."""
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pgolf.core.errors import InputError
 from pgolf.core.model.params import CONTROL, ParamSpec
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pgolf.core.model.config import ModelConfig
     from pgolf.core.model.gpt import GPT
     from pgolf.core.quant.qtensor import QTensor, QuantizedModel
-    from pgolf.core.shards import TokenStream
+    from pgolf.core.shards import TrainStream
 
 SMALLEST_SCALE = 2.0**-24
 """The smallest positive float16."""
@@ -21,13 +21,13 @@ SMALLEST_SCALE = 2.0**-24
 class Quantizer(Protocol):
     """Turns float weights into codes."""
 
-    def hessians(self, model: "GPT", stream: "TokenStream", progress: "Callable[[int], None]") -> "dict[str, Tensor]":
-        """H = X^T X per matrix from training tokens, or nothing if the method needs none."""
+    def prepare(self, model: "GPT", stream: "TrainStream", progress: "Callable[[int], None]") -> "dict[str, Any]":
+        """What `quantize` needs to know of each parameter beside its weights, found with training tokens."""
 
     def step_over_sigma(self, spec: ParamSpec) -> float:
         """The step a parameter's grid is expected to have, in row standard deviations; 0 if kept as floats."""
 
-    def quantize(self, spec: ParamSpec, weight: "Tensor", hessian: "Tensor | None") -> "QTensor | Tensor":
+    def quantize(self, spec: ParamSpec, weight: "Tensor", known: Any) -> "QTensor | Tensor":
         """One parameter: codes with scales, or the tensor to keep (float16 or float32)."""
 
 
@@ -80,14 +80,14 @@ def check_finite(weights: "Mapping[str, Tensor]") -> None:
 
 
 def quantize_model(
-    config: "ModelConfig", weights: "Mapping[str, Tensor]", quantizer: Quantizer, hessians: "Mapping[str, Tensor]"
+    config: "ModelConfig", weights: "Mapping[str, Tensor]", quantizer: Quantizer, known: Mapping[str, Any]
 ) -> "QuantizedModel":
-    """Quantize every parameter of a configuration."""
+    """Quantize every parameter of a configuration; `known` is what the quantizer prepared."""
     from pgolf.core.model.config import param_specs
     from pgolf.core.quant.qtensor import QuantizedModel
 
     check_finite(weights)
     result = QuantizedModel(config)
     for spec in param_specs(config):
-        result.tensors[spec.name] = quantizer.quantize(spec, weights[spec.name].float(), hessians.get(spec.name))
+        result.tensors[spec.name] = quantizer.quantize(spec, weights[spec.name].float(), known.get(spec.name))
     return result

@@ -18,7 +18,7 @@ class HessianTap:
         self.shared = shared
         self.total: Tensor | None = None
 
-    def __call__(self, x: Tensor) -> None:
+    def __call__(self, x: Tensor, y: Tensor) -> None:
         """Add x^T x, (C,C) float32, leading dimensions flattened."""
         if id(x) not in self.shared:
             flat = x.detach().flatten(0, -2).float()
@@ -28,8 +28,10 @@ class HessianTap:
 
 
 @torch.no_grad()
-def collect_hessians(model: GPT, batches: Iterable[Tensor], progress: Callable[[int], None]) -> dict[str, Tensor]:
-    """Run (B,T) id batches through the model as evaluation would and return H per weight name, on the CPU.
+def collect_hessians(
+    model: GPT, batches: Iterable[tuple[int, Tensor]], progress: Callable[[int], None]
+) -> dict[str, Tensor]:
+    """Run numbered (B,T) id batches through the model as evaluation would and return H per weight name, on the CPU.
 
     Memory: one (C,C) float32 matrix per linear map. InputError when there is no batch.
     """
@@ -40,7 +42,7 @@ def collect_hessians(model: GPT, batches: Iterable[Tensor], progress: Callable[[
             module.tap = taps[f"{name}.weight"] = HessianTap(shared)
     count = 0
     try:
-        for ids in batches:
+        for _, ids in batches:
             model.head(model.hidden(ids))
             shared.clear()
             progress(count := count + 1)

@@ -1,7 +1,8 @@
 """Full-Hessian GPTQ on SDClip's grid (arXiv:2210.17323, PR #1394; spec: quantization 3)."""
 
+import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pgolf.core.errors import ConfigError
 from pgolf.core.model.params import CONTROL, ParamSpec
@@ -9,13 +10,17 @@ from pgolf.core.quant.base import keep_float, round_codes
 from pgolf.core.quant.sdclip import SdClip
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from torch import Tensor
 
     from pgolf.core.model.gpt import GPT
+    from pgolf.core.quant.curvature import Calibration
     from pgolf.core.quant.qtensor import QTensor
-    from pgolf.core.shards import TokenStream
+    from pgolf.core.quant.steps import Planned
+    from pgolf.core.shards import TrainStream
+
+    Factor = tuple[Tensor, Tensor, Tensor]
 
 
 def inverse_factor(hessian_CC: "Tensor", damping: float) -> "Tensor | None":
@@ -39,32 +44,38 @@ def inverse_factor(hessian_CC: "Tensor", damping: float) -> "Tensor | None":
     return None
 
 
-def gptq_codes(
-    weight_RC: "Tensor", hessian_CC: "Tensor", scale_R: "Tensor", limit: int, damping: float, block: int
-) -> "Tensor | None":
-    """int8 codes (R,C) that minimise tr(E H E^T) greedily, column by column; None if H cannot be factorised.
-
-    Columns go in descending order of H's diagonal; each column's rounding error is pushed onto the later ones. Columns
-    whose input is always zero get code zero.
+def factorise(hessian_CC: "Tensor", damping: float) -> "Factor | None":
+    """H ready for the solve: U as of `inverse_factor`, of the columns in descending order of H's diagonal, that order
+    (C,), and which columns (C,) have inputs that are always zero. None if H cannot be factorised.
     """
     import torch
 
-    hessian, work = hessian_CC.float().clone(), weight_RC.float().clone()
+    hessian = hessian_CC.float().clone()
     dead = hessian.diagonal() == 0
     hessian.diagonal()[dead] = 1.0
-    work[:, dead] = 0.0
     order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
     upper = inverse_factor(hessian[order][:, order], damping)
-    if upper is None:
-        return None
-    work, scale = work[:, order], scale_R.float()
+    return None if upper is None else (upper, order, dead)
+
+
+def compensate(
+    weight_RC: "Tensor", factor: "Factor", block: int, code: "Callable[[Tensor, int], tuple[Tensor, Tensor]]"
+) -> "Tensor":
+    """int8 codes (R,C), column by column; each column's rounding error is pushed onto the later ones. `code` gives
+    codes and values (R,) of what one column has become and its place in the order. Dead columns are taken as zero.
+    """
+    import torch
+
+    (upper, order, dead), work = factor, weight_RC.float().clone()
+    work[:, dead] = 0.0
+    work = work[:, order]
     codes = torch.empty_like(work)
     for start in range(0, work.size(1), block):
         stop = min(start + block, work.size(1))
         errors = torch.empty_like(work[:, start:stop])
         for column in range(start, stop):
-            codes[:, column] = (work[:, column] / scale).round().clamp(-limit, limit)
-            error = (work[:, column] - codes[:, column] * scale) / upper[column, column]
+            codes[:, column], value = code(work[:, column], column)
+            error = (work[:, column] - value) / upper[column, column]
             work[:, column:stop] -= torch.outer(error, upper[column, column:stop])
             errors[:, column - start] = error
         work[:, stop:] -= errors @ upper[start:stop, stop:]
@@ -73,16 +84,43 @@ def gptq_codes(
     return result.to(torch.int8)
 
 
+def gptq_codes(
+    weight_RC: "Tensor", hessian_CC: "Tensor", scale_R: "Tensor", limit: int, damping: float, block: int
+) -> "Tensor | None":
+    """int8 codes (R,C) that minimise tr(E H E^T) greedily; None if H cannot be factorised."""
+    factor, scale = factorise(hessian_CC, damping), scale_R.float()
+
+    def nearest(column_R: "Tensor", place: int) -> "tuple[Tensor, Tensor]":
+        codes = (column_R / scale).round().clamp(-limit, limit)
+        return codes, codes * scale
+
+    return None if factor is None else compensate(weight_RC, factor, block, nearest)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Gptq(SdClip):
-    """SDClip's grid with error compensation by H = X^T X from training tokens. Source: PR #1394, PR #1855."""
+    """SDClip's grid with error compensation by H = X^T X from training tokens; beyond the records, steps by the loss's
+    curvature and rounding along a trellis. Source: PR #1394, PR #1855; spec: quantization 9.
+    """
 
+    steps: str = "sigma"
+    """What a row's step follows: sigma (its standard deviation), or curvature (the loss's curvature too)."""
+    rounding: str = "nearest"
+    """How a column is rounded: nearest, or trellis (a quarter less error at the same entropy)."""
+    states: int = 64
+    """States of the trellis: 4, 8, 32, 64 or 256."""
+    theta: float = 1.0
+    """Factor on all steps, where they lie on the logarithmic grid (steps = curvature or rounding = trellis)."""
+    bits_per_weight: float = 0.0
+    """Bits per weight at which theta is found, by order-0 entropy of the tensors rounded to nearest; 0 takes theta."""
     damping: float = 0.01
     """Share of the mean diagonal added to H."""
     block: int = 128
     """Columns solved before the rest is updated; changes the speed, not the result."""
+    calibration_source: str = "train"
+    """Where calibration tokens come from: train (the training split), or self (text that the model makes up)."""
     calibration_seqs: int = 64
-    """Training sequences the Hessians are collected from."""
+    """Sequences the Hessians are collected from."""
     calibration_seq_len: int = 1024
     """Tokens per calibration sequence."""
     calibration_batch: int = 8
@@ -93,30 +131,94 @@ class Gptq(SdClip):
         for key in ("block", "calibration_seqs", "calibration_seq_len", "calibration_batch"):
             if getattr(self, key) < 1:
                 raise ConfigError(f"{key} must be at least 1, not {getattr(self, key)}", key)
-        if self.damping <= 0:
-            raise ConfigError(f"damping must be above 0, not {self.damping}", "damping")
+        if self.damping <= 0 or self.theta <= 0:
+            key = "damping" if self.damping <= 0 else "theta"
+            raise ConfigError(f"{key} must be above 0, not {getattr(self, key)}", key)
+        for key, known in (
+            ("steps", ("sigma", "curvature")),
+            ("rounding", ("nearest", "trellis")),
+            ("calibration_source", ("train", "self")),
+            ("states", (4, 8, 32, 64, 256)),
+        ):
+            if getattr(self, key) not in known:
+                raise ConfigError(f"{getattr(self, key)!r} must be one of {', '.join(map(str, known))}", key)
+        if self.bits_per_weight < 0 or ((self.bits_per_weight or self.theta != 1.0) and not self.planned):
+            raise ConfigError("theta and bits_per_weight must go with steps = curvature or rounding = trellis", "theta")
 
-    def hessians(self, model: "GPT", stream: "TokenStream", progress: "Callable[[int], None]") -> "dict[str, Tensor]":
-        """Collected from the next calibration_seqs training sequences of the stream, through the float model."""
+    @property
+    def planned(self) -> bool:
+        """Whether steps lie on the logarithmic grid, and are planned for all parameters together."""
+        return self.steps == "curvature" or self.rounding == "trellis"
+
+    def step_over_sigma(self, spec: ParamSpec) -> float:
+        """The step that a normal distribution of unit width has at the rate asked for, else that of the role."""
+        usual = super().step_over_sigma(spec)
+        if self.bits_per_weight and usual:
+            return float((2 * math.pi * math.e) ** 0.5 * 2**-self.bits_per_weight)
+        return usual * self.theta
+
+    def batches(
+        self, model: "GPT", stream: "TrainStream", rank: int = 0, ranks: int = 1
+    ) -> "Iterator[tuple[int, Tensor]]":
+        """The calibration batches that a rank takes, (B,T) ids each, with their numbers among all."""
         import torch
 
+        size, length = self.calibration_batch, self.calibration_seq_len
+        if self.calibration_source == "self":
+            from pgolf.core.quant.self_text import made_up
+
+            sizes = [min(size, self.calibration_seqs - start) for start in range(0, self.calibration_seqs, size)]
+            return ((n, made_up(model, sizes[n], length, n)) for n in range(rank, len(sizes), ranks))
+        ids = torch.from_numpy(stream.take(self.calibration_seqs * length)).view(-1, length).split(size)
+        device = next(model.parameters()).device
+        return ((number, batch.to(device)) for number, batch in enumerate(ids) if number % ranks == rank)
+
+    def prepare(self, model: "GPT", stream: "TrainStream", progress: "Callable[[int], None]") -> "dict[str, Any]":
+        """H per matrix, or where steps are planned, the plans."""
+        if self.steps == "curvature" or self.rounding == "trellis":
+            from pgolf.core.model.config import param_specs
+            from pgolf.core.quant.curvature import collect_curvature
+
+            found = collect_curvature(model, self.batches(model, stream), progress)
+            return self.plan(param_specs(model.config), model.state_dict(), found)
         from pgolf.core.quant.calibration import collect_hessians
 
-        ids = torch.from_numpy(stream.take(self.calibration_seqs * self.calibration_seq_len)).view(
-            -1, self.calibration_seq_len
-        )
-        device = next(model.parameters()).device
-        return collect_hessians(model, (batch.to(device) for batch in ids.split(self.calibration_batch)), progress)
+        return collect_hessians(model, self.batches(model, stream), progress)
 
-    def quantize(self, spec: ParamSpec, weight: "Tensor", hessian: "Tensor | None") -> "QTensor | Tensor":
+    def plan(
+        self, specs: "Iterable[ParamSpec]", weights: "Mapping[str, Tensor]", found: "Calibration"
+    ) -> "dict[str, Planned]":
+        """What each parameter is to be quantized with."""
+        from pgolf.core.quant.steps import bits_at, plan_steps, solve_theta
+
+        kept = [spec for spec in specs if spec.role != CONTROL]
+        tensors = {spec.name: weights[spec.name].detach().cpu().float() for spec in kept}
+        plans = plan_steps(kept, tensors, found, self.grid, self.damping, self.steps == "curvature")
+        theta = self.theta
+        if self.bits_per_weight:
+            wanted = self.bits_per_weight * sum(spec.numel for spec in kept)
+            theta = solve_theta(lambda theta: bits_at(plans, tensors, theta), wanted)
+        for plan in plans.values():
+            plan.rows = plan.rows * theta
+        return plans
+
+    def quantize(self, spec: ParamSpec, weight: "Tensor", known: Any) -> "QTensor | Tensor":
         """GPTQ codes; plain rounding where there is no usable Hessian."""
-        from pgolf.core.quant.qtensor import QTensor
-
         if spec.role == CONTROL:
             return keep_float(spec, weight)
+        if self.rounding == "trellis":
+            from pgolf.core.quant.trellis_codes import trellis_codes
+
+            return trellis_codes(weight, known, self.block, self.states)
+        if self.steps == "curvature":
+            from pgolf.core.quant.steps import grid_codes
+
+            return grid_codes(weight, known, self.block)
+        from pgolf.core.quant.qtensor import QTensor
+
         limit, scale = self.scales(spec, weight)
         bits, warning = self.grid(spec.role)[0], ""
-        codes = None if hessian is None else gptq_codes(weight, hessian, scale, limit, self.damping, self.block)
+        codes = None if known is None else gptq_codes(weight, known, scale, limit, self.damping, self.block)
         if codes is None:
-            codes, warning = round_codes(weight, scale, limit), "no usable Hessian, rounded to nearest instead of GPTQ"
+            codes, warning = round_codes(weight, scale, limit), "rounded to nearest"
         return QTensor(codes, scale, bits, warning)

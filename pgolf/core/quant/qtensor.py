@@ -9,20 +9,38 @@ from torch import Tensor
 from pgolf.core.errors import InputError
 from pgolf.core.model.config import ModelConfig, param_specs
 
+ROW_SCALES: tuple[tuple[str, str, int], ...] = (("scale", "<f2", 0),)
+
 
 @dataclass(frozen=True)
 class QTensor:
-    """Symmetric per-row codes: int8 (R,C) in [-L, L] with L = 2^(bits-1) - 1, and a float16 scale per row (R,)."""
+    """Symmetric per-row codes: int8 (R,C) in [-L, L] with L = 2^(bits-1) - 1, and a float16 scale per row (R,). `kind`
+    and `section` are its numbers in artifacts; `sides` has what is stored beside codes: field, numpy's type, axis whose
+    length it has (2: one number).
+    """
+
+    kind, section = 1, 3
+    sides = ROW_SCALES
 
     codes: Tensor
     scale: Tensor
     bits: int
     warning: str = ""
-    """What a reader of the quantizer's report should know; not stored."""
+    """What was done where there was no usable Hessian; not stored."""
+
+    def parts(self) -> list[Tensor]:
+        """All that is stored."""
+        return [self.codes, self.scale]
 
     def dequantize(self) -> Tensor:
         """float32 (R,C): codes times scales."""
         return self.codes.float() * self.scale.float()[:, None]
+
+    def sound(self) -> bool:
+        """Whether what is stored beside codes are positive scales of the right type and number."""
+        scale = self.scale
+        fits = scale.dtype == torch.float16 and scale.shape == self.codes.shape[:1]
+        return fits and bool((torch.isfinite(scale) & (scale > 0)).all())
 
 
 @dataclass
@@ -40,28 +58,25 @@ class QuantizedModel:
         """InputError unless names, shapes, codes and scales are those a model of this configuration can have."""
         for spec in param_specs(self.config):
             tensor = self.tensors.get(spec.name)
-            if tensor is None:
-                raise InputError(f"{spec.name} is missing", where, "the file does not belong to this configuration")
             values = tensor.codes if isinstance(tensor, QTensor) else tensor
-            if tuple(values.shape) != spec.shape:
+            if values is None or values.shape != spec.shape:
                 raise InputError(
-                    f"{spec.name} has shape {tuple(values.shape)}, the configuration says {spec.shape}", where
+                    f"{spec.name} is missing or not of shape {spec.shape}",
+                    where,
+                    "the file does not belong to this configuration",
                 )
             if isinstance(tensor, QTensor):
                 limit = 2 ** (tensor.bits - 1) - 1
-                good = tensor.codes.dtype == torch.int8 and tensor.scale.dtype == torch.float16 and len(spec.shape) == 2
-                if not good or tuple(tensor.scale.shape) != spec.shape[:1]:
-                    raise InputError(f"{spec.name} has no int8 codes with one float16 scale per row", where)
+                if tensor.codes.dtype != torch.int8 or len(spec.shape) != 2 or not tensor.sound():
+                    raise InputError(
+                        f"{spec.name} has a scale that is not a positive number, or codes that are not int8",
+                        where,
+                        "the file is damaged",
+                    )
                 if (values.numel() and int(values.abs().max()) > limit) or int(values.min()) == -128:
                     raise InputError(f"{spec.name} has codes beyond ±{limit}", where, "the file is damaged")
-                if not bool((torch.isfinite(tensor.scale) & (tensor.scale > 0)).all()):
-                    raise InputError(
-                        f"{spec.name} has a scale that is not a positive number", where, "the file is damaged"
-                    )
-            elif not values.is_floating_point():
-                raise InputError(f"{spec.name} is kept as {values.dtype}, not as floats", where)
-            elif not bool(torch.isfinite(values).all()):
-                raise InputError(f"{spec.name} has values that are not finite", where, "the file is damaged")
+            elif not (values.is_floating_point() and bool(torch.isfinite(values).all())):
+                raise InputError(f"{spec.name} has values that are not finite floats", where, "the file is damaged")
         if len(self.tensors) != len(param_specs(self.config)):
             raise InputError("the file has tensors the configuration does not know", where)
 
@@ -70,8 +85,7 @@ class QuantizedModel:
         sha = hashlib.sha256()
         for spec in param_specs(self.config):
             tensor = self.tensors[spec.name]
-            parts = (tensor.codes, tensor.scale) if isinstance(tensor, QTensor) else (tensor,)
-            bits = tensor.bits if isinstance(tensor, QTensor) else 0
+            bits, parts = (tensor.bits, tensor.parts()) if isinstance(tensor, QTensor) else (0, [tensor])
             sha.update(f"{spec.name} {spec.shape} {bits}".encode())
             for part in parts:
                 sha.update(str(part.dtype).encode() + part.contiguous().numpy().tobytes())

@@ -1,7 +1,7 @@
 """Round to nearest with a clip at a quantile of each row (spec: quantization 2.1)."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pgolf.core.errors import ConfigError
 from pgolf.core.model.params import CONTROL, ParamSpec
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from pgolf.core.model.gpt import GPT
     from pgolf.core.quant.qtensor import QTensor
-    from pgolf.core.shards import TokenStream
+    from pgolf.core.shards import TrainStream
 
 
 def quantile_codes(weight: "Tensor", quantile: float, limit: int) -> "tuple[Tensor, Tensor]":
@@ -52,8 +52,8 @@ class RowQuantile:
         if not 0 < self.quantile <= 1 or self.keep_numel < 0:
             raise ConfigError("quantile must lie in (0, 1], keep_numel must not be negative", "")
 
-    def hessians(self, model: "GPT", stream: "TokenStream", progress: "Callable[[int], None]") -> "dict[str, Tensor]":
-        """None are needed."""
+    def prepare(self, model: "GPT", stream: "TrainStream", progress: "Callable[[int], None]") -> "dict[str, Any]":
+        """Nothing is needed."""
         return {}
 
     def step_over_sigma(self, spec: ParamSpec) -> float:
@@ -65,7 +65,7 @@ class RowQuantile:
         largest = NormalDist().inv_cdf((1 + 0.5 ** (1 / spec.shape[-1])) / 2)
         return largest / code_limit(self.bits)
 
-    def quantize(self, spec: ParamSpec, weight: "Tensor", hessian: "Tensor | None") -> "QTensor | Tensor":
+    def quantize(self, spec: ParamSpec, weight: "Tensor", known: Any) -> "QTensor | Tensor":
         """Codes for large matrices, floats for the rest."""
         from pgolf.core.quant.qtensor import QTensor
 

@@ -1,7 +1,7 @@
 """Round to nearest with a step proportional to each row's standard deviation (spec: quantization 2.4)."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pgolf.core.errors import ConfigError
 from pgolf.core.model.params import ATTN, CONTROL, EMBED, HEAD, MLP, ParamSpec
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from pgolf.core.model.gpt import GPT
     from pgolf.core.quant.qtensor import QTensor
-    from pgolf.core.shards import TokenStream
+    from pgolf.core.shards import TrainStream
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,11 +82,11 @@ class SdClip:
         clip = (spread * ratio * limit).where(spread > 0, weight_RC.abs().amax(dim=1))
         return limit, row_scales(clip, limit)
 
-    def hessians(self, model: "GPT", stream: "TokenStream", progress: "Callable[[int], None]") -> "dict[str, Tensor]":
-        """None are needed."""
+    def prepare(self, model: "GPT", stream: "TrainStream", progress: "Callable[[int], None]") -> "dict[str, Any]":
+        """Nothing is needed."""
         return {}
 
-    def quantize(self, spec: ParamSpec, weight: "Tensor", hessian: "Tensor | None") -> "QTensor | Tensor":
+    def quantize(self, spec: ParamSpec, weight: "Tensor", known: Any) -> "QTensor | Tensor":
         """Codes for every matrix, floats for control tensors."""
         from pgolf.core.quant.qtensor import QTensor
 

@@ -25,6 +25,12 @@ class ByteWeighted(Steady):
         if not self.power > 0:
             raise ConfigError(f"power must be above 0, not {self.power}", "power")
 
+    def token_table(self, tokenizer: Any, vocab_size: int) -> Any:
+        """Every id's bytes with its leading space, (V,) int64."""
+        from pgolf.core.bpb import byte_table
+
+        return byte_table(tokenizer, vocab_size).typical
+
     def enlist(self, extras: list[Any], device: Any, token_bytes: Any) -> None:
         """With the weight of every id on the device."""
         from torch import from_numpy

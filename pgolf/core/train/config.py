@@ -55,6 +55,9 @@ class WindowSchedule(Extra, Protocol):
 class Loss(Extra, Protocol):
     """Weighs the targets of a batch."""
 
+    def token_table(self, tokenizer: Any, vocab_size: int) -> Any:
+        """Every id's bytes, where they matter."""
+
 
 class LengthSchedule(Protocol):
     """Cuts rows early in a run."""

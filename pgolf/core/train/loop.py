@@ -215,8 +215,9 @@ def fit(
                 state.model.config.loop.begin(state.model)
                 state.looped = True
             state.model.attach(looping, length, parts)
-            event = {"event": "mode", "step": state.step, "elapsed_s": elapsed_s, "fraction": now.fraction}
-            watch.log(event | {"looping": looping, "length": length, "parts": [type(part).__name__ for part in parts]})
+            names = [type(part).__name__ for part in parts]
+            event = {"event": "mode", "step": state.step, "elapsed_s": elapsed_s}
+            watch.log(event | {"looping": looping, "length": length, "parts": names})
         last = state.step >= config.iterations or out_of_time
         if last or stopping or (config.val_every and state.step % config.val_every == 0):
             state.model.attach(mode[0])

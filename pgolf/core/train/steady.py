@@ -12,7 +12,11 @@ class Steady:
     """Whether the fused kernels compute what training then computes."""
 
     def enlist(self, extras: list[Any], device: Any, token_bytes: Any) -> None:
-        """Before the first step, join `extras` with what acts; `token_bytes` has every id's bytes, (V,)."""
+        """Before the first step, join `extras` with what acts; `token_bytes` is the `token_table`."""
+
+    def token_table(self, tokenizer: Any, vocab_size: int) -> Any:
+        """Every id's bytes, (V,) int64, for losses that ask for them."""
+        return None
 
     def extra_parts(self, fraction: float, lr_scale: float) -> tuple[Any, ...]:
         """Parts that act on the model at a fraction of the run, in training only."""

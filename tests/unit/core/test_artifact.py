@@ -41,6 +41,7 @@ from pgolf.core.errors import InputError
 from pgolf.core.model.config import ModelConfig, param_specs
 from pgolf.core.model.params import CONTROL
 from pgolf.core.model.parts.untied_embed import UntiedEmbed
+from pgolf.core.quant.grid import StepTensor, TrellisTensor
 from pgolf.core.quant.qtensor import QTensor, QuantizedModel
 
 ROOT = Path(pgolf.__file__).parent.parent
@@ -53,6 +54,7 @@ FAST = {
     "rans": Rans(),
 }
 CODECS = {codec.codec_id: codec for codec in FAST.values()}
+KINDS = [2, 3, 4, 5, 6, 7, 8, 16, 32, "steps", "trellis"]
 CONFIG = ModelConfig(vocab_size=8, num_layers=2, model_dim=4, num_heads=2, num_kv_heads=1)
 INFO_TEXT = b'{"made by": "a test"}'
 
@@ -62,6 +64,13 @@ def random_tensor(spec, rng, kind, scale):
     if kind in (16, 32) or spec.role == CONTROL:
         values = (scale * rng.standard_normal(spec.shape)).astype(np.float16 if kind == 16 else np.float32)
         return torch.from_numpy(values)
+    if isinstance(kind, str):
+        rows, columns = rng.integers(-200, 40, spec.shape[0]), rng.integers(-20, 20, spec.shape[1])
+        codes = torch.from_numpy(rng.integers(-127, 128, spec.shape).astype(np.int8))
+        steps = {"scale": torch.from_numpy(rows.astype(np.int16)), "columns": torch.from_numpy(columns.astype(np.int8))}
+        memory = torch.tensor([int(rng.choice([2, 3, 5, 6, 8]))], dtype=torch.uint8)
+        form = StepTensor if kind == "steps" else TrellisTensor
+        return form(codes, bits=8, **steps, **({} if kind == "steps" else {"memory": memory}))
     limit = 2 ** (kind - 1) - 1
     codes = rng.integers(-limit, limit + 1, spec.shape) if scale else np.zeros(spec.shape)
     scales = np.exp(rng.uniform(-10, 3, spec.shape[0])) if scale else np.full(spec.shape[0], 2.0**-24)
@@ -80,9 +89,11 @@ def random_model(config, seed, kinds=(6,), scale=1.0):
 def same(one, two):
     """Whether two quantized models are equal in every bit, dtype and width."""
     pairs = [(one.tensors[name], two.tensors[name]) for name in one.tensors]
-    flat = [(a.codes, b.codes) if isinstance(a, QTensor) else (a, b) for a, b in pairs]
-    widths = [(a.bits, b.bits, torch.equal(a.scale, b.scale)) for a, b in pairs if isinstance(a, QTensor)]
-    return all(a.dtype == b.dtype and torch.equal(a, b) for a, b in flat) and all(a == b and c for a, b, c in widths)
+    coded = [(a, b) for a, b in pairs if isinstance(a, QTensor)]
+    flat = [(a, b) for a, b in pairs if not isinstance(a, QTensor)]
+    flat += [parts for a, b in coded for parts in zip(a.parts(), b.parts(), strict=True)]
+    alike = all(type(a) is type(b) and a.bits == b.bits for a, b in coded)
+    return alike and all(a.dtype == b.dtype and torch.equal(a, b) for a, b in flat)
 
 
 @pytest.fixture(scope="module")
@@ -107,9 +118,7 @@ configs = st.builds(
 
 @pytest.mark.parametrize("name", FAST)
 @settings(max_examples=15)
-@given(
-    configs, st.lists(st.sampled_from([2, 3, 4, 5, 6, 7, 8, 16, 32]), min_size=1, max_size=6), st.sampled_from([0, 1])
-)
+@given(configs, st.lists(st.sampled_from(KINDS), min_size=1, max_size=6), st.sampled_from([0, 1]))
 def test_every_model_comes_back_bit_for_bit(name, config, kinds, scale):
     model = random_model(config, 7, kinds, scale)
     blob = encode_artifact(model, FAST[name], INFO_TEXT)
@@ -218,11 +227,36 @@ def sealed(prelude, header, bodies):
 def test_a_newer_version_asks_for_a_newer_pgolf(small):
     blob = small[1]
     size = 16 + PRELUDE.unpack_from(blob)[4]
-    for version in (2, 255):
+    for version in (3, 255):
         changed = sealed(blob[:4] + bytes([version]) + blob[5:12], blob[16:size], blob[size:])
         assert f"artifact version {version}" in refused(changed)
         assert "newer pgolf" in refused(changed)
     assert "version 0 does not exist" in refused(sealed(blob[:4] + b"\0" + blob[5:12], blob[16:size], blob[size:]))
+
+
+@pytest.mark.parametrize(("kinds", "version"), [((6, 16), 1), ((6, "steps"), 2), (("trellis",), 2)])
+def test_the_version_is_the_least_that_has_the_forms(kinds, version):
+    assert encode_artifact(random_model(CONFIG, 3, kinds), Zlib(), INFO_TEXT)[4] == version
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"memory": torch.tensor([4], dtype=torch.uint8)},
+        {"memory": torch.tensor([3, 3], dtype=torch.uint8)},
+        {"scale": torch.full((8,), 5000, dtype=torch.int16)},
+        {"scale": torch.full((8,), -9000, dtype=torch.int16)},
+        {"scale": torch.ones(8, dtype=torch.float16)},
+        {"columns": torch.zeros(3, dtype=torch.int8)},
+    ],
+    ids=["states", "two", "infinite", "zero", "dtype", "shape"],
+)
+def test_steps_and_trellises_that_cannot_be_are_refused(wrong):
+    model = random_model(CONFIG, 3, ("trellis",))
+    model.check("here")
+    model.tensors["tok_emb.weight"] = replace(model.tensors["tok_emb.weight"], **wrong)
+    with pytest.raises(InputError, match=r"tok_emb\.weight has a scale that is not a positive number"):
+        model.check("here")
 
 
 def test_unknown_flags_are_refused(small):

@@ -184,7 +184,7 @@ def test_two_tokens_are_the_shortest_stream(tiny_model):
     score, _ = scored(tiny_model, stream_of(2), SlidingEval(seq_len=16, stride=4))
     assert score.tokens == 1
     for tokens in (stream_of(1), stream_of(0)):
-        with pytest.raises(InputError, match="has no target"):
+        with pytest.raises(InputError, match="fewer than two tokens"):
             scored(tiny_model, tokens, PlainEval(seq_len=16))
 
 

@@ -260,7 +260,7 @@ def test_scores_and_calibration_are_eager(device: torch.device) -> None:
     ids, targets = batch(eager.config, device)
     with torch.no_grad():
         assert torch.equal(fused.nll(ids, targets), eager.nll(ids, targets))
-    mine, right = (collect_hessians(model, [ids], lambda done: None) for model in (fused, eager))
+    mine, right = (collect_hessians(model, [(0, ids)], lambda done: None) for model in (fused, eager))
     assert mine.keys() == right.keys() and all(torch.equal(mine[name], right[name]) for name in right)
     heard = []
     fused.layers[0][0].mlp.proj.tap = heard.append

@@ -371,7 +371,7 @@ CODES, SCALE = torch.ones(4, 4, dtype=torch.int8), torch.ones(4, dtype=torch.flo
 @pytest.mark.parametrize(
     ("name", "tensor", "message"),
     [
-        ("blocks.0.attn.c_q.weight", QTensor(CODES[:3], SCALE, 6), r"shape \(3, 4\)"),
+        ("blocks.0.attn.c_q.weight", QTensor(CODES[:3], SCALE, 6), r"of shape \(4, 4\)"),
         ("blocks.0.attn.c_q.weight", QTensor(32 * CODES, SCALE, 6), "beyond ±31"),
         ("blocks.0.attn.c_q.weight", QTensor(-128 * CODES, SCALE, 8), "beyond ±127"),
         ("blocks.0.attn.c_q.weight", QTensor(CODES, 0 * SCALE, 6), "not a positive number"),
@@ -464,7 +464,7 @@ def test_hessians_are_the_sums_of_the_inputs_products(make_model, monkeypatch, e
     model = make_model(ModelConfig(vocab_size=30, num_layers=3, model_dim=16, num_heads=2, num_kv_heads=1, **extra))
     batches = [torch.randint(0, 30, (size, 9), generator=torch.Generator().manual_seed(size)) for size in (2, 3, 1)]
     counts = []
-    found = collect_hessians(model, batches, counts.append)
+    found = collect_hessians(model, enumerate(batches), counts.append)
     wanted = watched_hessians(model, batches, monkeypatch)
     assert counts == [1, 2, 3]
     assert set(found) == set(wanted)
@@ -480,14 +480,14 @@ def test_hessians_are_the_sums_of_the_inputs_products(make_model, monkeypatch, e
 
 def test_calibration_leaves_no_taps_and_no_gradients(tiny_model):
     ids = torch.zeros(1, 5, dtype=torch.int64)
-    collect_hessians(tiny_model, [ids], lambda count: None)
+    collect_hessians(tiny_model, [(0, ids)], lambda count: None)
     assert all(getattr(module, "tap", None) is None for module in tiny_model.modules())
     assert all(weight.grad is None for weight in tiny_model.parameters())
 
 
 def test_taps_are_removed_after_a_failure(tiny_model):
     with pytest.raises(IndexError):
-        collect_hessians(tiny_model, [torch.full((1, 5), 60)], lambda count: None)
+        collect_hessians(tiny_model, [(0, torch.full((1, 5), 60))], lambda count: None)
     assert all(getattr(module, "tap", None) is None for module in tiny_model.modules())
 
 
@@ -498,7 +498,7 @@ def test_calibration_without_tokens_is_refused(tiny_model):
 
 def test_real_hessians_make_the_model_lose_less(tiny_model):
     ids = torch.randint(0, 60, (32, 24), generator=torch.Generator().manual_seed(1))
-    hessians = collect_hessians(tiny_model, ids.split(8), lambda count: None)
+    hessians = collect_hessians(tiny_model, enumerate(ids.split(8)), lambda count: None)
     spec = next(spec for spec in param_specs(tiny_model.config) if spec.name == "blocks.1.mlp.proj.weight")
     assert isinstance(spec, ParamSpec)
     weight = tiny_model.state_dict()[spec.name]

@@ -1,0 +1,254 @@
+"""Quantizers at equal bytes: what is lost of a trained float model, and how long it takes.
+
+Every method is scaled until an ideal coder, the same for all, needs the bytes of method c at the rate asked for. Two
+figures, both in bits per byte on the same validation targets: KL(float || quantized), whose error is small, and the gap
+between the two scores with its standard error over windows. A ratio is to c's, which is moved to the very same bytes by
+6 dB per bit. Calibration reads the training split alone.
+"""
+
+import argparse
+import dataclasses
+import math
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.ideal_coder import ideal_bytes
+from benchmarks.report import parser, show
+from pgolf.core.dist import World
+from pgolf.core.model.config import param_specs
+from pgolf.core.model.params import CONTROL, EMBED
+from pgolf.core.quant.base import quantize_model
+from pgolf.core.quant.curvature import Calibration
+from pgolf.core.quant.gptq import Gptq
+from pgolf.core.quant.lqer import Factors, low_rank, pack_asym, pack_rows
+from pgolf.core.quant.sdclip import Grid, SdClip
+from pgolf.dataset import open_dataset
+from pgolf.report.console import Console
+from pgolf.stages.calibrate import calibration
+from pgolf.stages.model_files import ModelFile, load_model, ready
+from pgolf.stages.quantize import prepared
+
+K, K_EMBED = 12.85, 20.0
+"""Clips of PR #1394; all methods scale both together."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the table: settings of the quantizer, and what is done around it."""
+
+    what: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    compensated: bool = True
+    corrected: bool = False
+    embedding_rank: int = 0
+
+    @property
+    def by_theta(self) -> bool:
+        """Whether all steps are scaled by theta, not k."""
+        return bool(self.settings)
+
+
+CURVED: dict[str, Any] = {"steps": "curvature"}
+METHODS = {
+    "a": Method("round to nearest, SDClip", compensated=False),
+    "b": Method("GPTQ, SDClip (PR #1394)"),
+    "c": Method("b with LQER, top 3, rank 4 (PR #1855)", corrected=True),
+    "g0": Method("b along an 8-state trellis", {"rounding": "trellis", "states": 8}),
+    "d": Method("GPTQ, steps by curvature", CURVED),
+    "g": Method("d along an 8-state trellis", CURVED | {"rounding": "trellis", "states": 8}),
+    "g64": Method("d with 64 states", CURVED | {"rounding": "trellis", "states": 64}),
+    "h": Method(
+        "d with 256 states, rank 4 of the embedding apart",
+        CURVED | {"rounding": "trellis", "states": 256},
+        embedding_rank=4,
+    ),
+}
+
+
+@dataclass
+class Coded:
+    """A model as a method left it; `bits` are of a weight's code alone, `whole_bits` of all that is stored."""
+
+    weights: dict[str, Tensor]
+    bytes: float
+    bits: float
+    whole_bits: float
+    seconds: float
+    scale: float
+
+
+def corrections(model: ModelFile, tensors: dict[str, Any], top: int = 3, rank: int = 4) -> dict[str, Factors]:
+    """LQER as PR #1855 has it: the tensors of the largest errors get the rank-4 part of theirs in 2 and 4 bits."""
+    coded = [spec.name for spec in param_specs(model.config.model) if spec.role != CONTROL]
+    errors = {name: model.weights[name] - tensors[name].dequantize() for name in coded}
+    worst = sorted(coded, key=lambda name: -float(errors[name].norm()))[:top]
+    return {name: pack_asym(*low_rank(errors[name], rank)) for name in worst}
+
+
+def code(method: Method, scale: float, model: ModelFile, found: Calibration) -> Coded:
+    """Quantize a model by a method at a scale of its steps."""
+    start, config, weights = time.perf_counter(), model.config.model, dict(model.weights)
+    specs, factors = param_specs(config), dict[str, Factors]()
+    if method.embedding_rank:
+        for spec in specs:
+            if spec.role == EMBED and min(spec.shape) > 4 * method.embedding_rank:
+                factors[spec.name] = pack_rows(*low_rank(weights[spec.name], method.embedding_rank), bits=8)
+                weights[spec.name] = weights[spec.name] - factors[spec.name].product()
+    if method.by_theta:
+        quantizer: Any = Gptq(k=K, embed=Grid(bits=8, k=K_EMBED), theta=scale, **method.settings)
+    else:
+        grids = {name: Grid(bits=8, k=scale * K_EMBED) for name in ("embed", "head")}
+        quantizer = (Gptq if method.compensated else SdClip)(k=scale * K, **grids)
+    changed = dataclasses.replace(model, weights=weights)
+    known = prepared(quantizer, changed, found) if method.compensated else {}
+    result = quantize_model(config, weights, quantizer, known)
+    if method.corrected:
+        factors = corrections(model, result.tensors)
+    seconds = time.perf_counter() - start
+    final = result.weights()
+    for name, one in factors.items():
+        final[name] = final[name] + one.product()
+    size, bits = ideal_bytes(specs, result.tensors, factors)
+    weights_count = sum(spec.numel for spec in specs if spec.role != CONTROL)
+    return Coded(final, size, bits, 8 * size / weights_count, seconds, scale)
+
+
+def scaled_to(wanted: float, figure: str, make: Callable[[float], Coded]) -> Coded:
+    """The result whose figure (in bits per weight, falling by one for each doubling of the steps) is the one wanted,
+    within a thousandth, or the nearest of six tries.
+    """
+    best, scale = None, 1.0
+    for _ in range(6):
+        made = make(scale)
+        if best is None or abs(getattr(made, figure) - wanted) < abs(getattr(best, figure) - wanted):
+            best = made
+        if abs(getattr(best, figure) - wanted) < 1e-3:
+            break
+        scale = made.scale * 2 ** (getattr(made, figure) - wanted)
+    assert best is not None
+    return best
+
+
+@torch.no_grad()
+def losses(
+    model: ModelFile, coded: dict[str, Coded], ids: Tensor, charges: Tensor, seq_len: int
+) -> tuple[dict[str, tuple[float, float, float]], float]:
+    """KL, gap and standard error of the gap of each, and the float model's score, in bits per byte; float logits are
+    made once, window by window.
+    """
+    device = torch.device("cpu")
+    exact = model.build(device)
+    others = {name: ready(model.config.model, one.weights, device) for name, one in coded.items()}
+    unit = math.log(2) * float(charges.sum())
+    kl = dict.fromkeys(coded, 0.0)
+    gaps: dict[str, list[Tensor]] = {name: [] for name in coded}
+    total, step = 0.0, 8 * seq_len
+    for start in range(0, len(ids) - 1, step):
+        x, y = (ids[start + shift : start + shift + step].view(-1, seq_len) for shift in (0, 1))
+        wanted = exact.head(exact.hidden(x)).log_softmax(-1)
+        shares, nll = wanted.exp(), -wanted.gather(2, y[..., None])[..., 0]
+        total += float(nll.double().sum())
+        for name, other in others.items():
+            found = other.head(other.hidden(x)).log_softmax(-1)
+            kl[name] += float((shares * (wanted - found)).sum(-1).double().sum()) / unit
+            gaps[name].append((-found.gather(2, y[..., None])[..., 0] - nll).double().sum(1) / unit)
+    result = {}
+    for name, parts in gaps.items():
+        windows = torch.cat(parts)
+        result[name] = (kl[name], float(windows.sum()), float(windows.std() * len(windows) ** 0.5))
+    return result, total / unit
+
+
+def measure(options: argparse.Namespace, folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """All rows of the table and a remark per checkpoint."""
+    rows, remarks, console = [], [], Console(True)
+    for path in options.checkpoint:
+        model = load_model(path)
+        dataset = open_dataset(options.data, options.tokenizer, model.config.model.vocab_size)
+        stream, charges = (torch.from_numpy(part[options.skip :].astype("int64")) for part in dataset.validation())
+        targets = min(options.targets, len(charges)) // options.seq_len * options.seq_len
+        settings = Gptq(calibration_seqs=options.calibration_seqs, calibration_seq_len=options.seq_len)
+        kept = path.parent / options.calibration if options.calibration else folder / f"{path.stem}.safetensors"
+        start = time.perf_counter()
+        found, cached = calibration(model, dataset, settings, kept, True, World(), console)
+        spent = time.perf_counter() - start
+        weights = sum(spec.numel for spec in param_specs(model.config.model) if spec.role != CONTROL)
+        for rate in options.rates:
+
+            def make(name: str, model: ModelFile = model, found: Calibration = found) -> Callable[[float], Coded]:
+                return lambda scale: code(METHODS[name], scale, model, found)
+
+            base = scaled_to(rate, "bits", make("c"))
+            coded = {
+                name: base if name == "c" else scaled_to(base.whole_bits, "whole_bits", make(name))
+                for name in options.methods
+            }
+            figures, score = losses(
+                model, {**coded, "c": base}, stream[: targets + 1], charges[:targets], options.seq_len
+            )
+            for name, one in coded.items():
+                moved = 4.0 ** (base.whole_bits - one.whole_bits)
+                kl, gap, error = figures[name]
+                rows.append(
+                    {
+                        "model": path.stem,
+                        "bits": rate,
+                        "method": name,
+                        "what": METHODS[name].what,
+                        "bytes": round(one.bytes),
+                        "b/w": round(one.bits, 3),
+                        "KL": round(kl, 5),
+                        "ratio": round(kl / (figures["c"][0] * moved), 3),
+                        "gap": round(gap, 5),
+                        "se": round(error, 5),
+                        "gap ratio": round(gap / (figures["c"][1] * moved), 2),
+                        "s": round(one.seconds, 1),
+                    }
+                )
+        how = "read" if cached else f"collected in {spent:.0f} s"
+        remarks.append(
+            f"{path.stem}: {weights:,} weights, float {score:.5f} BPB on {targets:,} targets; "
+            f"{found.tokens:,} calibration tokens {how}"
+        )
+    return rows, remarks
+
+
+def main() -> None:
+    """Measure and print the table."""
+    arguments = parser(__doc__)
+    arguments.add_argument("--checkpoint", type=Path, nargs="+", required=True, help="float checkpoints")
+    arguments.add_argument("--data", type=Path, required=True, help="dataset directory or shards")
+    arguments.add_argument("--tokenizer", type=Path, help="SentencePiece model of shards without a manifest")
+    arguments.add_argument(
+        "--rates",
+        type=lambda text: [float(word) for word in text.split(",")],
+        default=[3.4, 2.5],
+        help="bits per weight of method c's codes, separated by commas",
+    )
+    arguments.add_argument(
+        "--methods", type=lambda text: text.split(","), default=list(METHODS), help=", ".join(METHODS)
+    )
+    arguments.add_argument("--targets", type=int, default=262_144, help="validation targets")
+    arguments.add_argument("--skip", type=int, default=0, help="validation targets to leave out first")
+    arguments.add_argument("--seq-len", type=int, default=512, help="tokens of a window, of calibration too")
+    arguments.add_argument("--calibration-seqs", type=int, default=256, help="training sequences")
+    arguments.add_argument("--calibration", default="", metavar="NAME", help="keep calibrations under this name")
+    options = arguments.parse_args()
+    if unknown := set(options.methods) - set(METHODS):
+        arguments.error(f"unknown methods {', '.join(sorted(unknown))}; known are {', '.join(METHODS)}")
+    with tempfile.TemporaryDirectory() as folder:
+        rows, remarks = measure(options, Path(folder))
+    options.checkpoint = [path.name for path in options.checkpoint]
+    options.data, options.tokenizer = options.data.name, options.tokenizer and options.tokenizer.name
+    show("quantization", options, rows, remarks)
+
+
+if __name__ == "__main__":
+    main()

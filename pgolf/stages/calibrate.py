@@ -1,0 +1,176 @@
+"""Calibration as a file: second moments of a checkpoint's inputs and gradients, collected once for every quantizer."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pgolf.core.dist import World
+from pgolf.core.errors import InputError
+from pgolf.core.quant.calibration import collect_hessians
+from pgolf.core.quant.curvature import Calibration, collect_curvature
+from pgolf.core.quant.gptq import Gptq
+from pgolf.core.shards import TrainStream
+from pgolf.core.tensorfile import load_tensors, save_tensors
+from pgolf.dataset import Dataset
+from pgolf.report.console import Console
+from pgolf.stages.model_files import ModelFile
+
+CALIBRATION_SCHEMA, HESSIANS_SCHEMA = "pgolf.hessians/2", "pgolf.hessians/1"
+"""Version 1 had the inputs' moments alone, under the weights' names."""
+GRADIENTS = "label gradients"
+
+
+def kept_beside(out: Path) -> Path:
+    """Where the calibration of a quantized model is kept unless the user names a file."""
+    return out.parent / "hessians.safetensors"
+
+
+def training_stream(dataset: Dataset, quantizer: Gptq) -> TrainStream:
+    """The training tokens. InputError when there are fewer than calibration takes."""
+    shards = dataset.split("train")
+    wanted = quantizer.calibration_seqs * quantizer.calibration_seq_len
+    if quantizer.calibration_source == "train" and (total := sum(map(len, shards))) < wanted:
+        raise InputError(
+            f"calibration wants {wanted:,} training tokens, there are {total:,}",
+            str(dataset.folder),
+            "lower quant.calibration_seqs",
+        )
+    return TrainStream(shards)
+
+
+def described(model: ModelFile, dataset: Dataset, quantizer: Gptq) -> dict[str, Any]:
+    """What a calibration depends on. Where the model makes up its text, that is no data."""
+    source = quantizer.calibration_source
+    return {
+        "checkpoint_sha256": model.sha256,
+        "data_sha256": dataset.fingerprint("train") if source == "train" else "",
+        "calibration_source": source,
+        "calibration_seqs": quantizer.calibration_seqs,
+        "calibration_seq_len": quantizer.calibration_seq_len,
+    }
+
+
+def upgrade_hessians(tensors: dict[str, Any], meta: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Tensors and metadata of version 1 as version 2 has them."""
+    tokens = meta.get("calibration_seqs", 0) * meta.get("calibration_seq_len", 0)
+    facts = {"calibration_source": "train", "tokens": tokens, "gradients": False}
+    return {f"inputs.{name}": tensor for name, tensor in tensors.items()}, {**meta, **facts}
+
+
+def read_calibration(path: Path) -> tuple[Calibration, dict[str, Any]]:
+    """A calibration file and what it depends on. InputError if it is damaged or empty."""
+    tensors, meta, _ = load_tensors(path, CALIBRATION_SCHEMA, (HESSIANS_SCHEMA,))
+    if meta["schema"] == HESSIANS_SCHEMA:
+        tensors, meta = upgrade_hessians(tensors, meta)
+    found = Calibration(tokens=int(meta.get("tokens", 0)))
+    for name, tensor in tensors.items():
+        group, _, weight = name.partition(".")
+        if group not in found.groups():
+            raise InputError(f"unknown tensor {name}", str(path), "the file is damaged")
+        found.groups()[group][weight] = tensor
+    if not found.inputs or found.tokens < 1:
+        raise InputError("the calibration holds no tokens", str(path), "collect it anew with --force")
+    return found, meta
+
+
+def difference(meta: dict[str, Any], wanted: dict[str, Any], gradients: bool) -> str:
+    """Why a calibration does not serve; empty if it does."""
+    for key, value in wanted.items():
+        if (found := meta.get(key)) != value:
+            short = [str(one)[:16] if key.endswith("sha256") else str(one) for one in (found, value)]
+            return f"its {key} is {short[0]}, wanted is {short[1]}"
+    return (
+        "it has no gradients, which quant.steps and quant.rounding ask for"
+        if gradients and not meta["gradients"]
+        else ""
+    )
+
+
+def shared_sums(found: Calibration, world: World) -> Calibration:
+    """The calibration of all ranks together, summed in the order of names, which is the same on every rank."""
+    for group in found.groups().values():
+        for name in sorted(group):
+            group[name] = world.sum_(group[name].to(world.device)).cpu()
+    found.tokens = int(world.sum_(torch.tensor([found.tokens], device=world.device)).item())
+    return found
+
+
+def collect(
+    model: ModelFile, stream: TrainStream, quantizer: Gptq, gradients: bool, world: World, console: Console
+) -> Calibration:
+    """Run the calibration batches, this rank's share of them, and add up. InputError if a rank would have none."""
+    batches = -(-quantizer.calibration_seqs // quantizer.calibration_batch)
+    if batches < world.size:
+        raise InputError(f"{batches} calibration batches for {world.size} ranks", "quant.calibration_batch", "lower it")
+    network = model.build(world.device)
+    with console.progress() as line:
+
+        def shown(done: int) -> None:
+            line.count("calibration", done, -(-batches // world.size))
+
+        numbered = quantizer.batches(network, stream, world.rank, world.size)
+        if gradients:
+            return shared_sums(collect_curvature(network, numbered, shown), world)
+        found = shared_sums(Calibration(collect_hessians(network, numbered, shown)), world)
+    found.tokens = quantizer.calibration_seqs * quantizer.calibration_seq_len
+    return found
+
+
+def calibration(
+    model: ModelFile,
+    dataset: Dataset,
+    quantizer: Gptq,
+    path: Path,
+    gradients: bool,
+    world: World,
+    console: Console,
+    strict: bool = False,
+    force: bool = False,
+) -> tuple[Calibration, bool]:
+    """The calibration a quantizer needs and whether it came from the file. One that is stale, damaged or another's is
+    collected anew and written over, or with `strict` (the user named the file) refused. InputError says why.
+    """
+    wanted = described(model, dataset, quantizer)
+    if path.is_file() and not force:
+        try:
+            found, meta = read_calibration(path)
+            if not (reason := difference(meta, wanted, gradients)):
+                return found, True
+            if strict:
+                raise InputError(f"this is not the calibration wanted: {reason}", str(path), "name another, or --force")
+        except InputError as error:
+            if strict:
+                raise
+            console.warn(f"the calibration kept is not usable and is collected anew: {error}")
+    found = collect(model, training_stream(dataset, quantizer), quantizer, gradients, world, console)
+    if world.leads:
+        tensors = {f"{group}.{name}": t for group, sums in found.groups().items() for name, t in sums.items()}
+        facts = {"schema": CALIBRATION_SCHEMA, "tokens": found.tokens, "gradients": gradients}
+        save_tensors(path, tensors, facts | wanted)
+    return found, False
+
+
+def calibrate(
+    model: ModelFile,
+    dataset: Dataset,
+    quantizer: Any,
+    path: Path,
+    world: World,
+    console: Console,
+    force: bool = False,
+) -> dict[str, Any]:
+    """Collect everything into a file, gradients included, for any quantizer to come; what was done, for people."""
+    if not isinstance(quantizer, Gptq):
+        raise InputError("this quantizer needs no calibration", "quant.method", "set quant.method=gptq")
+    start = time.monotonic()
+    found, fresh = calibration(model, dataset, quantizer, path, True, world, console, force=force)
+    return {
+        "file": str(path),
+        "fresh": fresh,
+        "tokens": found.tokens,
+        "matrices": len(found.inputs),
+        "tables": len(found.lookups),
+        "seconds": round(time.monotonic() - start, 3),
+    }

@@ -1,0 +1,152 @@
+"""Calibration as a file: written once, reused by every setting, refused when it is another's."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import flip
+
+from pgolf.core.tensorfile import load_tensors, save_tensors
+from pgolf.stages.calibrate import CALIBRATION_SCHEMA, read_calibration
+
+CURVED = ("--set", "quant.steps=curvature", "--set", "quant.rounding=trellis", "--set", "quant.bits_per_weight=4")
+
+
+def quantize(run: Path, *argv: object) -> list[object]:
+    """The command on a finished run's checkpoint and data."""
+    return ["quantize", run / "train" / "checkpoint.safetensors", "--data", run / "data", "--quiet", *argv]
+
+
+@pytest.fixture(scope="module")
+def calibrated(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The calibration of the tiny run's checkpoint."""
+    from harness import run_here
+
+    path = tmp_path_factory.mktemp("calibration") / "kept.safetensors"
+    document = run_here(*quantize(tiny_run, "--calibrate-only", "--calibration", path, "--json")).good().document
+    assert document["schema"] == "pgolf.calibrate/1" and not document["fresh"]
+    assert document["tokens"] == 8 * 64 and document["tables"] == 1
+    return path
+
+
+def test_the_file_is_written_once_and_says_what_it_is(pgolf: Any, tiny_run: Path, calibrated: Path) -> None:
+    before = calibrated.read_bytes()
+    document = pgolf(*quantize(tiny_run, "--calibrate-only", "--calibration", calibrated, "--json")).good().document
+    assert document["fresh"] and calibrated.read_bytes() == before
+    found, facts = read_calibration(calibrated)
+    assert facts["gradients"] and facts["tokens"] == found.tokens == 512
+    assert set(found.inputs) == set(found.outputs) and set(found.lookups) == set(found.energies) == {"tok_emb.weight"}
+    shown = pgolf("inspect", calibrated, "--json").good().document
+    assert shown["kind"] == CALIBRATION_SCHEMA and len(shown["tensors"]) == 2 * len(found.inputs) + 2
+
+
+def test_every_setting_uses_it(pgolf: Any, tiny_run: Path, calibrated: Path, tmp_path: Path) -> None:
+    bits = {}
+    for name, sets in {"records": (), "curved": CURVED, "rough": (*CURVED[:-1], "quant.bits_per_weight=3")}.items():
+        out = tmp_path / name / "q.safetensors"
+        document = (
+            pgolf(*quantize(tiny_run, "--out", out, "--calibration", calibrated, *sets, "--json")).good().document
+        )
+        assert document["hessians_cached"] and not document["warnings"]
+        assert not (out.parent / "hessians.safetensors").exists()
+        bits[name] = document["entropy_bits"]
+    assert bits["curved"] == pytest.approx(4, abs=0.1) and bits["rough"] == pytest.approx(3, abs=0.1)
+
+
+def test_a_trellis_goes_all_the_way_to_a_score(pgolf: Any, tiny_run: Path, calibrated: Path, tmp_path: Path) -> None:
+    """Codes, artifact, and the same bits per byte from both."""
+    coded, artifact = tmp_path / "q.safetensors", tmp_path / "model.pgz"
+    pgolf(*quantize(tiny_run, "--out", coded, "--calibration", calibrated, *CURVED)).good()
+    pgolf("compress", coded, "--out", artifact, "--quiet").good()
+    assert set(load_tensors(coded, "pgolf.quantized/2")[1]["forms"].values()) == {5}
+    data = ("--data", tiny_run / "data", "--quiet", "--json", "--set", "eval.max_tokens=4096")
+    scores = [pgolf("eval", model, *data).good().document["score"] for model in (coded, artifact)]
+    exact = pgolf("eval", tiny_run / "train" / "checkpoint.safetensors", *data).good().document["score"]
+    assert scores[0] == scores[1] and abs(scores[0]["bpb"] - exact["bpb"]) < 0.02
+    rows = {row["tensor"]: row for row in pgolf("inspect", artifact, "--json").good().document["tensors"]}
+    assert rows["tok_emb.weight"]["stored"] == "8-bit codes"
+
+
+def test_a_wrong_calibration_is_refused_with_the_reason(
+    pgolf: Any, tiny_run: Path, calibrated: Path, tmp_path: Path
+) -> None:
+    path, out = tmp_path / "other.safetensors", tmp_path / "q.safetensors"
+    tensors, meta, _ = load_tensors(calibrated, CALIBRATION_SCHEMA)
+    argv = quantize(tiny_run, "--out", out, "--calibration", path)
+    save_tensors(path, tensors, meta | {"checkpoint_sha256": "f" * 64})
+    pgolf(*argv).refused(3, "checkpoint_sha256 is ffffffffffffffff", "--force")
+    save_tensors(path, tensors, meta | {"data_sha256": "e" * 64})
+    pgolf(*argv).refused(3, "data_sha256 is eeeeeeeeeeeeeeee")
+    save_tensors(path, tensors, meta)
+    pgolf(*argv, "--set", "quant.calibration_seqs=4").refused(3, "calibration_seqs is 8, wanted is 4")
+    pgolf(*argv, "--set", "quant.calibration_source=self").refused(3, "data_sha256 is")
+    save_tensors(path, {}, meta | {"tokens": 0})
+    pgolf(*argv).refused(3, "holds no tokens")
+    save_tensors(path, {f"strange.{name}": tensor for name, tensor in tensors.items()}, meta)
+    pgolf(*argv).refused(3, "unknown tensor strange.")
+    save_tensors(path, {n: t for n, t in tensors.items() if n.startswith("inputs.")}, meta | {"gradients": False})
+    pgolf(*argv, *CURVED).refused(3, "it has no gradients")
+    pgolf(*argv).good()
+    flip(path, 5000)
+    out.unlink()
+    pgolf(*argv).refused(3, "SHA-256 does not match")
+    assert not out.exists()
+    pgolf(*argv, "--force").good()
+    assert read_calibration(path)[1]["gradients"] is False
+
+
+def test_a_stale_calibration_beside_the_output_is_made_anew(pgolf: Any, tiny_run: Path, tmp_path: Path) -> None:
+    out, kept = tmp_path / "q.safetensors", tmp_path / "hessians.safetensors"
+    first = pgolf(*quantize(tiny_run, "--out", out, "--json")).good().document
+    assert not first["hessians_cached"] and not read_calibration(kept)[1]["gradients"]
+    again = pgolf(*quantize(tiny_run, "--out", out, "--json", *CURVED)).good().document
+    assert not again["hessians_cached"] and read_calibration(kept)[1]["gradients"]
+    last = pgolf(*quantize(tiny_run, "--out", out, "--json", "--set", "quant.bits=5")).good().document
+    assert last["hessians_cached"]
+    flip(kept, 5000)
+    result = pgolf(*quantize(tiny_run, "--out", out, "--json", "--set", "quant.bits=4")).good()
+    assert not result.document["hessians_cached"] and "not usable and is collected anew" in result.err
+
+
+def test_text_that_the_model_makes_up_needs_no_data_of_its_own(pgolf: Any, tiny_run: Path, tmp_path: Path) -> None:
+    path = tmp_path / "self.safetensors"
+    sets = ("--set", "quant.calibration_source=self", "--set", "quant.calibration_seq_len=24")
+    pgolf(*quantize(tiny_run, "--calibrate-only", "--calibration", path, *sets)).good()
+    found, facts = read_calibration(path)
+    assert facts["data_sha256"] == "" and facts["calibration_source"] == "self" and found.tokens == 8 * 24
+    document = pgolf(*quantize(tiny_run, "--out", tmp_path / "q.safetensors", "--calibration", path, *sets, "--json"))
+    assert document.good().document["hessians_cached"]
+
+
+def test_wrong_usage_is_named(pgolf: Any, tiny_run: Path, tmp_path: Path) -> None:
+    pgolf(*quantize(tiny_run)).refused(2, "name the file to write", "--out")
+    pgolf(*quantize(tiny_run, "--calibrate-only")).refused(2, "--calibration FILE is enough")
+    argv = quantize(tiny_run, "--calibrate-only", "--calibration", tmp_path / "c.safetensors")
+    pgolf(*argv, "--set", "quant=sdclip").refused(3, "needs no calibration")
+    document = pgolf(*argv, "--dry-run", "--json").good().document
+    assert document["command"] == "calibrate" and not list(tmp_path.iterdir())
+
+
+def test_two_ranks_calibrate_like_one(pgolf: Any, tiny_run: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
+    options = ("--calibrate-only", "--set", "quant.calibration_batch=2", "--device", "cpu")
+    pgolf(*quantize(tiny_run, *options, "--calibration", one)).good()
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "pgolf"]
+    argv = [*launcher, *map(str, quantize(tiny_run, *options, "--calibration", two, "--json"))]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["tokens"] == 512
+    (alone, facts), (together, same) = (read_calibration(path) for path in (one, two))
+    assert {k: v for k, v in facts.items() if k != "tensors_sha256"} == {
+        k: v for k, v in same.items() if k != "tensors_sha256"
+    }
+    for group, sums in alone.groups().items():
+        for name, value in sums.items():
+            error = (together.groups()[group][name] - value).abs().max()
+            assert float(error) <= 1e-5 * float(value.abs().max()), name
+    few = [*argv, "--force", "--set", "quant.calibration_seqs=1"]
+    done = subprocess.run(few, capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0 and "1 calibration batches for 2 ranks" in done.stderr
