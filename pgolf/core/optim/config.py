@@ -142,7 +142,7 @@ class OptimConfig:
         if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1 and self.eps > 0):
             raise ConfigError("betas must lie in [0, 1) and eps above 0", "")
 
-    def gradients(self, held: "Held") -> "Iterable[list[Tensor]]":
+    def shares(self, held: "Held") -> "Iterable[list[Tensor]]":
         """Average the gradients over the ranks, bound them in place as `clip_mode` says and note their norm before.
         Those of Adam change in place; those of the matrices that this rank steps are returned by bank.
         """

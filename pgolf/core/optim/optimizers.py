@@ -1,6 +1,6 @@
 """All optimizers of a run behind one step: each parameter in exactly one group."""
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -64,14 +64,13 @@ class Optimizers:
         step: int,
         lr_scale: float,
         decay: tuple[float, float] = (1.0, 1.0),
-        phase: Callable[[str], None] = lambda name: None,
+        shares: Iterable[list[Tensor]] | None = None,
     ) -> None:
         """Bring the ranks' gradients together and update every parameter that has one, which a part without work in
-        this pass has not; `decay` multiplies the weight decay of matrices and of all else; `phase` is told what begins.
+        this pass has not; `decay` multiplies the weight decay of matrices and of all else; `shares` is what
+        `OptimConfig.shares` has given, if that was done before.
         """
-        phase("communication")
-        matrix, shares = self.config.matrix, self.config.gradients(self)
-        phase("optimizer")
+        matrix, shares = self.config.matrix, self.config.shares(self) if shares is None else shares
         for group in self.adam.param_groups:
             lr, wd = group["base"]
             group |= {"lr": lr * lr_scale, "weight_decay": wd * decay[1]}

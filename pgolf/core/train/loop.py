@@ -148,7 +148,10 @@ def train_step(
         loss.backward()
         total += loss.detach()
     watch.gradients(state, total)
-    state.optimizers.step(state.step, lr_scale, decay, watch.phase)
+    watch.phase("communication")
+    shares = state.optimizers.config.shares(state.optimizers)
+    watch.phase("optimizer")
+    state.optimizers.step(state.step, lr_scale, decay, shares)
     watch.phase("other")
     return total
 
