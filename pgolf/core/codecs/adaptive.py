@@ -5,9 +5,6 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from pgolf.core.codecs.rans import decode_matrices, encode_matrices
 from pgolf.core.codecs.zlib import Zlib
 from pgolf.core.errors import InputError
 
@@ -28,6 +25,10 @@ class Rans:
 
     def encode(self, raw: bytes, shapes: Sequence[tuple[int, ...]] = ()) -> bytes:
         """Compress: int8 matrices of `shapes`, or with none given, anything."""
+        import numpy as np
+
+        from pgolf.core.codecs.rans import encode_matrices
+
         if shapes:
             values, start, matrices = np.frombuffer(raw, np.int8), 0, []
             for rows, columns in shapes:
@@ -42,6 +43,10 @@ class Rans:
 
     def decode(self, coded: bytes, raw_len: int) -> bytes:
         """Decompress to exactly `raw_len` bytes, bounded in memory. InputError otherwise."""
+        import numpy as np
+
+        from pgolf.core.codecs.rans import decode_matrices
+
         kind = coded[0] if coded else 1
         if kind == 0:
             return Zlib().decode(coded[1:], raw_len)
