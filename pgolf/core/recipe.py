@@ -8,11 +8,13 @@ from pgolf.core.errors import ConfigError
 from pgolf.core.evals.base import EvalMethod, TttMethod
 from pgolf.core.evals.plain import PlainEval
 from pgolf.core.model.config import ModelConfig
+from pgolf.core.model.parts.whole_rows import WholeRows
 from pgolf.core.model.slots import Absent, Part
 from pgolf.core.optim.config import OptimConfig
 from pgolf.core.quant.base import Quantizer
 from pgolf.core.quant.row_quantile import RowQuantile
 from pgolf.core.train.config import TrainConfig
+from pgolf.core.train.loaders import DocumentLoader
 from pgolf.core.ttt.chunk_sgd import ChunkSgd
 
 
@@ -41,4 +43,10 @@ class Recipe:
                 "weights that model.precision makes have no other quantization in training",
                 "train.qat",
                 "set train.qat=none",
+            )
+        if isinstance(self.train.loader, DocumentLoader) and isinstance(self.model.documents, WholeRows):
+            raise ConfigError(
+                "rows of uncut documents are as long as a micro-batch; attention must stop at documents' ends",
+                "train.loader",
+                "set model.documents=by_document, or choose another loader",
             )

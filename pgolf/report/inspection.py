@@ -14,10 +14,10 @@ from pgolf.core.shards import SHARD_MAGIC, open_shard
 from pgolf.core.tensorfile import load_tensors, tensor_meta
 from pgolf.dataset import BOS, open_dataset
 from pgolf.stages.calibrate import CALIBRATION_SCHEMA, HESSIANS_SCHEMA
+from pgolf.stages.checkpoints import RESUME_SCHEMA
 from pgolf.stages.manifest import MANIFEST_SCHEMA
 from pgolf.stages.model_files import MAX_ARTIFACT, ModelFile, load_model
 from pgolf.stages.quantize import code_entropy
-from pgolf.stages.train import RESUME_SCHEMA
 
 SECTION_NAMES = {
     1: "info",

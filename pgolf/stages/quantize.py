@@ -36,6 +36,19 @@ def prepared(quantizer: Gptq, model: ModelFile, found: Calibration) -> dict[str,
     return plans
 
 
+def check_reserve(model: ModelFile, seconds: float, console: Console) -> None:
+    """Warn when training and calibration together took more than the budget: it reads training tokens, so the records
+    count it as training.
+    """
+    trained = model.meta.get("figures", {}).get("train_seconds", 0.0)
+    budget_s = model.config.train.max_wallclock_seconds
+    if 0 < budget_s < (both := trained + seconds):
+        console.warn(
+            f"training ({trained:.1f} s) and calibration ({seconds:.1f} s) took {both - budget_s:.1f} s more than "
+            f"train.max_wallclock_seconds={budget_s:g}: raise train.reserve_seconds"
+        )
+
+
 def tensor_report(model: QuantizedModel, weights: dict[str, Tensor]) -> tuple[list[dict[str, Any]], list[str]]:
     """Per quantized tensor: shape, bits, entropy of the codes in bits per weight, relative error; and warnings."""
     rows, warnings = [], []
@@ -112,6 +125,8 @@ def quantize(
                 kept is not None and not force,
             )
             seconds["hessians"] = time.monotonic() - start - seconds["load"]
+            if not cached:
+                check_reserve(model, seconds["hessians"], console)
             known = prepared(quantizer, model, found)
         result = quantize_model(model.config.model, model.weights, quantizer, known)
         rows, warnings = tensor_report(result, model.weights)

@@ -1,26 +1,24 @@
 """train: a dataset in, a checkpoint out; resumable at any moment."""
 
-import re
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from pgolf.config.load import Resolved
 from pgolf.config.run import RunConfig
 from pgolf.core.dist import World, activation_dtype, pick_device, wants_compile
 from pgolf.core.errors import ConfigError, InputError, SetupError, StorageError
-from pgolf.core.files import clean_parts, free_bytes, make_dir
+from pgolf.core.files import free_bytes, make_dir
 from pgolf.core.model.attend import choose_attention
 from pgolf.core.model.config import param_specs
 from pgolf.core.model.fused import choose_kernels
 from pgolf.core.optim.optimizers import Optimizers
-from pgolf.core.tensorfile import load_tensors, save_tensors
 from pgolf.core.train.loop import TrainState, fit, start_state, validator
 from pgolf.dataset import Dataset
 from pgolf.report.console import Console, ProgressLine, bar, clock
@@ -28,15 +26,13 @@ from pgolf.report.touched import touched
 from pgolf.report.train_log import TrainLog
 from pgolf.report.watch.stopwatch import Stopwatch, rounded
 from pgolf.report.watch.track import tracking
-from pgolf.stages.inputs import changed_keys
+from pgolf.stages.checkpoints import OTHERWISE, START_OVER, Checkpoints, training_changes
 from pgolf.stages.manifest import fresh_entry, guarded, provenance, read_entries, record, stage_key
-from pgolf.stages.model_files import load_checkpoint, save_checkpoint
+from pgolf.stages.memory import enough_memory
+from pgolf.stages.model_files import save_checkpoint
 from pgolf.stages.signals import Interrupted, StopFlag
+from pgolf.stages.steady_files import unchanged
 from pgolf.stages.watching import RunWatch
-
-RESUME_SCHEMA = "pgolf.resume/1"
-START_OVER = "choose another --out, or give up what is there with --fresh (pgolf run: --from train)"
-STEP_FILE = re.compile(r"^step_(\d{8})\.safetensors$")
 
 
 def choose_compile(mode: str, device: torch.device) -> tuple[bool, str]:
@@ -91,106 +87,6 @@ def train_key(config: dict[str, Any], data: str) -> str:
     return stage_key("train", sections, {"data": data})
 
 
-def training_changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """What differs in the sections that decide a training run."""
-    return [text for name in ("model", "optim", "train") for text in changed_keys(old[name], new[name], name)]
-
-
-def average_tensors(state: TrainState) -> Iterator[tuple[str, torch.Tensor]]:
-    """The averages of a run by the names that resume files have for them."""
-    for label, average in state.averages.items():
-        for name, tensor in average.items():
-            yield f"average{label and '@'}{label}.{name}", tensor
-
-
-class Checkpoints:
-    """Resumable checkpoints in one directory: weights, and beside them optimizer and loader state. The newest pair
-    that verifies is the one that counts.
-    """
-
-    def __init__(self, folder: Path, meta: dict[str, Any], key: str, keep: int, console: Console) -> None:
-        self.folder, self.meta, self.key, self.keep, self.console = folder, meta, key, keep, console
-        self.watched: dict[str, Any] = {}
-        """What the watch over the run noted in the pair that was restored."""
-
-    def paths(self, step: int) -> tuple[Path, Path]:
-        """Weights and resume file of a step."""
-        return self.folder / f"step_{step:08d}.safetensors", self.folder / f"step_{step:08d}.resume.safetensors"
-
-    def steps(self) -> list[int]:
-        """Steps with a weights file, newest first."""
-        names = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
-        return sorted((int(match[1]) for match in map(STEP_FILE.match, names) if match), reverse=True)
-
-    def save(self, state: TrainState, held: dict[str, Tensor], watched: dict[str, Any]) -> None:
-        """Write a pair, the weights last because they make it count, then drop old pairs. `held` is the optimizers'
-        state, which only all ranks together have.
-        """
-        weights, resume = self.paths(state.step)
-        tensors = held | {"rng.torch": torch.get_rng_state()}
-        tensors |= dict(average_tensors(state))
-        elapsed = state.clock.elapsed_s
-        facts = {
-            "schema": RESUME_SCHEMA,
-            "step": state.step,
-            "elapsed_s": elapsed,
-            "looped": state.looped,
-            "averaged": state.taken,
-            "watched": watched,
-            "key": self.key,
-        }
-        save_tensors(resume, tensors, facts)
-        save_checkpoint(weights, state.model.state_dict(), self.meta | {"step": state.step})
-        for step in self.steps()[self.keep :]:
-            for path in self.paths(step):
-                path.unlink(missing_ok=True)
-
-    def restore(self, state: TrainState, optimizers: Callable[[], Optimizers]) -> int:
-        """Load the newest pair that verifies into `state`; returns its step, 0 if there was nothing to resume.
-
-        ConfigError if the checkpoints were made with another configuration or other data; InputError if there are
-        checkpoints and none verifies.
-        """
-        problems = []
-        clean_parts(self.folder)
-        for step in self.steps():
-            weights_path, resume_path = self.paths(step)
-            try:
-                model = load_checkpoint(weights_path)
-                tensors, facts, _ = load_tensors(resume_path, RESUME_SCHEMA)
-            except InputError as error:
-                problems.append(str(error))
-                self.console.warn(f"checkpoint of step {step} is not usable: {error}")
-                continue
-            if facts["key"] != self.key:
-                changed = ", ".join(training_changes(model.stored, self.meta["config"])) or "the data"
-                raise ConfigError(
-                    "the run in this directory was trained with another configuration or other data",
-                    f"{self.folder.parent}; changed: {changed}",
-                    START_OVER,
-                )
-            state.model.load_state_dict(model.weights)
-            state.optimizers = optimizers()
-            state.optimizers.load(tensors)
-            torch.set_rng_state(tensors["rng.torch"])
-            state.step = int(facts["step"])
-            state.clock.spent_s = float(facts["elapsed_s"])
-            state.looped, state.taken = bool(facts.get("looped", False)), int(facts.get("averaged", 0))
-            for name, average in average_tensors(state):
-                average.copy_(tensors[name])
-            self.watched = dict(facts.get("watched", {}))
-            return state.step
-        if problems:
-            raise InputError("no checkpoint of this run can be read", str(self.folder), START_OVER)
-        return 0
-
-    def clear(self) -> None:
-        """Remove every pair."""
-        for step in self.steps():
-            for path in self.paths(step):
-                path.unlink(missing_ok=True)
-
-
 def check_data(dataset: Dataset, config: RunConfig) -> list[np.ndarray]:
     """The training shards. InputError or ConfigError when data and configuration do not fit."""
     if config.model.vocab_size < dataset.vocab_size:
@@ -231,6 +127,35 @@ def progress_text(event: dict[str, Any], config: RunConfig, last_bpb: float) -> 
     return f"{place} · {event['tokens_per_s']:,.0f} tok/s · loss {event['loss']:.4f}{bpb}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A training run, as every rank is asked for it."""
+
+    dataset: Dataset
+    out: Path
+    resolved: Resolved
+    world: World
+    console: Console
+    fresh: bool
+    """Whether what is in `out` is given up."""
+    trackers: Sequence[str]
+    """Are shown the events (`pgolf.report.watch.track`)."""
+    now: Callable[[], float]
+    """Tells every second of the run."""
+    data: str
+    """Fingerprint of the training data."""
+
+    @property
+    def config(self) -> RunConfig:
+        """The complete configuration."""
+        return self.resolved.config
+
+    @property
+    def key(self) -> str:
+        """What the result depends on."""
+        return train_key(self.resolved.values, self.data)
+
+
 def train(
     dataset: Dataset,
     out: Path,
@@ -243,25 +168,32 @@ def train(
 ) -> dict[str, Any]:
     """Train, or go on training, into `out`; returns the manifest entry with "fresh" set when nothing had to be done.
     `trackers` are shown the events (`pgolf.report.watch.track`); every second of the run is told by `now`.
+
+    SetupError when memory does not suffice, InputError when a shard changes under way.
     """
-    config, values = resolved.config, resolved.values
-    config.train.micro_steps(world.size)
-    data = dataset.fingerprint("train")
-    key = train_key(values, data)
+    resolved.config.train.micro_steps(world.size)
+    job = Job(
+        dataset=dataset,
+        out=out,
+        resolved=resolved,
+        world=world,
+        console=console,
+        fresh=fresh,
+        trackers=trackers,
+        now=now,
+        data=dataset.fingerprint("train"),
+    )
     output = out / "checkpoint.safetensors"
     if not world.leads:
-        if world.any(False):
-            return {}
-        return run_training(dataset, out, config, values, key, data, world, console, fresh, trackers, now)
+        return {} if world.any(False) else run_training(job)
     with guarded(output):
-        entry = None if fresh else fresh_entry(output, key)
+        entry = None if fresh else fresh_entry(output, job.key)
         if world.any(entry is not None) and entry is not None:
             return entry | {"fresh": True}
         if not fresh:
-            refuse_to_overwrite(output, key, values)
-        check_disk(out, config)
-        made = run_training(dataset, out, config, values, key, data, world, console, fresh, trackers, now)
-        return made | {"fresh": False}
+            refuse_to_overwrite(output, job.key, resolved.values)
+        check_disk(out, job.config)
+        return run_training(job) | {"fresh": False}
 
 
 def refuse_to_overwrite(output: Path, key: str, values: dict[str, Any]) -> None:
@@ -273,7 +205,7 @@ def refuse_to_overwrite(output: Path, key: str, values: dict[str, Any]) -> None:
         and entry.get("key") != key
         and isinstance(entry.get("resolved"), dict)
     ):
-        changed = ", ".join(training_changes(entry["resolved"], values)) or "the data"
+        changed = ", ".join(training_changes(entry["resolved"], values)) or OTHERWISE
         what = "the run in this directory was trained with another configuration or other data"
         raise ConfigError(what, f"{output.parent}; changed: {changed}", START_OVER)
 
@@ -295,57 +227,91 @@ def check_agreement(resumed: int, out: Path, world: World) -> None:
         )
 
 
-def run_training(
-    dataset: Dataset,
-    out: Path,
-    config: RunConfig,
-    values: dict[str, Any],
-    key: str,
-    data: str,
-    world: World,
-    console: Console,
-    fresh: bool,
-    trackers: Sequence[str],
-    now: Callable[[], float],
-) -> dict[str, Any]:
+def run_training(job: Job) -> dict[str, Any]:
     """The body of `train`, on every rank; only the first writes."""
-    stopwatch = Stopwatch(now)
-    compiled, why = choose_compile(config.train.compile, world.device)
-    attention, attention_why = planned_attention(config, world.device)
-    kernels, kernels_why = planned_kernels(config, world.device)
-    parts = touched(config.model, config.optim)
-    shards, (tokens, charges) = check_data(dataset, config), dataset.validation()
-    token_bytes = config.train.loss.token_table(dataset.tokenizer, dataset.vocab_size)
-    state = start_state(config.model, config.train, config.optim, shards, config.train.seed, world, token_bytes)
-    state.clock.now = now
-    model = state.model
+    config, world, stopwatch = job.config, job.world, Stopwatch(job.now)
+    compiled, _ = choose_compile(config.train.compile, world.device)
+    shards, (tokens, charges) = check_data(job.dataset, config), job.dataset.validation()
     made_by = provenance(str(world.device)) if world.leads else {}
-    meta = {"config": values, "tokenizer_sha256": dataset.tokenizer_sha256, "data_sha256": data, "provenance": made_by}
-    checkpoints = Checkpoints(out / "ckpt", meta, key, config.train.keep_checkpoints, console)
-    if fresh and world.leads:
-        checkpoints.clear()
-    world.barrier()
-    resumed = checkpoints.restore(state, lambda: Optimizers(model, config.optim, world))
-    stopwatch.carry(checkpoints.watched.get("seconds", {}))
-    check_agreement(resumed, out, world)
-    make_dir(out)
-    log = TrainLog(out, config, console, resumed) if world.leads else None
-    if log:
-        log.header(
-            model,
-            dataset,
-            world,
-            f"{compiled} ({why})",
-            f"{attention} ({attention_why})",
-            f"{kernels} ({kernels_why})",
-        )
-        if resumed:
-            console.line(f"train: resumed at step {resumed}, {state.clock.elapsed_s:.1f} s of the budget are spent")
-    last_bpb = 0.0
+    meta = {
+        "config": job.resolved.values,
+        "tokenizer_sha256": job.dataset.tokenizer_sha256,
+        "data_sha256": job.data,
+        "provenance": made_by,
+    }
+    folder, keep = job.out / "ckpt", config.train.keep_checkpoints
+    with enough_memory("train.micro_batch_tokens"), Checkpoints(folder, meta, job.key, keep, job.console) as saved:
+        state = begun(job, shards)
+        restore(job, state, saved)
+        stopwatch.carry(saved.watched.get("seconds", {}))
+        validate = validator(state.model, config.train, tokens, charges)
+        event, findings, seconds = watched(job, state, saved, stopwatch, validate, compiled)
+        figures = outcome(job, state, event) | {"compiled": compiled} | findings
+        entry: dict[str, Any] = {"figures": figures}
+        if world.leads:
+            output = job.out / "checkpoint.safetensors"
+            with stopwatch.during("checkpoint"):
+                saved.settle()
+                save_checkpoint(output, state.model.state_dict(), meta | {"step": state.step, "figures": figures})
+            inputs = {"data": job.data, "tokenizer": job.dataset.tokenizer_sha256}
+            phases = seconds()
+            spent = rounded({"train": state.clock.elapsed_s, "total": sum(phases.values()), **phases})
+            entry = record(output, "train", job.key, job.resolved.values, inputs, figures, spent, str(world.device))
+        world.barrier()
+    return entry
+
+
+def begun(job: Job, shards: list[np.ndarray]) -> TrainState:
+    """The run before its first step; what it reads is looked after."""
+    config, dataset = job.config, job.dataset
+    token_bytes = config.train.loss.token_table(dataset.tokenizer, dataset.vocab_size)
+    state = start_state(config.model, config.train, config.optim, shards, config.train.seed, job.world, token_bytes)
+    state.clock.now = job.now
+    state.read = unchanged(state.read, dataset.shards["train"])
+    return state
+
+
+def restore(job: Job, state: TrainState, saved: Checkpoints) -> None:
+    """Go on from the newest checkpoint, the same on every rank, or leave `state` at its beginning."""
+    if job.fresh and job.world.leads:
+        saved.clear()
+    job.world.barrier()
+    resumed = saved.restore(state, lambda: Optimizers(state.model, job.config.optim, job.world))
+    check_agreement(resumed, job.out, job.world)
+    make_dir(job.out)
+
+
+def begin_log(job: Job, state: TrainState) -> TrainLog:
+    """The log of the run, its first lines written."""
+    config, place = job.config, job.world.device
+    log = TrainLog(job.out, config, job.console, state.step)
+    chosen = (choose_compile(config.train.compile, place), planned_attention(config, place))
+    compiled, attention, kernels = (f"{what} ({why})" for what, why in (*chosen, planned_kernels(config, place)))
+    log.header(state.model, job.dataset, job.world, compiled, attention, kernels)
+    if state.step:
+        spent = f"{state.clock.elapsed_s:.1f} s of the budget are spent"
+        job.console.line(f"train: resumed at step {state.step}, {spent}")
+    return log
+
+
+def watched(
+    job: Job,
+    state: TrainState,
+    saved: Checkpoints,
+    stopwatch: Stopwatch,
+    validate: Callable[[], dict[str, Any]],
+    compiled: bool,
+) -> tuple[dict[str, Any], dict[str, Any], Callable[[], dict[str, float]]]:
+    """Train to the end; returns the last event, what the watch has found, and what tells the seconds by phase.
+
+    Interrupted, with a checkpoint written, after a signal.
+    """
+    config, world, leads = job.config, job.world, job.world.leads
+    log, last_bpb = begin_log(job, state) if leads else None, 0.0
     with (
         StopFlag((signal.SIGINT, signal.SIGTERM)) as flag,
-        console.progress() as line,
-        tracking(trackers if world.leads else (), out, values, console.warn) as track,
+        job.console.progress() as line,
+        tracking(job.trackers if leads else (), job.out, job.resolved.values, job.console.warn) as track,
     ):
 
         def tell(event: dict[str, Any]) -> None:
@@ -356,20 +322,18 @@ def run_training(
                 show(line, event, config, last_bpb)
             track(event)
 
-        def save(current: TrainState, watched: dict[str, Any]) -> None:
+        def save(current: TrainState, noted: dict[str, Any]) -> None:
             held = current.optimizers.state()
-            if world.leads:
-                checkpoints.save(current, held, watched)
-            world.barrier()
+            if leads:
+                saved.save(current, held, noted)
 
-        validate = validator(model, config.train, tokens, charges)
         watch = RunWatch(
             state,
             config,
             world,
-            console,
+            job.console,
             stopwatch,
-            checkpoints.watched,
+            saved.watched,
             tell=tell,
             validate=validate,
             save=save,
@@ -380,46 +344,32 @@ def run_training(
         event = fit(state, config.train, config.optim, world, watch, compiled)
         if event["reason"] == "signal":
             watch.save(state)
+            saved.settle()
+            world.barrier()
             number = flag.raised or signal.SIGTERM
             raise Interrupted(number, f"stopped at step {state.step}; the same command goes on from there")
-    figures = {
+        return event, watch.findings, watch.seconds
+
+
+def outcome(job: Job, state: TrainState, event: dict[str, Any]) -> dict[str, Any]:
+    """The figures of a finished run."""
+    config, place = job.config, job.world.device
+    return {
         "val_loss": event["val_loss"],
         "bpb": event["val_bpb"],
         "val_tokens": event["val_tokens"],
         "steps": state.step,
-    }
-    figures |= {
         "train_seconds": round(state.clock.elapsed_s, 3),
         "stopped_by": event["reason"],
         "averaged_steps": state.taken,
         "average": event.get("average", ""),
         "withheld_losses": event.get("withheld_losses", {}),
-        "compiled": compiled,
-        "attention": attention,
-        "kernels": kernels,
-        "world_size": world.size,
+        "attention": planned_attention(config, place)[0],
+        "kernels": planned_kernels(config, place)[0],
+        "world_size": job.world.size,
+        "parameters": sum(p.numel() for p in state.model.parameters()),
+        "parts": touched(config.model, config.optim),
     }
-    figures |= {"parameters": sum(p.numel() for p in model.parameters()), "parts": parts, **watch.findings}
-    entry: dict[str, Any] = {"figures": figures}
-    if world.leads:
-        with stopwatch.during("checkpoint"):
-            save_checkpoint(
-                out / "checkpoint.safetensors", model.state_dict(), meta | {"step": state.step, "figures": figures}
-            )
-        phases = watch.seconds()
-        seconds = rounded({"train": state.clock.elapsed_s, "total": sum(phases.values()), **phases})
-        entry = record(
-            out / "checkpoint.safetensors",
-            "train",
-            key,
-            values,
-            {"data": data, "tokenizer": dataset.tokenizer_sha256},
-            figures,
-            seconds,
-            str(world.device),
-        )
-    world.barrier()
-    return entry
 
 
 def show(line: ProgressLine, event: dict[str, Any], config: RunConfig, last_bpb: float) -> None:

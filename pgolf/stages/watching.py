@@ -247,6 +247,8 @@ class RunWatch(Watch):
         seen = self.state.step * self.config.train.batch_tokens
         planned = tokens_planned(self.pace, reason, self.config.train.iterations)
         notes = shortfall(seen, planned) if reason != "signal" else []
+        if self.config.train.average.copies and not self.state.taken:
+            notes.append("train.average never began: the last weights were exported")
         if self.strangers:
             notes.append(f"not alone on the GPU: {in_words(self.strangers)}")
         return {

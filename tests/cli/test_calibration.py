@@ -150,3 +150,14 @@ def test_two_ranks_calibrate_like_one(pgolf: Any, tiny_run: Path, tmp_path: Path
     few = [*argv, "--force", "--set", "quant.calibration_seqs=1"]
     done = subprocess.run(few, capture_output=True, text=True, timeout=120)
     assert done.returncode != 0 and "1 calibration batches for 2 ranks" in done.stderr
+
+
+def test_calibration_beyond_the_budget_is_warned_of(pgolf: Any, tiny_run: Path, tmp_path: Path) -> None:
+    given = ("--data", tiny_run / "data", "--json", "--preset", "tiny", "--set", "train.val_max_tokens=256")
+    budget = ("--set", "train.max_wallclock_seconds=0.5", "--set", "train.iterations=1000000")
+    pgolf("train", tiny_run / "data", "--out", tmp_path / "a", "--quiet", "--preset", "tiny", *budget).good()
+    model, out = tmp_path / "a" / "checkpoint.safetensors", tmp_path / "q" / "quantized.safetensors"
+    first = pgolf("quantize", model, "--out", out, *given).good()
+    assert "more than train.max_wallclock_seconds=0.5: raise train.reserve_seconds" in first.err
+    again = pgolf("quantize", model, "--out", out, *given, "--set", "quant.bits=5").good()
+    assert "reserve" not in again.err, "the second time nothing was calibrated"

@@ -5,12 +5,16 @@ import random
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from harness import command, flip, run_here, stray_files, tensor_hash
+
+from pgolf.report.train_log import TrainLog
+from pgolf.stages.checkpoints import Checkpoints
 
 STEPS = 60
 SHORT = [
@@ -54,13 +58,16 @@ def straight(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_kill_9_at_random_points_changes_nothing(pgolf: Any, tiny_run: Path, straight: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kills", "steps"), [(3, 14), pytest.param(20, 2, marks=pytest.mark.slow)])
+def test_kill_9_at_random_points_changes_nothing(
+    pgolf: Any, tiny_run: Path, straight: Path, tmp_path: Path, kills: int, steps: int
+) -> None:
     draw, out = random.Random(20240520), tmp_path / "train"
     reached = 0
-    for _ in range(3):
+    for _ in range(kills):
         before = len(events(out))
         process = start(tiny_run / "data", out, SHORT)
-        reached = draw.randint(reached + 2, reached + 14)
+        reached = draw.randint(reached + 1, reached + steps)
         wait_for_step(process, out, reached, before)
         time.sleep(draw.random() * 0.05)
         process.kill()
@@ -72,6 +79,34 @@ def test_kill_9_at_random_points_changes_nothing(pgolf: Any, tiny_run: Path, str
     losses = {event["step"]: event["loss"] for event in events(out)}
     assert losses == {event["step"]: event["loss"] for event in events(straight)} and len(losses) == STEPS
     assert stray_files(out) == []
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(
+    pgolf: Any, tiny_run: Path, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread may write the checkpoint of step 20 only after step 25: it holds what was at step 20 all the same."""
+    later, waited = threading.Event(), []
+    write, event = Checkpoints.write, TrainLog.event
+
+    def late(saved: Checkpoints, step: int, *content: Any) -> None:
+        waited.append(later.wait(60))
+        write(saved, step, *content)
+
+    def seen(log: TrainLog, told: dict[str, Any]) -> None:
+        event(log, told)
+        if told["step"] == 25:
+            later.set()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "write", late)
+        patch.setattr(TrainLog, "event", seen)
+        out = tmp_path / "train"
+        run_here("train", tiny_run / "data", "--out", out, *SHORT, "--set", "train.checkpoint_every=20").good()
+    assert waited[0] and events(out)[-1]["step"] == STEPS
+    for path in (out / "checkpoint.safetensors", *out.glob("ckpt/step_00000040.*")):
+        path.unlink()
+    pgolf("train", tiny_run / "data", "--out", out, *SHORT, "--set", "train.checkpoint_every=20").good()
+    assert tensor_hash(out / "checkpoint.safetensors") == tensor_hash(straight / "checkpoint.safetensors")
 
 
 def test_files_left_by_a_killed_writer_are_cleaned_up(pgolf: Any, tiny_run: Path, tmp_path: Path) -> None:

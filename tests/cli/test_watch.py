@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,8 @@ from pgolf.dataset import open_dataset
 from pgolf.report.console import Console
 from pgolf.report.watch.flops import training_flops
 from pgolf.report.watch.stopwatch import Stopwatch
+from pgolf.stages import checkpoints, watching
 from pgolf.stages import train as train_stage
-from pgolf.stages import watching
 from pgolf.stages.model_files import load_checkpoint
 
 IN_BUDGET = ("data", "forward_backward", "communication", "optimizer", "other")
@@ -72,6 +73,7 @@ class FakeTime:
 
         patch.setattr(watching.RunWatch, "phase", phase)
         slow("setup", train_stage, "start_state")
+        slow("checkpoint", checkpoints.Checkpoints, "save")
         slow("checkpoint", train_stage, "save_checkpoint")
         slow("logging", train_stage, "show")
         validator = train_stage.validator
@@ -159,6 +161,13 @@ def test_stalls_are_noted_where_the_clock_ends_the_run(
     unfinished(tmp_path)
     again = train(tiny_run / "data", tmp_path, now, *sets)["figures"]
     assert again["tokens_planned"] == figures["tokens_planned"], "what was planned before a kill counts"
+
+
+def test_an_average_that_never_began_is_noted(tiny_run: Path, tmp_path: Path) -> None:
+    sets = ("train.iterations=3", "train.average=swa", "train.average.below=0.001")
+    figures = train(tiny_run / "data", tmp_path, time.monotonic, *sets)["figures"]
+    assert figures["averaged_steps"] == 0
+    assert figures["notes"] == ["train.average never began: the last weights were exported"]
 
 
 def test_an_even_run_has_no_notes(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

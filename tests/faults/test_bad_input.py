@@ -15,7 +15,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from harness import QUICK, command, flip, run_here, stray_files, tree
+
+from pgolf.core.errors import SetupError
+from pgolf.report.train_log import TrainLog
+from pgolf.stages.memory import enough_memory
 
 CHECKPOINT, QUANTIZED, ARTIFACT = "train/checkpoint.safetensors", "quantize/quantized.safetensors", "compress/model.pgz"
 MODELS = (CHECKPOINT, QUANTIZED, ARTIFACT)
@@ -394,6 +399,7 @@ def test_a_loss_that_is_not_finite_ends_training(tiny_run: Path, tmp_path: Path)
         ("train.micro_batch_tokens=100", ["train.micro_batch_tokens", "100"]),
         ("train.batch_tokens=1500", ["train.batch_tokens", "1500"]),
         ("model.num_heads=3", ["model"]),
+        ("train.loader=documents", ["train.loader", "model.documents"]),
         ("train=5", ["train"]),
         ("train.iterations", ["dotted.key=value"]),
         ("=5", ["dotted.key=value"]),
@@ -1123,3 +1129,47 @@ def test_damaged_scores_and_manifests_beside_an_artifact(copy_run: Path, tmp_pat
         manifest.write_text(content)
         argv = ["package-submission", artifact, "--out", tmp_path / "out", "--data", copy_run / "data", "--quiet"]
         run_here(*argv).refused(3, "manifest")
+
+
+def test_memory_that_runs_out_names_what_to_lower(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 1")
+
+    monkeypatch.setattr("pgolf.stages.train.fit", fail)
+    argv = ["train", tiny_run / "data", "--out", tmp_path / "train", "--preset", "tiny"]
+    run_here(*argv, "--quiet").refused(5, "out of memory: 2.50 GiB", "lower train.micro_batch_tokens")
+
+
+@pytest.mark.parametrize("ask", [lambda: torch.empty(1 << 50), lambda: bytearray(1 << 60)], ids=["torch", "python"])
+def test_memory_refused_by_the_system_is_no_bug(ask: Callable[[], Any]) -> None:
+    with pytest.raises(SetupError, match=r"out of memory.*lower eval\.batch_seqs"), enough_memory("eval.batch_seqs"):
+        ask()
+    with pytest.raises(RuntimeError, match="shapes"), enough_memory("eval.batch_seqs"):
+        raise RuntimeError("shapes do not fit")
+
+
+@pytest.mark.parametrize("how", ["replaced", "cut", "gone"])
+def test_a_shard_that_changes_under_way_ends_the_run_with_its_checkpoint(
+    copy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    (shard,) = (copy_run / "data").glob("*_train_000000.bin")
+    seen = TrainLog.event
+
+    def event(log: TrainLog, told: dict[str, Any]) -> None:
+        seen(log, told)
+        if told["step"] == 9 and how == "replaced":
+            (tmp_path / "other").write_bytes(shard.read_bytes())
+            (tmp_path / "other").replace(shard)
+        elif told["step"] == 9 and how == "cut":
+            os.truncate(shard, 2048)
+        elif told["step"] == 9 and shard.exists():
+            shard.unlink()
+
+    monkeypatch.setattr(TrainLog, "event", event)
+    out = tmp_path / "train"
+    argv = ["train", copy_run / "data", "--out", out, "--preset", "tiny", "--set", "train.checkpoint_every=8"]
+    words = "is gone" if how == "gone" else "changed while it was read"
+    run_here(*argv, "--set", "train.prefetch=0", "--quiet").refused(3, words, shard.name, "the last checkpoint is kept")
+    assert (out / "ckpt" / "step_00000008.safetensors").is_file() and not (out / "checkpoint.safetensors").exists()

@@ -13,9 +13,9 @@ from pgolf.core.files import read_json
 from pgolf.core.tensorfile import load_tensors
 from pgolf.dataset import open_dataset
 from pgolf.stages.calibrate import HESSIANS_SCHEMA, read_calibration
+from pgolf.stages.checkpoints import RESUME_SCHEMA
 from pgolf.stages.manifest import read_entries
 from pgolf.stages.model_files import ModelFile, load_model
-from pgolf.stages.train import RESUME_SCHEMA
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "formats_v1"
 EXPECTED = json.loads((GOLDEN / "expected.json").read_text())
