@@ -16,7 +16,10 @@ GOLDEN = ROOT / "tests" / "golden" / "formats_v1"
 NAMES = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem not in SHARED)
 SMALLEST = {
     "startup": ["--rounds", "1"],
-    "train_speed": ["--preset", "tiny", "--steps", "1", "--rounds", "1", "--threads", "1"],
+    "train_speed": [
+        *("--preset", "leader_tiny", "--steps", "1", "--rounds", "1", "--threads", "1", "--schedule"),
+        *("--muon", "leader_tiny", "--eager"),
+    ],
     "loader_speed": [
         "--shards",
         "2",
@@ -43,7 +46,7 @@ SMALLEST = {
 }
 KEYS = {
     "startup": {"command", "min_s", "median_s", "over_bare_python", "over_import_torch"},
-    "train_speed": {"what", "min_s", "median_s", "tokens_per_s", "over_bare"},
+    "train_speed": {"what", "min_s", "median_s", "tokens_per_s", "ratio", "against"},
     "loader_speed": {"loader", "prefetch", "min_s", "median_s", "tokens_per_s", "over_model"},
     "codec_overhead": {
         "step",
