@@ -28,7 +28,7 @@ from pgolf.core.optim.muon import POLAR_EXPRESS, QUINTIC, Muon, Stepped
 from pgolf.core.optim.schedules import Progress
 from pgolf.core.shards import list_shards, load_split, write_shard
 from pgolf.core.train.feed import feed
-from pgolf.core.train.loop import TrainState, fit, mode_at, modes, start_state
+from pgolf.core.train.loop import PLAIN, TrainState, fit, mode_at, modes, start_state
 from pgolf.report.console import Console
 from pgolf.report.train_log import TrainLog
 from pgolf.report.watch.flops import peak_flops, training_flops
@@ -58,9 +58,11 @@ class Bench:
         self.log = TrainLog(folder, config, Console(quiet=True), 0)
 
     def state(self) -> TrainState:
-        """A run before its first step."""
+        """A run before its first step, nothing special switched on."""
         config = self.config
-        return start_state(config.model, config.train, config.optim, self.shards, 0, self.world)
+        state = start_state(config.model, config.train, config.optim, self.shards, 0, self.world)
+        state.model.attach(*PLAIN)
+        return state
 
     def wait(self) -> None:
         """Until the device has done what was asked of it."""

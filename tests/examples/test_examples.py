@@ -89,9 +89,9 @@ def test_script_is_strict_and_explains_itself(script: Path) -> None:
     assert script.name in (EXAMPLES / "README.md").read_text()
 
 
-def test_there_are_all_five() -> None:
+def test_there_are_all_six() -> None:
     names = {script.stem for script in SCRIPTS}
-    assert names == {"road", "requantize_sweep", "torchrun", "slurm_array", "rented_gpu"}
+    assert names == {"road", "requantize_sweep", "baseline_and_leader", "torchrun", "slurm_array", "rented_gpu"}
 
 
 @pytest.mark.parametrize("script", [script.name for script in SCRIPTS])
@@ -160,6 +160,21 @@ def test_sweep_trains_once_and_computes_only_new_cells(road: Path, run_example: 
     assert (out / first[0]["folder"] / "model.pgz").stat().st_mtime_ns == made
     assert "nothing to do" in (out / "logs" / "train.log").read_text()
     assert len([*out.glob("shared/hessians_*.safetensors")]) == 1
+
+
+def test_two_presets_train_at_reduced_width(road: Path, run_example: Runner, tmp_path: Path) -> None:
+    small = ["model.model_dim=64", "train.iterations=2", "train.val_max_tokens=512", "train.compile=off"]
+    small += ["train.seq_len=64", "train.batch_tokens=512", "train.micro_batch_tokens=512"]
+    out = tmp_path / "a pair"
+    done = run_example("baseline_and_leader.sh", road / "data", out, "1,2", *small, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for name, averaged in (("baseline", 0), ("leader", 2)):
+        runs = [read(out / f"{name}-{seed}" / "manifest.json") for seed in (1, 2)]
+        figures = [run["outputs"]["checkpoint.safetensors"]["figures"] for run in runs]
+        assert [one["averaged_steps"] for one in figures] == [averaged] * 2
+        assert figures[0]["steps"] == figures[1]["steps"] == 2 and figures[0]["bpb"] != figures[1]["bpb"]
+    assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert "leader" in done.stdout and "BPB" in done.stdout
 
 
 def test_torchrun_trains_with_two_processes(road: Path, run_example: Runner, tmp_path: Path) -> None:
