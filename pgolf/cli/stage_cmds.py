@@ -248,6 +248,16 @@ def quantize(
         bool,
         typer.Option("--calibrate-only", help="Write the calibration, for any quantizer, and quantize nothing."),
     ] = False,
+    budget: Annotated[
+        int,
+        typer.Option(
+            "--budget",
+            metavar="BYTES",
+            min=0,
+            help="Find the steps at which artifact and script together have at most so many bytes, and 2,000 less at "
+            "the least; every role gets steps at which its bytes are worth as much as the others'.",
+        ),
+    ] = 0,
     preset: options.Preset = "",
     sets: options.Sets = None,
     seed: options.Seed = None,
@@ -284,19 +294,21 @@ def quantize(
         world.close()
         return
     if dry_run:
-        from pgolf.sizing import predict
-
-        rows, size, _ = predict(resolved.config)
         if calibrate_only:
             plan(as_json, {"command": "calibrate", "file": str(kept)}, f"would calibrate into {kept}")
             return
-        plan(
-            as_json,
-            {"command": "quantize", "out": str(out), "predicted": True, **size.document()},
-            f"would quantize {sum(r.spec.numel for r in rows):,} parameters into {out}; predicted {size.line()}",
-        )
+        from pgolf.stages.dry import predict_quantized
+
+        size = predict_quantized(model, resolved.config, kept)
+        text = f"would quantize {sum(w.numel() for w in model.weights.values()):,} parameters into {out}; "
+        if budget:
+            text += f"steps would be found for {budget:,} bytes; without that, predicted {size.line()}"
+        else:
+            text += f"predicted {size.line()}"
+        document = {"command": "quantize", "out": str(out), "predicted": True, **size.document(), "budget": budget}
+        plan(as_json, document, text)
         return
-    entry = run_stage(checkpoint, dataset, target, resolved, device, console, calibration, force)
+    entry = run_stage(checkpoint, dataset, target, resolved, device, console, calibration, force, budget)
     figures = entry["figures"]
     if as_json:
         print_json(
@@ -316,12 +328,32 @@ def quantize(
         f"{figures['quantized_tensors']} matrices at {figures['entropy_bits']:.3f} bits by entropy, "
         f"{figures['kept_weights']:,} kept as floats"
     )
+    if "budget" in figures:
+        show_budget(figures["budget"])
     if "hessians" in entry["seconds"] and not entry["fresh"]:
         note(
             "the calibration came from its file"
             if figures["hessians_cached"]
             else f"calibrated in {entry['seconds']['hessians']:.1f} s, which is kept"
         )
+
+
+def show_budget(found: dict[str, Any]) -> None:
+    """What a budget was spent on."""
+    rows = [
+        [
+            role,
+            f"{one['theta']:g}",
+            f"{one['code_bytes']:,}",
+            f"{one['bpb_per_kilobyte']:.3g} ± {one['error']:.1g}",
+        ]
+        for role, one in found["roles"].items()
+    ]
+    table("", ["role", "theta", "code bytes", "BPB per kilobyte"], rows, right=(1, 2, 3))
+    note(
+        f"{found['total_bytes']:,} of {found['bytes']:,} bytes with theta {found['theta']:g}, "
+        f"found in {found['compressions']} compressions"
+    )
 
 
 def compress(

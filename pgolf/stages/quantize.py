@@ -1,19 +1,25 @@
 """quantize: a checkpoint in, integer codes out. What a calibration found is kept in a file."""
 
+import dataclasses
 import math
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pgolf.bundle.script import build_script
 from pgolf.catalog import name_of
 from pgolf.config.load import Resolved
+from pgolf.config.run import RunConfig
 from pgolf.config.tree import to_values
+from pgolf.core.artifact import encode_artifact
 from pgolf.core.dist import World, pick_device
-from pgolf.core.errors import InputError
+from pgolf.core.errors import InputError, RuleError
 from pgolf.core.model.config import param_specs
+from pgolf.core.model.params import ATTN, CONTROL, EMBED, HEAD, MLP
 from pgolf.core.quant.base import check_finite, quantize_model
 from pgolf.core.quant.curvature import Calibration
 from pgolf.core.quant.gptq import Gptq
@@ -21,19 +27,75 @@ from pgolf.core.quant.qtensor import QTensor, QuantizedModel
 from pgolf.dataset import Dataset
 from pgolf.fast_trellis import fast_viterbi
 from pgolf.report.console import Console
+from pgolf.stages.budget import Fit, Fitter
 from pgolf.stages.calibrate import calibration, kept_beside
+from pgolf.stages.judge import Judge
 from pgolf.stages.manifest import fresh_entry, guarded, provenance, record, stage_key
-from pgolf.stages.model_files import ModelFile, check_tokenizer, load_model, save_quantized
+from pgolf.stages.memory import enough_memory
+from pgolf.stages.model_files import ModelFile, artifact_info, check_tokenizer, load_model, save_quantized
 
 
-def prepared(quantizer: Gptq, model: ModelFile, found: Calibration) -> dict[str, Any]:
-    """What the quantizer needs to know of each parameter, with the compiled search where it has a trellis."""
+def knowing(quantizer: Gptq, model: ModelFile, found: Calibration) -> Callable[[Gptq], Mapping[str, Any]]:
+    """What tells a quantizer, this one or it with other thetas, what it needs to know of each parameter, with the
+    compiled search where it has a trellis.
+    """
     if not quantizer.planned:
-        return found.inputs
-    plans = quantizer.plan(param_specs(model.config.model), model.weights, found)
-    for plan in plans.values():
+        return lambda same: found.inputs
+    roles: dict[str, Any] = {
+        role: dataclasses.replace(quantizer.own(role), theta=1.0) for role in (EMBED, ATTN, MLP, HEAD)
+    }
+    plain = dataclasses.replace(quantizer, theta=1.0, bits_per_weight=0.0, **roles)
+    specs = [spec for spec in param_specs(model.config.model) if spec.role != CONTROL]
+    base = plain.plan(specs, model.weights, found)
+    for plan in base.values():
         plan.search = fast_viterbi
-    return plans
+    return lambda same: same.scaled(specs, model.weights, base)
+
+
+def judge_of(model: ModelFile, dataset: Dataset, device: torch.device, console: Console) -> Judge | None:
+    """A judge of what is made of a model; None, with a warning, where the data does not allow it."""
+    try:
+        return Judge(model, dataset, device)
+    except InputError as error:
+        console.warn(f"what quantization costs is not known: {error.what}")
+        return None
+
+
+def check_gap(result: QuantizedModel, judge: Judge, limit: float, console: Console) -> dict[str, Any]:
+    """What quantization costs, as figures. RuleError when that is more than `limit` BPB."""
+    cost = judge.cost(result.weights())
+    gap, kl = float(cost.gap.sum()), float(cost.kl.sum())
+    if not gap <= limit:
+        raise RuleError(
+            f"the quantized model is {gap:.3f} BPB worse than the float model on {judge.targets:,} training targets",
+            f"quant.max_gap {limit:g}",
+            "take finer steps or, if it is meant to be so coarse, raise quant.max_gap",
+        )
+    console.line(f"quantize: {gap:+.4f} BPB, KL {kl:.4f}, on {judge.targets:,} training targets")
+    return {"gap_bpb": gap, "kl_bpb": kl, "judged_targets": judge.targets}
+
+
+def fitted(
+    budget: int,
+    model: ModelFile,
+    config: RunConfig,
+    known: Callable[[Any], Mapping[str, Any]],
+    judge: Judge | None,
+    console: Console,
+) -> Fit:
+    """Steps at which the submission has `budget` bytes; see `pgolf.stages.budget`."""
+    if judge is None:
+        raise InputError("what bytes are worth is measured on training documents", "--budget", "tokenize anew")
+    info, measure = artifact_info(config, model.tokenizer_sha256), judge
+
+    def total(quantizer: Any, made: QuantizedModel) -> int:
+        script = build_script(dataclasses.replace(config, quant=quantizer), info.decode())
+        return len(encode_artifact(made, config.compress, info)) + len(script.packed)
+
+    def cost(made: QuantizedModel) -> torch.Tensor:
+        return measure.cost(made.weights()).kl
+
+    return Fitter(config, model.weights, known, cost, total, console).solve(budget)
 
 
 def check_reserve(model: ModelFile, seconds: float, console: Console) -> None:
@@ -88,10 +150,11 @@ def quantize(
     console: Console,
     kept: Path | None = None,
     force: bool = False,
+    budget: int = 0,
 ) -> dict[str, Any]:
     """Quantize a checkpoint into `out`; returns the manifest entry with "fresh" set when nothing had to be done. The
     calibration is that in `kept`, which must be the right one unless forced, else one beside `out`; where it is not the
-    right one, it is made anew.
+    right one, it is made anew. With a `budget` steps are found at which the submission has that many bytes.
     """
     start = time.monotonic()
     device = pick_device(device_name, 0)
@@ -101,34 +164,17 @@ def quantize(
     check_tokenizer(model, dataset.tokenizer_sha256, dataset.vocab_size, str(dataset.folder))
     check_finite(model.weights)
     quantizer = resolved.config.quant
-    section = {"quant": to_values(quantizer, "Quantizer")}
-    inputs = {"checkpoint": model.sha256}
-    if isinstance(quantizer, Gptq):
-        inputs["data"] = dataset.fingerprint("train")
+    section: dict[str, Any] = {"quant": to_values(quantizer, "Quantizer")}
+    if budget:
+        section |= {"budget": budget, "compress": to_values(resolved.config.compress, "Codec")}
+    inputs = {"checkpoint": model.sha256, "data": dataset.fingerprint("train")}
     key = stage_key("quantize", section, inputs)
-    with guarded(out):
+    with guarded(out), enough_memory("quant.calibration_batch"):
         if not force and (entry := fresh_entry(out, key)):
             return entry | {"fresh": True}
-        known: dict[str, Any] = {}
-        cached = False
         seconds = {"load": time.monotonic() - start}
-        if isinstance(quantizer, Gptq):
-            file, world = kept or kept_beside(out), World(device=device)
-            found, cached = calibration(
-                model,
-                dataset,
-                quantizer,
-                file,
-                quantizer.planned,
-                world,
-                console,
-                kept is not None and not force,
-            )
-            seconds["hessians"] = time.monotonic() - start - seconds["load"]
-            if not cached:
-                check_reserve(model, seconds["hessians"], console)
-            known = prepared(quantizer, model, found)
-        result = quantize_model(model.config.model, model.weights, quantizer, known)
+        known, cached = calibrated(model, dataset, quantizer, device, console, kept, kept_beside(out), force, seconds)
+        result, resolved, figures = coded(model, dataset, resolved, known, device, console, budget)
         rows, warnings = tensor_report(result, model.weights)
         for warning in warnings:
             console.warn(warning)
@@ -140,21 +186,70 @@ def quantize(
         }
         save_quantized(out, result, meta)
         weights = sum(math.prod(row["shape"]) for row in rows)
+        bits = sum(row["entropy_bits"] * math.prod(row["shape"]) for row in rows)
         figures = {
             "method": name_of("Quantizer", type(quantizer)),
             "quantized_tensors": len(rows),
             "quantized_weights": weights,
             "kept_weights": sum(spec.numel for spec in param_specs(result.config)) - weights,
-            "entropy_bits": round(
-                sum(row["entropy_bits"] * math.prod(row["shape"]) for row in rows) / max(weights, 1), 4
-            ),
+            "entropy_bits": round(bits / max(weights, 1), 4),
             "hessians_cached": cached,
             "warnings": warnings,
+            **figures,
             "tensors": rows,
         }
         seconds["total"] = time.monotonic() - start
         entry = record(out, "quantize", key, resolved.values, inputs, figures, rounded(seconds), str(device))
     return entry | {"fresh": False}
+
+
+def calibrated(
+    model: ModelFile,
+    dataset: Dataset,
+    quantizer: Any,
+    device: torch.device,
+    console: Console,
+    named: Path | None,
+    beside: Path,
+    force: bool,
+    seconds: dict[str, float],
+) -> tuple[Callable[[Any], Mapping[str, Any]], bool]:
+    """What tells a quantizer what it needs to know, and whether that came from a file."""
+    if not isinstance(quantizer, Gptq):
+        return (lambda same: {}), False
+    start, strict = time.monotonic(), named is not None and not force
+    file, world = named or beside, World(device=device)
+    found, cached = calibration(model, dataset, quantizer, file, quantizer.planned, world, console, strict)
+    seconds["hessians"] = time.monotonic() - start
+    if not cached:
+        check_reserve(model, seconds["hessians"], console)
+    return knowing(quantizer, model, found), cached
+
+
+def coded(
+    model: ModelFile,
+    dataset: Dataset,
+    resolved: Resolved,
+    known: Callable[[Any], Mapping[str, Any]],
+    device: torch.device,
+    console: Console,
+    budget: int,
+) -> tuple[QuantizedModel, Resolved, dict[str, Any]]:
+    """The quantized model, the configuration that made it, and what is known of its cost. RuleError if it is broken, or
+    if the budget cannot be met.
+    """
+    config, figures = resolved.config, dict[str, Any]()
+    limit = config.quant.max_gap
+    judge = judge_of(model, dataset, device, console) if limit or budget else None
+    if budget:
+        fit = fitted(budget, model, config, known, judge, console)
+        result, figures = fit.model, {"budget": {"bytes": budget, **fit.document()}}
+        resolved = dataclasses.replace(resolved, config=dataclasses.replace(config, quant=fit.quantizer))
+    else:
+        result = quantize_model(config.model, model.weights, config.quant, known(config.quant))
+    if judge and limit:
+        figures |= check_gap(result, judge, limit, console)
+    return result, resolved, figures
 
 
 def rounded(seconds: dict[str, float]) -> dict[str, float]:

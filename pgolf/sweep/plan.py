@@ -18,12 +18,12 @@ from pgolf.core.errors import ConfigError, InputError
 from pgolf.dataset import Dataset, open_dataset
 from pgolf.report.console import Console
 from pgolf.sizing import predict
+from pgolf.stages.held_out import Tail, find_tail, seen_in_training, write_tail
 from pgolf.stages.inputs import changed_keys, model_config, rescored
 from pgolf.stages.manifest import STAGE_FORMAT
 from pgolf.stages.model_files import ModelFile, check_tokenizer, load_model
 from pgolf.stages.train import check_data, check_gpu, choose_compile, planned_attention, planned_kernels, train_key
 from pgolf.sweep.grid import Choice
-from pgolf.sweep.held_out import Tail, find_tail, seen_in_training, write_tail
 
 STAGES = {
     "train": ("train",),

@@ -161,3 +161,40 @@ def test_calibration_beyond_the_budget_is_warned_of(pgolf: Any, tiny_run: Path, 
     assert "more than train.max_wallclock_seconds=0.5: raise train.reserve_seconds" in first.err
     again = pgolf("quantize", model, "--out", out, *given, "--set", "quant.bits=5").good()
     assert "reserve" not in again.err, "the second time nothing was calibrated"
+
+
+def test_a_budget_is_met_with_the_script_counted(pgolf: Any, tiny_run: Path, tmp_path: Path) -> None:
+    model, out = tiny_run / "train" / "checkpoint.safetensors", tmp_path / "q.safetensors"
+    argv = ("quantize", model, "--data", tiny_run / "data", "--out", out, "--set", "compress.method=brotli")
+    found = pgolf(*argv, "--budget", "50000", "--json").good().document["budget"]
+    assert 48_000 <= found["total_bytes"] <= 50_000 and found["compressions"] <= 12
+    made = pgolf("compress", out, "--out", tmp_path / "model.pgz", "--json").good().document
+    assert made["total_bytes"] == found["total_bytes"], "the thetas found are those of the file"
+    again = pgolf(*argv, "--budget", "50000").good()
+    assert "nothing to do" in again.out and "BPB per kilobyte" in again.out and "of 50,000 bytes" in again.out
+    tight = pgolf(*argv, "--budget", "9000", "--quiet")
+    tight.refused(4, "9,000 bytes", "smallest")
+
+
+def test_a_model_that_quantization_has_broken_is_refused(pgolf: Any, tiny_run: Path, tmp_path: Path) -> None:
+    model, out = tiny_run / "train" / "checkpoint.safetensors", tmp_path / "q.safetensors"
+    argv = ("quantize", model, "--data", tiny_run / "data", "--out", out, "--quiet", "--set", "quant.theta=8")
+    pgolf(*argv, "--set", "quant.max_gap=0.01").refused(4, "worse than the float model", "quant.max_gap 0.01")
+    assert not out.exists()
+    figures = pgolf(*argv, "--set", "quant.max_gap=0", "--json").good().document
+    assert "gap_bpb" not in figures
+    seen = pgolf(*argv, "--set", "quant.max_gap=8", "--json").good().document
+    assert 0.01 < seen["gap_bpb"] < 8 and seen["kl_bpb"] > 0.01 and seen["judged_targets"] > 500
+
+
+@pytest.mark.parametrize("setting", ["quant.method=sdclip", "quant.method=row_quantile", "quant.steps=curvature"])
+def test_a_dry_run_predicts_bytes_within_two_percent(
+    pgolf: Any, tiny_run: Path, tmp_path: Path, setting: str
+) -> None:
+    model, out = tiny_run / "train" / "checkpoint.safetensors", tmp_path / "q.safetensors"
+    argv = ("quantize", model, "--data", tiny_run / "data", "--out", out, "--set", setting)
+    predicted = pgolf(*argv, "--dry-run", "--json").good().document
+    assert not out.exists()
+    pgolf(*argv, "--quiet").good()
+    made = pgolf("compress", out, "--out", tmp_path / "model.pgz", "--json").good().document
+    assert predicted["total_bytes"] == pytest.approx(made["total_bytes"], rel=0.02)

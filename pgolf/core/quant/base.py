@@ -1,6 +1,7 @@
 """What every quantizer shares: scales, rounding, and what is kept as floats (spec: quantization 1)."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pgolf.core.errors import InputError
@@ -18,8 +19,22 @@ SMALLEST_SCALE = 2.0**-24
 """The smallest positive float16."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """What holds for every quantizer."""
+
+    max_gap: float = 0.5
+    """BPB that the quantized model may be worse than the float model on held-out training tokens: beyond it pgolf
+    quantize fails. 0 does not look.
+    """
+
+
 class Quantizer(Protocol):
     """Turns float weights into codes."""
+
+    @property
+    def max_gap(self) -> float:
+        """See `Checked`."""
 
     def prepare(self, model: "GPT", stream: "TrainStream", progress: "Callable[[int], None]") -> "dict[str, Any]":
         """What `quantize` needs to know of each parameter beside its weights, found with training tokens."""

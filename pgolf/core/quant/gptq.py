@@ -10,7 +10,7 @@ from pgolf.core.quant.base import keep_float, round_codes
 from pgolf.core.quant.sdclip import SdClip
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from torch import Tensor
 
@@ -109,10 +109,10 @@ class Gptq(SdClip):
     """How a column is rounded: nearest, or trellis (a quarter less error at the same entropy)."""
     states: int = 64
     """States of the trellis: 4, 8, 32, 64 or 256."""
-    theta: float = 1.0
-    """Factor on all steps, where they lie on the logarithmic grid (steps = curvature or rounding = trellis)."""
     bits_per_weight: float = 0.0
-    """Bits per weight at which theta is found, by order-0 entropy of the tensors rounded to nearest; 0 takes theta."""
+    """Bits per weight at which theta is found, by order-0 entropy of the tensors rounded to nearest, where steps lie on
+    the logarithmic grid (steps = curvature or rounding = trellis); 0 takes theta.
+    """
     damping: float = 0.01
     """Share of the mean diagonal added to H."""
     block: int = 128
@@ -131,9 +131,8 @@ class Gptq(SdClip):
         for key in ("block", "calibration_seqs", "calibration_seq_len", "calibration_batch"):
             if getattr(self, key) < 1:
                 raise ConfigError(f"{key} must be at least 1, not {getattr(self, key)}", key)
-        if self.damping <= 0 or self.theta <= 0:
-            key = "damping" if self.damping <= 0 else "theta"
-            raise ConfigError(f"{key} must be above 0, not {getattr(self, key)}", key)
+        if self.damping <= 0:
+            raise ConfigError(f"damping must be above 0, not {self.damping}", "damping")
         for key, known in (
             ("steps", ("sigma", "curvature")),
             ("rounding", ("nearest", "trellis")),
@@ -142,20 +141,23 @@ class Gptq(SdClip):
         ):
             if getattr(self, key) not in known:
                 raise ConfigError(f"{getattr(self, key)!r} must be one of {', '.join(map(str, known))}", key)
-        if self.bits_per_weight < 0 or ((self.bits_per_weight or self.theta != 1.0) and not self.planned):
-            raise ConfigError("theta and bits_per_weight must go with steps = curvature or rounding = trellis", "theta")
+        if self.bits_per_weight < 0 or (self.bits_per_weight and not self.planned):
+            raise ConfigError("it must go with steps = curvature or rounding = trellis", "bits_per_weight")
 
     @property
     def planned(self) -> bool:
         """Whether steps lie on the logarithmic grid, and are planned for all parameters together."""
         return self.steps == "curvature" or self.rounding == "trellis"
 
+    def limit(self, role: str) -> int:
+        """Where steps do not come from a code width, codes have 8 bits."""
+        return 127 if self.planned else super().limit(role)
+
     def step_over_sigma(self, spec: ParamSpec) -> float:
         """The step that a normal distribution of unit width has at the rate asked for, else that of the role."""
-        usual = super().step_over_sigma(spec)
-        if self.bits_per_weight and usual:
+        if self.bits_per_weight and spec.role != CONTROL:
             return float((2 * math.pi * math.e) ** 0.5 * 2**-self.bits_per_weight)
-        return usual * self.theta
+        return super().step_over_sigma(spec)
 
     def batches(
         self, model: "GPT", stream: "TrainStream", rank: int = 0, ranks: int = 1
@@ -189,18 +191,25 @@ class Gptq(SdClip):
         self, specs: "Iterable[ParamSpec]", weights: "Mapping[str, Tensor]", found: "Calibration"
     ) -> "dict[str, Planned]":
         """What each parameter is to be quantized with."""
-        from pgolf.core.quant.steps import bits_at, plan_steps, solve_theta
+        from pgolf.core.quant.steps import plan_steps
 
         kept = [spec for spec in specs if spec.role != CONTROL]
         tensors = {spec.name: weights[spec.name].detach().cpu().float() for spec in kept}
         plans = plan_steps(kept, tensors, found, self.grid, self.damping, self.steps == "curvature")
+        return self.scaled(kept, tensors, plans)
+
+    def scaled(
+        self, specs: "Sequence[ParamSpec]", weights: "Mapping[str, Tensor]", plans: "Mapping[str, Planned]"
+    ) -> "dict[str, Planned]":
+        """Plans with every theta in them."""
+        from pgolf.core.quant.steps import bits_at, solve_theta
+
+        found = {spec.name: plans[spec.name].times(self.own(spec.role).theta) for spec in specs}
         theta = self.theta
         if self.bits_per_weight:
-            wanted = self.bits_per_weight * sum(spec.numel for spec in kept)
-            theta = solve_theta(lambda theta: bits_at(plans, tensors, theta), wanted)
-        for plan in plans.values():
-            plan.rows = plan.rows * theta
-        return plans
+            wanted = self.bits_per_weight * sum(spec.numel for spec in specs)
+            theta = solve_theta(lambda theta: bits_at(found, weights, theta), wanted)
+        return {name: plan.times(theta) for name, plan in found.items()}
 
     def quantize(self, spec: ParamSpec, weight: "Tensor", known: Any) -> "QTensor | Tensor":
         """GPTQ codes; plain rounding where there is no usable Hessian."""

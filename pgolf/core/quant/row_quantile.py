@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from pgolf.core.errors import ConfigError
 from pgolf.core.model.params import CONTROL, ParamSpec
-from pgolf.core.quant.base import code_limit, half_scales, keep_float
+from pgolf.core.quant.base import Checked, code_limit, half_scales, keep_float
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,7 +36,7 @@ def quantile_codes(weight: "Tensor", quantile: float, limit: int) -> "tuple[Tens
 
 
 @dataclass(frozen=True, kw_only=True)
-class RowQuantile:
+class RowQuantile(Checked):
     """Per-row symmetric codes, 8 bits in the baseline; small tensors are kept as floats. Source: naive baseline."""
 
     bits: int = 8

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from pgolf.core.errors import ConfigError
 from pgolf.core.model.params import ATTN, CONTROL, EMBED, HEAD, MLP, ParamSpec
-from pgolf.core.quant.base import code_limit, keep_float, round_codes, row_scales
+from pgolf.core.quant.base import Checked, code_limit, keep_float, round_codes, row_scales
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,16 +27,20 @@ class Grid:
     """Step over row standard deviation; 0 takes it from k."""
     k: float = 0.0
     """Clip in row standard deviations, step_ratio = k / (2^(bits-1) - 1); 0 takes the section's."""
+    theta: float = 1.0
+    """Factor on the steps of this role."""
 
     def __post_init__(self) -> None:
         if self.bits and not 4 <= self.bits <= 8:
             raise ConfigError(f"bits must be 4 to 8, not {self.bits}", "bits")
         if self.step_ratio < 0 or self.k < 0 or (self.step_ratio and self.k):
             raise ConfigError("give either step_ratio or k, above 0", "")
+        if self.theta <= 0:
+            raise ConfigError(f"theta must be above 0, not {self.theta}", "theta")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SdClip:
+class SdClip(Checked):
     """Every row gets the step k sigma / L, so all rows cost the same bits under an entropy coder. Source: PR #1394."""
 
     bits: int = 6
@@ -45,6 +49,8 @@ class SdClip:
     """Step over row standard deviation; 0 takes it from k."""
     k: float = 12.85
     """Clip in row standard deviations, used when step_ratio is 0."""
+    theta: float = 1.0
+    """Factor on all steps."""
     embed: Grid = Grid(bits=8, k=20.0)
     """Grid of the token embedding."""
     attn: Grid = Grid()
@@ -59,25 +65,36 @@ class SdClip:
             raise ConfigError(f"bits must be 4 to 8, not {self.bits}", "bits")
         if self.step_ratio < 0 or self.k <= 0:
             raise ConfigError("step_ratio must not be negative, k must be above 0", "")
+        if self.theta <= 0:
+            raise ConfigError(f"theta must be above 0, not {self.theta}", "theta")
+
+    def own(self, role: str) -> Grid:
+        """The grid of a role."""
+        return {EMBED: self.embed, ATTN: self.attn, MLP: self.mlp, HEAD: self.head}[role]
 
     def grid(self, role: str) -> tuple[int, float]:
-        """(bits, step over sigma) for a role."""
-        own = {EMBED: self.embed, ATTN: self.attn, MLP: self.mlp, HEAD: self.head}[role]
+        """(bits, step over sigma) for a role, before any theta."""
+        own = self.own(role)
         bits = own.bits or self.bits
         if own.step_ratio or own.k:
             return bits, own.step_ratio or own.k / code_limit(bits)
         return bits, self.step_ratio or self.k / code_limit(bits)
 
+    def limit(self, role: str) -> int:
+        """The largest code L of a role."""
+        return code_limit(self.grid(role)[0])
+
     def step_over_sigma(self, spec: ParamSpec) -> float:
-        """The step ratio of the parameter's role."""
-        return 0.0 if spec.role == CONTROL else self.grid(spec.role)[1]
+        """The step ratio of the parameter's role, its thetas included."""
+        if spec.role == CONTROL:
+            return 0.0
+        return self.grid(spec.role)[1] * self.theta * self.own(spec.role).theta
 
     def scales(self, spec: ParamSpec, weight_RC: "Tensor") -> "tuple[int, Tensor]":
         """Code limit L and float16 scales (R,). The standard deviation is the unbiased one; a row without spread takes
         its largest value as the clip, so that it survives.
         """
-        bits, ratio = self.grid(spec.role)
-        limit = code_limit(bits)
+        limit, ratio = self.limit(spec.role), self.step_over_sigma(spec)
         spread = weight_RC.std(dim=1, correction=min(1, weight_RC.size(1) - 1))
         clip = (spread * ratio * limit).where(spread > 0, weight_RC.abs().amax(dim=1))
         return limit, row_scales(clip, limit)

@@ -7,7 +7,7 @@ later columns can make up for coarser ones.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -38,6 +38,10 @@ class Planned:
         """Indices on the two grids: int16 (R,), int8 (C,)."""
         rows = (ROW_GRID * (theta * self.rows).log2()).round().to(torch.int16)
         return rows, (COLUMN_GRID * self.columns.log2()).round().clamp(-127, 127).to(torch.int8)
+
+    def times(self, factor: float) -> "Planned":
+        """The same with other steps."""
+        return replace(self, rows=self.rows * factor)
 
     def ordered(self, sizes_RC: Tensor) -> Tensor:
         """Columns in the order in which they are solved."""

@@ -320,7 +320,7 @@ def test_compensation_lowers_the_curvature_weighted_loss(known):
         {"rounding": "trellis", "states": 16},
         {"calibration_source": "val"},
         {"theta": 0.0, "steps": "curvature"},
-        {"theta": 1.5},
+        {"theta": -1.5},
         {"bits_per_weight": 3.4},
         {"bits_per_weight": -1.0, "steps": "curvature"},
     ],

@@ -510,3 +510,14 @@ def test_real_hessians_make_the_model_lose_less(tiny_model):
         )
     ]
     assert errors[0] < 0.9 * errors[1]
+
+
+def test_theta_multiplies_steps_of_all_roles_and_of_one():
+    spec, weight = matrix("blocks.0.mlp.fc", 6, 40, MLP), torch.randn(6, 40)
+    other = matrix("blocks.0.attn.c_q", 6, 40, ATTN)
+    usual, both = SdClip(), SdClip(theta=1.5, mlp=Grid(theta=2.0))
+    assert both.step_over_sigma(spec) == pytest.approx(3.0 * usual.step_over_sigma(spec))
+    assert both.step_over_sigma(other) == pytest.approx(1.5 * usual.step_over_sigma(other))
+    coarse, fine = (quantizer.quantize(spec, weight, None) for quantizer in (both, usual))
+    torch.testing.assert_close(coarse.scale.float(), 3.0 * fine.scale.float(), rtol=2e-3, atol=0)
+    assert both.grid("mlp") == usual.grid("mlp"), "code widths and clips stay as they are stated"

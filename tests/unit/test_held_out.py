@@ -13,9 +13,9 @@ from pgolf.core.shards import write_shard
 from pgolf.corpus.sources import expand
 from pgolf.dataset import BOS, Dataset, open_dataset
 from pgolf.report.console import Console
+from pgolf.stages.held_out import find_tail, seen_in_training, tail_charges, write_tail
 from pgolf.stages.model_files import ModelFile
 from pgolf.stages.tokenize import tokenize
-from pgolf.sweep.held_out import find_tail, seen_in_training, tail_charges, write_tail
 
 CONSOLE = Console(quiet=True)
 

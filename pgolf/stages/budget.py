@@ -1,0 +1,245 @@
+"""Steps that use up a budget of bytes, and no role's bytes better spent on another (spec: quantization 9.2).
+
+A role's steps are worth what a byte less of its codes costs. At the best steps that is the same for all roles: reverse
+water-filling. It is measured: each role is quantized with steps a fifth coarser and a fifth finer, and the model judged
+on training tokens. The cost grows with the square of the steps, so a role whose bytes are worth e^x times the others'
+gets steps e^(x/2) times finer. Then one factor on all steps is found, by compressing, at which the submission fits.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pgolf.config.run import RunConfig
+from pgolf.core.errors import ConfigError, RuleError
+from pgolf.core.model.config import param_specs
+from pgolf.core.model.params import CONTROL
+from pgolf.core.quant.gptq import Gptq
+from pgolf.core.quant.qtensor import QTensor, QuantizedModel
+from pgolf.core.quant.sdclip import SdClip
+from pgolf.core.quant.steps import entropy
+from pgolf.report.console import Console
+
+Cost = Callable[[QuantizedModel], Tensor]
+"""A quantized model -> what quantization costs, as parts (N,) of a sum."""
+
+SLACK = 2000
+"""Bytes under the budget that may be left over."""
+COMPRESSIONS = 12
+NUDGE = math.log(1.2)
+"""Logarithm by which a role's steps are moved to see what they are worth."""
+ROUNDS, LARGEST_MOVE = 4, 1.0
+TOLERANCE = 0.1
+"""Relative difference of what bytes are worth that is left alone, noise or not."""
+COARSEST, CLIPPED = 1024.0, 1e-4
+"""The largest factor on all steps that is tried; the share of codes that may reach the ends of their width."""
+
+
+def rounded_to(value: float, digits: int) -> float:
+    """A number of so many digits, as a script can state it."""
+    return float(f"{value:.{digits}g}")
+
+
+@dataclass(frozen=True)
+class Worth:
+    """What bytes of a role are worth: the cost of one byte less, its standard error, the bytes of its codes by their
+    order-0 entropy.
+    """
+
+    gain: float
+    error: float
+    bytes: float
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Steps that fit, the model quantized with them, and how they were found."""
+
+    quantizer: SdClip
+    model: QuantizedModel
+    total_bytes: int
+    worth: dict[str, Worth]
+    compressions: int
+
+    def document(self) -> dict[str, Any]:
+        """The figures of a report; what a kilobyte is worth is in BPB."""
+        roles = {
+            role: {
+                "theta": self.quantizer.own(role).theta,
+                "code_bytes": round(one.bytes),
+                "bpb_per_kilobyte": 1000 * one.gain,
+                "error": 1000 * one.error,
+            }
+            for role, one in self.worth.items()
+        }
+        theta, total = self.quantizer.theta, self.total_bytes
+        return {"theta": theta, "total_bytes": total, "compressions": self.compressions, "roles": roles}
+
+
+class Fitter:
+    """Looks for the steps. `known` is what a quantizer has to know of each parameter; `total` the bytes of a quantized
+    model's submission, its script included.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        weights: Mapping[str, Tensor],
+        known: Callable[[SdClip], Mapping[str, Any]],
+        cost: Cost,
+        total: Callable[[SdClip, QuantizedModel], int],
+        console: Console,
+    ) -> None:
+        if not isinstance(config.quant, SdClip):
+            raise ConfigError("the steps of this quantizer cannot be scaled", "--budget", "set quant.method=gptq")
+        self.weights, self.known, self.cost, self.total, self.console = weights, known, cost, total, console
+        given = config.quant
+        self.start = dataclasses.replace(given, bits_per_weight=0.0) if isinstance(given, Gptq) else given
+        self.config, self.specs = config.model, param_specs(config.model)
+        self.roles = list(dict.fromkeys(spec.role for spec in self.specs if spec.role != CONTROL))
+        self.sizes = {role: sum(spec.numel for spec in self.specs if spec.role == role) for role in self.roles}
+        self.tried: dict[float, int] = {}
+        self.compressions = 0
+        self.floors: dict[str, float] = {}
+        """By role, the product of both factors below which codes would be wider than they may be."""
+        self.best: tuple[SdClip, QuantizedModel, int] | None = None
+
+    def with_thetas(self, theta: float, thetas: Mapping[str, float]) -> SdClip:
+        """The quantizer with factors on all steps and on those of each role."""
+        changed: dict[str, Any] = {}
+        for role in self.roles:
+            own = max(thetas[role], rounded_to(self.floors.get(role, 0.0) / theta, 5))
+            changed[role] = dataclasses.replace(self.start.own(role), theta=own)
+        return dataclasses.replace(self.start, theta=theta, **changed)
+
+    def own_thetas(self) -> dict[str, float]:
+        """The factors by role to begin with."""
+        return {role: self.start.own(role).theta for role in self.roles}
+
+    def quantized(self, quantizer: SdClip, base: QuantizedModel | None = None, role: str = "") -> QuantizedModel:
+        """The whole model, or `base` with one role quantized anew."""
+        known, made = self.known(quantizer), QuantizedModel(self.config, dict(base.tensors) if base else {})
+        for spec in self.specs:
+            if base is None or spec.role == role:
+                weight = self.weights[spec.name].float()
+                made.tensors[spec.name] = quantizer.quantize(spec, weight, known.get(spec.name))
+        return made
+
+    def code_bytes(self, model: QuantizedModel, role: str) -> float:
+        """Bytes of a role's codes by the order-0 entropy of each tensor."""
+        coded = [model.tensors[spec.name] for spec in self.specs if spec.role == role]
+        return sum(entropy(one.codes) * one.codes.numel() / 8 for one in coded if isinstance(one, QTensor))
+
+    def width(self, model: QuantizedModel, role: str) -> float:
+        """The size that all but a few codes of a role have at most, over the largest that there may be."""
+        coded = [model.tensors[spec.name] for spec in self.specs if spec.role == role]
+        counts = torch.zeros(128, dtype=torch.int64)
+        for one in coded:
+            if isinstance(one, QTensor):
+                counts += torch.bincount(one.codes.flatten().int().abs(), minlength=128)
+        beyond = counts.sum() - counts.cumsum(0)
+        return int((beyond > CLIPPED * counts.sum()).sum()) / self.start.limit(role)
+
+    def worths(self, theta: float, thetas: Mapping[str, float]) -> dict[str, Worth]:
+        """What the bytes of each role are worth at these steps."""
+        base, found = self.quantized(self.with_thetas(theta, thetas)), {}
+        for role in self.roles:
+            costs, sizes = [], []
+            for sign in (1, -1):
+                moved = dict(thetas) | {role: thetas[role] * math.exp(sign * NUDGE)}
+                model = self.quantized(self.with_thetas(theta, moved), base, role)
+                costs.append(self.cost(model))
+                sizes.append(self.code_bytes(model, role))
+            rise, saved = costs[0] - costs[1], max(sizes[1] - sizes[0], 1e-9)
+            error = float(rise.std()) * len(rise) ** 0.5 if len(rise) > 1 else 0.0
+            gain = max(float(rise.sum()), error, 1e-30) / saved
+            found[role] = Worth(gain, error / saved, self.code_bytes(base, role))
+            worth = f"{1000 * gain:.3g} ± {1000 * error / saved:.1g} BPB"
+            self.console.line(f"budget: a kilobyte of {role} is worth {worth}")
+        return found
+
+    def balanced(self, theta: float) -> tuple[dict[str, float], dict[str, Worth]]:
+        """Factors by role at which bytes of all roles are worth the same, and what they are worth. A role's steps are
+        not made finer than its code width allows; its bytes may then be worth more.
+        """
+        thetas = self.own_thetas()
+        worth = self.worths(theta, thetas)
+        for _ in range(ROUNDS - 1):
+            spent = {role for role in self.roles if theta * thetas[role] <= 1.01 * self.floors[role]}
+            free = {role: one for role, one in worth.items() if role not in spent}
+            total = sum(self.sizes[role] for role in free)
+            middle = sum(self.sizes[role] / total * math.log(one.gain) for role, one in free.items())
+            moves = {role: (middle - math.log(one.gain)) / 2 for role, one in free.items()}
+            if all(abs(move) <= max(free[role].error / free[role].gain, TOLERANCE / 2) for role, move in moves.items()):
+                break
+            for role, move in moves.items():
+                factor = math.exp(min(max(move, -LARGEST_MOVE), LARGEST_MOVE))
+                thetas[role] = max(rounded_to(thetas[role] * factor, 3), rounded_to(self.floors[role] / theta, 3))
+            worth = self.worths(theta, thetas)
+        return thetas, worth
+
+    def bytes_at(self, theta: float, thetas: Mapping[str, float], budget: int) -> int:
+        """Bytes of the submission at a factor on all steps: quantizes and compresses. The largest that fits is kept."""
+        quantizer = self.with_thetas(theta, thetas)
+        model = self.quantized(quantizer)
+        size = self.tried[theta] = self.total(quantizer, model)
+        self.compressions += 1
+        if not self.floors:
+            self.floors = {role: theta * thetas[role] * min(self.width(model, role), 1.0) for role in self.roles}
+        self.console.line(f"budget: theta {theta:g} makes {size:,} bytes")
+        if size <= budget and (self.best is None or size > self.best[2]):
+            self.best = quantizer, model, size
+        return size
+
+    def next_theta(self, budget: int, lowest: float) -> float:
+        """The factor to try next: where a line through the nearest two tries is just below the budget, by logarithm of
+        theta; where they do not enclose it, as many bits less of every weight as are too many, and twice as many each
+        time that was not enough.
+        """
+        aim, weights = budget - SLACK // 2, sum(self.sizes.values())
+        over = max((theta for theta, size in self.tried.items() if size > budget), default=0.0)
+        under = min((theta for theta, size in self.tried.items() if size <= budget), default=0.0)
+        if over and under:
+            share = (self.tried[over] - aim) / (self.tried[over] - self.tried[under])
+            found = math.log(over) + min(max(share, 0.05), 0.95) * math.log(under / over)
+        else:
+            nearest = over or under
+            move = (self.tried[nearest] - aim) * 8 * math.log(2) / weights
+            found = math.log(nearest) + move * 2 ** (len(self.tried) - 1)
+        return rounded_to(min(max(math.exp(found), lowest), COARSEST), 6)
+
+    def narrowed(self, budget: int, theta: float, thetas: Mapping[str, float], tries: int) -> float:
+        """The last factor of at most so many tries to land below the budget."""
+        self.tried, self.best = {}, None
+        for _ in range(tries):
+            size = self.bytes_at(theta, thetas, budget)
+            lowest = rounded_to(min(floor / thetas[role] for role, floor in self.floors.items()), 6)
+            if 0 <= budget - size <= SLACK or (theta <= lowest and size <= budget):
+                break
+            if theta == COARSEST and size > budget:
+                raise RuleError(
+                    f"a submission of {budget:,} bytes cannot be reached; the smallest is {size:,}",
+                    "--budget",
+                    "train a smaller model",
+                )
+            theta = self.next_theta(budget, lowest)
+        return theta
+
+    def solve(self, budget: int) -> Fit:
+        """Steps for a submission of at most `budget` bytes, and of at most 2,000 less unless finer steps would clip.
+
+        RuleError with the smallest size that can be reached if that is more.
+        """
+        self.compressions, self.floors = 0, {}
+        theta = self.narrowed(budget, self.start.theta, self.own_thetas(), 2)
+        thetas, worth = self.balanced(theta)
+        self.narrowed(budget, theta, thetas, COMPRESSIONS - self.compressions)
+        if self.best is None:
+            least = f"the smallest submission tried had {min(self.tried.values()):,}"
+            raise RuleError(f"no steps were found for {budget:,} bytes; {least}", "--budget", "raise it")
+        return Fit(*self.best, worth, self.compressions)

@@ -1,0 +1,50 @@
+"""What quantizing would give, from weights rounded to nearest: nothing is calibrated, and no error compensated."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from pgolf.accounting import Size
+from pgolf.bundle.script import build_script
+from pgolf.config.run import RunConfig
+from pgolf.core.artifact import encode_artifact
+from pgolf.core.errors import InputError
+from pgolf.core.model.config import param_specs
+from pgolf.core.model.params import CONTROL
+from pgolf.core.quant.base import keep_float, quantize_model
+from pgolf.core.quant.curvature import Calibration
+from pgolf.core.quant.gptq import Gptq
+from pgolf.core.quant.qtensor import QuantizedModel
+from pgolf.core.quant.steps import grid_codes
+from pgolf.stages.calibrate import read_calibration
+from pgolf.stages.model_files import ModelFile, artifact_info
+
+
+def rounded_to_nearest(model: ModelFile, quantizer: Any, calibration: Path) -> QuantizedModel:
+    """The model on the quantizer's grid. GPTQ's codes, and those along a trellis, have the same entropy within a
+    percent. Steps by curvature are taken from a calibration if one is kept.
+    """
+    config = model.config.model
+    if not (isinstance(quantizer, Gptq) and quantizer.planned):
+        return quantize_model(config, model.weights, quantizer, {})
+    try:
+        found = read_calibration(calibration)[0]
+    except InputError:
+        found = Calibration()
+    specs, made = param_specs(config), QuantizedModel(config)
+    plans = quantizer.plan(specs, model.weights, found)
+    for spec in specs:
+        weight = model.weights[spec.name]
+        if spec.role == CONTROL:
+            made.tensors[spec.name] = keep_float(spec, weight)
+        else:
+            made.tensors[spec.name] = grid_codes(weight, dataclasses.replace(plans[spec.name], factor=None), 1)
+    return made
+
+
+def predict_quantized(model: ModelFile, config: RunConfig, calibration: Path) -> Size:
+    """Bytes of artifact and script, by compressing what rounding to nearest gives."""
+    info = artifact_info(config, model.tokenizer_sha256)
+    made = rounded_to_nearest(model, config.quant, calibration)
+    script = build_script(config, info.decode())
+    return Size(len(encode_artifact(made, config.compress, info)), len(script.packed), config.package.cap_bytes)
