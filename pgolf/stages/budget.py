@@ -19,6 +19,7 @@ from pgolf.config.run import RunConfig
 from pgolf.core.errors import ConfigError, RuleError
 from pgolf.core.model.config import param_specs
 from pgolf.core.model.params import CONTROL
+from pgolf.core.quant.base import code_limit
 from pgolf.core.quant.gptq import Gptq
 from pgolf.core.quant.qtensor import QTensor, QuantizedModel
 from pgolf.core.quant.sdclip import SdClip
@@ -135,6 +136,11 @@ class Fitter:
         coded = [model.tensors[spec.name] for spec in self.specs if spec.role == role]
         return sum(entropy(one.codes) * one.codes.numel() / 8 for one in coded if isinstance(one, QTensor))
 
+    def limit(self, role: str) -> int:
+        """The largest code that a role may have; where steps do not come from a code width, that of 8 bits."""
+        free = isinstance(self.start, Gptq) and self.start.planned
+        return 127 if free else code_limit(self.start.grid(role)[0])
+
     def width(self, model: QuantizedModel, role: str) -> float:
         """The size that all but a few codes of a role have at most, over the largest that there may be."""
         coded = [model.tensors[spec.name] for spec in self.specs if spec.role == role]
@@ -143,7 +149,7 @@ class Fitter:
             if isinstance(one, QTensor):
                 counts += torch.bincount(one.codes.flatten().int().abs(), minlength=128)
         beyond = counts.sum() - counts.cumsum(0)
-        return int((beyond > CLIPPED * counts.sum()).sum()) / self.start.limit(role)
+        return int((beyond > CLIPPED * counts.sum()).sum()) / self.limit(role)
 
     def worths(self, theta: float, thetas: Mapping[str, float]) -> dict[str, Worth]:
         """What the bytes of each role are worth at these steps."""

@@ -19,7 +19,7 @@ from pgolf.core.artifact import encode_artifact
 from pgolf.core.dist import World, pick_device
 from pgolf.core.errors import InputError, RuleError
 from pgolf.core.model.config import param_specs
-from pgolf.core.model.params import ATTN, CONTROL, EMBED, HEAD, MLP
+from pgolf.core.model.params import CONTROL
 from pgolf.core.quant.base import check_finite, quantize_model
 from pgolf.core.quant.curvature import Calibration
 from pgolf.core.quant.gptq import Gptq
@@ -41,10 +41,7 @@ def knowing(quantizer: Gptq, model: ModelFile, found: Calibration) -> Callable[[
     """
     if not quantizer.planned:
         return lambda same: found.inputs
-    roles: dict[str, Any] = {
-        role: dataclasses.replace(quantizer.own(role), theta=1.0) for role in (EMBED, ATTN, MLP, HEAD)
-    }
-    plain = dataclasses.replace(quantizer, theta=1.0, bits_per_weight=0.0, **roles)
+    plain = quantizer.without_thetas()
     specs = [spec for spec in param_specs(model.config.model) if spec.role != CONTROL]
     base = plain.plan(specs, model.weights, found)
     for plan in base.values():

@@ -188,9 +188,7 @@ def test_a_model_that_quantization_has_broken_is_refused(pgolf: Any, tiny_run: P
 
 
 @pytest.mark.parametrize("setting", ["quant.method=sdclip", "quant.method=row_quantile", "quant.steps=curvature"])
-def test_a_dry_run_predicts_bytes_within_two_percent(
-    pgolf: Any, tiny_run: Path, tmp_path: Path, setting: str
-) -> None:
+def test_a_dry_run_predicts_bytes_within_two_percent(pgolf: Any, tiny_run: Path, tmp_path: Path, setting: str) -> None:
     model, out = tiny_run / "train" / "checkpoint.safetensors", tmp_path / "q.safetensors"
     argv = ("quantize", model, "--data", tiny_run / "data", "--out", out, "--set", setting)
     predicted = pgolf(*argv, "--dry-run", "--json").good().document

@@ -73,28 +73,22 @@ class SdClip(Checked):
         return {EMBED: self.embed, ATTN: self.attn, MLP: self.mlp, HEAD: self.head}[role]
 
     def grid(self, role: str) -> tuple[int, float]:
-        """(bits, step over sigma) for a role, before any theta."""
+        """(bits, step over sigma) for a role, the thetas included."""
         own = self.own(role)
         bits = own.bits or self.bits
-        if own.step_ratio or own.k:
-            return bits, own.step_ratio or own.k / code_limit(bits)
-        return bits, self.step_ratio or self.k / code_limit(bits)
-
-    def limit(self, role: str) -> int:
-        """The largest code L of a role."""
-        return code_limit(self.grid(role)[0])
+        ratio = own.step_ratio or own.k / code_limit(bits) or self.step_ratio or self.k / code_limit(bits)
+        return bits, ratio * self.theta * own.theta
 
     def step_over_sigma(self, spec: ParamSpec) -> float:
-        """The step ratio of the parameter's role, its thetas included."""
-        if spec.role == CONTROL:
-            return 0.0
-        return self.grid(spec.role)[1] * self.theta * self.own(spec.role).theta
+        """The step ratio of the parameter's role."""
+        return 0.0 if spec.role == CONTROL else self.grid(spec.role)[1]
 
     def scales(self, spec: ParamSpec, weight_RC: "Tensor") -> "tuple[int, Tensor]":
         """Code limit L and float16 scales (R,). The standard deviation is the unbiased one; a row without spread takes
         its largest value as the clip, so that it survives.
         """
-        limit, ratio = self.limit(spec.role), self.step_over_sigma(spec)
+        bits, ratio = self.grid(spec.role)
+        limit = code_limit(bits)
         spread = weight_RC.std(dim=1, correction=min(1, weight_RC.size(1) - 1))
         clip = (spread * ratio * limit).where(spread > 0, weight_RC.abs().amax(dim=1))
         return limit, row_scales(clip, limit)
