@@ -1,16 +1,19 @@
 """Every codec on the codes of quantized models, beside the entropies of those codes.
 
-Files are quantized models of pgolf (`pgolf quantize`, `pgolf import` of an int8 archive). Each codec has all matrices
-of a role as one section, as artifacts have them; byte codecs also have every matrix transposed, and the smaller result
-counts. lrzip (-z -T, level 9) and zpaq (-m5) are rivals where they are installed. The entropies are of the codes of a
-role with one table, and with one for every matrix (tables not counted). --check decodes and compares.
+Files are quantized models of pgolf (`pgolf quantize`, `pgolf import` of an int8 archive), or .ptz archives of int8 or
+ternary codes, whatever their architecture. Each codec has all matrices of a role as one section, as artifacts have
+them; byte codecs also have every matrix transposed, and the smaller result counts. lrzip (-z -T, level 9) and zpaq
+(-m5) are rivals where they are installed: rows, columns, and columns with the rows sorted by similarity, their order
+stored, whichever is smallest. The entropies are of the codes of a role with one table, and with one for every matrix
+(tables not counted). --check decodes and compares.
 """
 
+import io
+import lzma
 import math
 import shutil
-import subprocess
-import tempfile
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +26,11 @@ from pgolf.config.load import resolve
 from pgolf.core.model.config import param_specs
 from pgolf.core.quant.base import quantize_model
 from pgolf.core.quant.qtensor import QTensor, QuantizedModel
+from pgolf.layouts.arranged import Columns
+from pgolf.layouts.programs import Program
 from pgolf.stages.model_files import load_model
 
-RIVALS = {"lrzip": ["-z", "-T", "-L", "9", "-q", "-o"], "zpaq": ["a"]}
+RIVALS = ("lrzip", "zpaq")
 
 
 def entropy_bytes(codes: np.ndarray) -> float:
@@ -34,14 +39,11 @@ def entropy_bytes(codes: np.ndarray) -> float:
     return float(-(counts * np.log2(counts / counts.sum())).sum() / 8)
 
 
-def program_bytes(name: str, raw: bytes) -> int:
-    """What an installed program makes of the bytes."""
-    with tempfile.TemporaryDirectory() as folder:
-        source, out = Path(folder) / "raw", Path(folder) / ("out.lrz" if name == "lrzip" else "out.zpaq")
-        source.write_bytes(raw)
-        words = [*RIVALS["lrzip"], str(out), str(source)] if name == "lrzip" else ["a", str(out), str(source), "-m5"]
-        subprocess.run([name, *words], check=True, capture_output=True)
-        return out.stat().st_size
+def program_bytes(program: Program, matrices: list[np.ndarray]) -> int:
+    """What an installed program makes of matrices, by its best arrangement."""
+    raw, shapes = b"".join(matrix.tobytes() for matrix in matrices), [matrix.shape for matrix in matrices]
+    trials = (program, Columns(program), Columns(program, similar=True))
+    return min(len(codec.encode(raw, shapes)) for codec in trials)
 
 
 def sizes(matrices: list[np.ndarray], names: list[str], check: bool) -> dict[str, dict[str, float]]:
@@ -52,7 +54,7 @@ def sizes(matrices: list[np.ndarray], names: list[str], check: bool) -> dict[str
     for name in names:
         start = time.perf_counter()
         if name in RIVALS:
-            found[name] = {"bytes": min(program_bytes(name, raw) for raw in (plain, turned))}
+            found[name] = {"bytes": program_bytes(load("Codec", name)(), matrices)}
             continue
         codec = load("Codec", name)()
         coded = codec.encode(plain, [matrix.shape for matrix in matrices])
@@ -73,13 +75,46 @@ def gaussian_model(preset: str) -> QuantizedModel:
     return quantize_model(config.model, weights, config.quant, {})
 
 
-def measure(name: str, model: QuantizedModel, names: list[str], check: bool) -> list[dict[str, Any]]:
-    """One row per role of a model, and one for all."""
+def model_matrices(model: QuantizedModel) -> dict[str, list[np.ndarray]]:
+    """Role -> codes of a quantized model."""
     roles: dict[str, list[np.ndarray]] = {}
     for spec in param_specs(model.config):
         tensor = model.tensors[spec.name]
         if isinstance(tensor, QTensor):
             roles.setdefault(spec.role, []).append(tensor.codes.numpy())
+    return roles
+
+
+def ternary_matrix(packed: bytes, count: int, groups: int) -> torch.Tensor:
+    """int8 (groups, codes of each): one bit a code says whether it is not zero, then one for each such its sign."""
+    bits = np.unpackbits(np.frombuffer(packed, np.uint8), bitorder="little")
+    codes = bits[:count].astype(np.int8)
+    used = int(codes.sum())
+    if len(packed) != -(-count // 8) + -(-used // 8):
+        raise SystemExit("a ternary matrix is not packed as expected")
+    codes[codes == 1] = 2 * bits[-(-count // 8) * 8 :][:used].astype(np.int8) - 1
+    return torch.from_numpy(codes).view(groups, -1)
+
+
+def archive_matrices(path: Path) -> dict[str, list[np.ndarray]]:
+    """Role -> codes of a .ptz archive: the int8 matrices, or the ternary ones, that a torch file behind zlib or LZMA
+    holds. Roles go by names.
+    """
+    raw = path.read_bytes()
+    content = lzma.decompress(raw) if raw.startswith(b"\xfd7zXZ") else zlib.decompress(raw)
+    found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    roles: dict[str, list[np.ndarray]] = {}
+    for name, entry in found.get("quantized", found).items():
+        if isinstance(entry, dict) and entry.get("type") == "ternary_bitmask":
+            entry = ternary_matrix(entry["packed"], int(entry["n_trits"]), len(entry["scale"]))
+        if isinstance(entry, torch.Tensor) and entry.dtype == torch.int8 and entry.dim() == 2:
+            role = "embed" if "emb" in name else "mlp" if "mlp" in name else "attn" if "attn" in name else "other"
+            roles.setdefault(role, []).append(entry.numpy())
+    return roles
+
+
+def measure(name: str, roles: dict[str, list[np.ndarray]], names: list[str], check: bool) -> list[dict[str, Any]]:
+    """One row per role of a model, and one for all."""
     rows = []
     for role, matrices in roles.items():
         joined = np.concatenate([matrix.ravel() for matrix in matrices])
@@ -93,6 +128,16 @@ def measure(name: str, model: QuantizedModel, names: list[str], check: bool) -> 
     return [*rows, {"file": name, "role": "all", **total}]
 
 
+def codes_of(path: Path) -> dict[str, list[np.ndarray]]:
+    """Role -> codes of a file."""
+    if path.suffix == ".ptz":
+        return archive_matrices(path)
+    model = load_model(path).quantized
+    if model is None:
+        raise SystemExit(f"{path.name} is no quantized model")
+    return model_matrices(model)
+
+
 def main() -> None:
     """Encode and compare."""
     arguments = parser(__doc__)
@@ -104,11 +149,11 @@ def main() -> None:
     present = [name for name in RIVALS if shutil.which(name)]
     names = [*options.codecs, *present]
     result = []
-    models = {Path(path).name: load_model(Path(path)).quantized for path in options.files}
-    for file, model in (models or {f"gaussian {options.preset}": gaussian_model(options.preset)}).items():
-        if model is None:
-            raise SystemExit(f"{file} is no quantized model")
-        for row in measure(file, model, names, options.check):
+    files = {Path(path).name: codes_of(Path(path)) for path in options.files}
+    if not files:
+        files = {f"gaussian {options.preset}": model_matrices(gaussian_model(options.preset))}
+    for file, roles in files.items():
+        for row in measure(file, roles, names, options.check):
             best = min((row[name] for name in names if name != "rans"), default=math.nan)
             if "rans" in row:
                 row["rans_over_entropy"] = round(row["rans"] / max(row["entropy"], 1), 4)

@@ -1,6 +1,8 @@
 """Exact size accounting: decimal bytes of files as they will be uploaded, against the cap. Used by every stage."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 CAP_BYTES = 16_000_000
@@ -44,6 +46,11 @@ class Size:
         )
         parts = f"artifact {self.artifact_bytes:,} + code {self.code_bytes:,} = {self.total_bytes:,}"
         return f"{parts} of {self.cap_bytes:,} bytes, {verdict}"
+
+
+def size_on_disk(artifacts: Iterable[Path], code_bytes: int, cap_bytes: int = CAP_BYTES) -> Size:
+    """The size of a submission whose artifacts, one for each seed, lie on disk: the largest counts."""
+    return Size(max((path.stat().st_size for path in artifacts), default=0), code_bytes, cap_bytes)
 
 
 def share(size: dict[str, Any]) -> float:

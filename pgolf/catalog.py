@@ -189,6 +189,10 @@ CATALOG: dict[str, dict[str, str]] = {
         "brotli": "pgolf.core.codecs.brotli:Brotli",
         "zstd": "pgolf.core.codecs.zstd:Zstd",
         "rans": "pgolf.core.codecs.adaptive:Rans",
+        "lrzip": "pgolf.layouts.programs:Lrzip",
+        "zpaq": "pgolf.layouts.programs:Zpaq",
+        "packed": "pgolf.layouts.methods:Packed",
+        "pergroup": "pgolf.layouts.methods:PerGroup",
     },
     "EvalMethod": {
         "plain": "pgolf.core.evals.plain:PlainEval",

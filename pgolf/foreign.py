@@ -17,14 +17,15 @@ from torch import Tensor
 
 from pgolf.config.load import Resolved, read_preset
 from pgolf.config.run import RunConfig
-from pgolf.config.tree import Layer, build_config, flatten, parse_set
+from pgolf.config.tree import Layer, build_config, flatten, parse_set, to_values
+from pgolf.core.artifact import ARTIFACT_MAGIC
 from pgolf.core.errors import ConfigError, InputError, SetupError
-from pgolf.core.files import parse_json, read_bytes
+from pgolf.core.files import parse_json, read_bytes, read_head
 from pgolf.core.model.config import param_specs
 from pgolf.core.model.params import CONTROL
 from pgolf.core.quant.qtensor import QTensor, QuantizedModel
 from pgolf.foreign_names import BLIND, Found, canonical, depth, facts, guesses, stripped, told, unbank
-from pgolf.stages.model_files import check_weights, save_checkpoint, save_quantized
+from pgolf.stages.model_files import check_weights, load_artifact, save_checkpoint, save_quantized
 
 MAX_FOREIGN = 2 << 30
 GUESS = "a guess"
@@ -210,11 +211,33 @@ def import_int8(
     return model, resolved, notes
 
 
-def import_file(path: Path, out: Path, preset: str, sets: list[str], dry_run: bool = False) -> dict[str, Any]:
-    """Bring a foreign model in as a checkpoint (floats) or a quantized model (int8); returns what was found.
+def unpack_artifact(path: Path, out: Path, programs: bool, dry_run: bool) -> dict[str, Any]:
+    """An artifact's codes as a quantized model, running lrzip or zpaq if it needs them and `programs` allows it."""
+    file = load_artifact(path, programs)
+    assert file.quantized is not None
+    meta = {"config": to_values(file.config), "tokenizer_sha256": file.tokenizer_sha256, "imported_from": path.name}
+    return {
+        "schema": "pgolf.import/1",
+        "out": str(out),
+        "kind": "quantized",
+        "sha256": "" if dry_run else save_quantized(out, file.quantized, meta),
+        "parameters": sum(weight.numel() for weight in file.weights.values()),
+        "model": to_values(file.config)["model"],
+        "guessed": [],
+        "unread": [],
+    }
+
+
+def import_file(
+    path: Path, out: Path, preset: str, sets: list[str], dry_run: bool = False, programs: bool = False
+) -> dict[str, Any]:
+    """Bring a foreign model in as a checkpoint (floats) or a quantized model (int8); returns what was found. `programs`
+    lets artifacts run lrzip and zpaq.
 
     With `dry_run` everything is checked and nothing written.
     """
+    if read_head(path, 4) == ARTIFACT_MAGIC:
+        return unpack_artifact(path, out, programs, dry_run)
     found, options = read_foreign(path)
     kind = "quantized" if "quantized" in found else "checkpoint"
     if kind == "quantized":

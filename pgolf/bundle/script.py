@@ -5,18 +5,19 @@ import itertools
 import lzma
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
 from pgolf.bundle.constant import ConstantCalls, constant_methods, foreign_names
 from pgolf.bundle.fold import Fold, fixed_values
 from pgolf.bundle.graph import Core, Definition, copied, parse_core, reach, used_names
+from pgolf.catalog import name_of
 from pgolf.config.run import RunConfig
 from pgolf.core import errors
 from pgolf.core.codecs.base import Codec
 from pgolf.core.codecs.brotli import Brotli
-from pgolf.core.errors import PgolfError
+from pgolf.core.errors import PgolfError, RuleError
 from pgolf.core.model.config import attention_names
 from pgolf.core.model.slots import Absent
 from pgolf.core.optim.schedules import Unscaled
@@ -112,8 +113,26 @@ def without_entries(core: Core, table: str, kept: set[Any]) -> Core:
     ]
     pruned = ast.Dict([key for key, _ in entries], [value for _, value in entries])
     new = replaced(old, ast.Assign(old.node.targets, pruned))
-    order = tuple(new if definition is old else definition for definition in core.order)
-    return Core(core.definitions | {table: new}, order, core.externals)
+    changed = {id(old): new}
+    for definition in core.order if not entries else ():
+        if table in definition.needs:
+            changed[id(definition)] = replaced(definition, WithoutRounds(table).visit(copied(definition.node)))
+    definitions = {name: changed.get(id(definition), definition) for name, definition in core.definitions.items()}
+    order = tuple(changed.get(id(definition), definition) for definition in core.order)
+    return Core(definitions, order, core.externals)
+
+
+class WithoutRounds(ast.NodeTransformer):
+    """Takes out loops over the values of a table that is empty."""
+
+    def __init__(self, table: str) -> None:
+        self.table = table
+
+    def visit_For(self, node: ast.For) -> ast.For | None:
+        """Drop the loop."""
+        source = node.iter.func if isinstance(node.iter, ast.Call) else None
+        values = isinstance(source, ast.Attribute) and isinstance(source.value, ast.Name) and source.value.id
+        return None if values == self.table else node
 
 
 def coded_kind(quantizer: Any) -> int:
@@ -277,6 +296,7 @@ def emit(config: RunConfig, info: str) -> tuple[str, tuple[Definition, ...]]:
     core = without_entries(parse_core(), "BACKENDS", attention)
     core = without_entries(core, "NETWORKS", {"eager", config.train.kernels})
     core = without_entries(core, "FORMS", {coded_kind(config.quant)})
+    core = without_entries(core, "ORDERS", {"steps"} if getattr(config.compress, "permute", False) else set())
     configured = with_bases(core, frozenset(name for name in used_names(ast.parse(recipe)) if name in core.definitions))
     chosen = needed(core, tree, configured)
     tree = without_arguments(tree, idle_fields(tree, chosen))
@@ -356,11 +376,30 @@ def unpack(packed: bytes) -> str:
     raise PgolfError("the packed script holds no source")
 
 
+def counted(config: RunConfig) -> RunConfig:
+    """The configuration whose script is counted beside an artifact: itself, or with brotli where no script can carry
+    the method of compress.
+    """
+    return config if ships(config) else replace(config, compress=Brotli())
+
+
+def ships(config: RunConfig) -> bool:
+    """Whether the method of compress is of the core, which is all that a script carries."""
+    return type(config.compress).__module__.startswith("pgolf.core.")
+
+
 @cache
 def build_script(config: RunConfig, info: str = "") -> Script:
-    """The script of a configuration; `info` is what the artifact it makes says of itself. PgolfError if packing it and
-    unpacking it again gives another program.
+    """The script of a configuration; `info` is what the artifact it makes says of itself. RuleError when no script can
+    carry its method of compress; PgolfError if packing it and unpacking it again gives another program.
     """
+    if not ships(config):
+        raise RuleError(
+            f"no script carries compress.method={name_of('Codec', type(config.compress))}: it is there to compare "
+            "with, and a program like lrzip or zpaq cannot be assumed where a submission runs",
+            "package",
+            "compress with compress.method=rans or brotli",
+        )
     readable, definitions = emit(config, info)
     minified = minify(readable)
     packed = pack(minified, config.compress)

@@ -28,18 +28,17 @@ def size(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Bytes against the cap: predicted from a preset before any training, exact for files and folders.
+    """Bytes against the cap: predicted from a preset before any training, exact for files and folders, ours or not.
 
     Exit code 4 if the cap is exceeded.
 
     Example: pgolf size baseline_sp1024 --set model.num_layers=8
     """
-    from pgolf.config.load import preset_names
+    from pgolf.config.load import preset_names, resolve
 
     if target not in preset_names() and not target.endswith(".toml") and Path(target).exists():
-        document = exact_size(Path(target))
+        document = exact_size(Path(target), resolve("", options.merged(sets, seed)).config.package.cap_bytes)
     else:
-        from pgolf.config.load import resolve
         from pgolf.sizing import size_document
 
         document = size_document(resolve(target, options.merged(sets, seed)).config, target)
@@ -54,11 +53,11 @@ def size(
         fail_after_result(RuleError(over, target, "fewer bits, a coarser step or a smaller model"))
 
 
-def exact_size(path: Path) -> dict[str, Any]:
+def exact_size(path: Path, cap: int) -> dict[str, Any]:
     """Bytes of a file, or of what counts in a submission folder."""
     from pgolf.submission.audit_size import folder_size
 
-    return {"schema": "pgolf.size/1", "target": str(path), "predicted": False, **folder_size(path)}
+    return {"schema": "pgolf.size/1", "target": str(path), "predicted": False, **folder_size(path, cap)}
 
 
 def show_size(document: dict[str, Any]) -> None:
@@ -92,10 +91,12 @@ def show_size(document: dict[str, Any]) -> None:
     else:
         table(
             "",
-            ["file", "counts as", "bytes"],
-            [[f["file"], f["counts_as"], f"{f['bytes']:,}"] for f in document["files"]],
+            ["file", "counts as", "bytes", "why"],
+            [[f["file"], f["counts_as"], f"{f['bytes']:,}", f["why"]] for f in document["files"]],
             right=(2,),
         )
+        for doubt in document["doubts"]:
+            note(f"Note: {doubt}")
     note(Size(document["artifact_bytes"], document["code_bytes"], document["cap_bytes"]).line())
 
 
@@ -137,11 +138,19 @@ def cell(value: Any) -> str:
 
 
 def import_model(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A .pt, .ptz or .safetensors state dict.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A .pt, .ptz or .safetensors state dict, or an artifact.")
+    ],
     out: Annotated[
         Path,
-        typer.Option("--out", metavar="FILE", help="Checkpoint (or, for int8 archives, quantized model) to write."),
+        typer.Option(
+            "--out", metavar="FILE", help="Checkpoint (or, for int8 archives and artifacts, quantized model) to write."
+        ),
     ],
+    run_programs: Annotated[
+        bool,
+        typer.Option("--run-programs", help="Run lrzip or zpaq where an artifact needs them; only if you trust it."),
+    ] = False,
     preset: options.Preset = "",
     sets: options.Sets = None,
     seed: options.Seed = None,
@@ -155,7 +164,7 @@ def import_model(
     """
     from pgolf.foreign import import_file
 
-    document = import_file(file, out, preset, options.merged(sets, seed), dry_run)
+    document = import_file(file, out, preset, options.merged(sets, seed), dry_run, run_programs)
     if dry_run:
         document = {**document, "schema": "pgolf.plan/1", "command": "import"}
     if as_json:

@@ -18,6 +18,7 @@ from pgolf.cli import (
     inspect_cmd,
     package_cmd,
     plot_cmd,
+    report_cmd,
     run_cmd,
     score_cmd,
     stage_cmds,
@@ -54,7 +55,18 @@ def root(
     """Train, quantize, compress, score and package tiny language models for parameter golf."""
 
 
-for module in (run_cmd, data_cmd, stage_cmds, score_cmd, sweep_cmd, package_cmd, inspect_cmd, plot_cmd, config_cmd):
+for module in (
+    run_cmd,
+    data_cmd,
+    stage_cmds,
+    score_cmd,
+    sweep_cmd,
+    package_cmd,
+    inspect_cmd,
+    report_cmd,
+    plot_cmd,
+    config_cmd,
+):
     module.register(app)
 
 

@@ -37,7 +37,7 @@ def package_submission(
 
     Example: pgolf package-submission runs/a/model.pgz --out records/mine --name "My first" --author Me
     """
-    from pgolf.accounting import Size
+    from pgolf.accounting import Size, size_on_disk
     from pgolf.report.console import Console
     from pgolf.stages.package import artifact_config, package
 
@@ -50,7 +50,7 @@ def package_submission(
         model = load_model(artifacts[0])
         config = artifact_config(artifacts[0], preset, everything).config
         script = build_script(config, artifact_info(config, model.tokenizer_sha256).decode())
-        size = Size(max(path.stat().st_size for path in artifacts), len(script.packed), config.package.cap_bytes)
+        size = size_on_disk(artifacts, len(script.packed), config.package.cap_bytes)
         if as_json:
             print_json({"schema": "pgolf.plan/1", "command": "package-submission", "out": str(out), **size.document()})
         else:

@@ -13,7 +13,7 @@ import hashlib
 import math
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from pgolf.core.codecs.base import Codec
 from pgolf.core.errors import InputError
 from pgolf.core.model.config import ModelConfig, param_specs
 from pgolf.core.model.params import ATTN, CONTROL, EMBED, HEAD, MLP
+from pgolf.core.quant.free_order import by_steps
 from pgolf.core.quant.grid import StepTensor, TrellisTensor
 from pgolf.core.quant.qtensor import QTensor, QuantizedModel
 
@@ -34,6 +35,8 @@ MAX_SECTIONS, MAX_HEADER, MAX_RAW = 64, 65536, 512 << 20
 KIND_F16, KIND_F32 = 2, 3
 FORMS: dict[int, type[QTensor]] = {1: QTensor, 4: StepTensor, 5: TrellisTensor}
 """Kinds of coded tensors; version 1 had the first alone."""
+ORDERS: dict[str, Callable[[QuantizedModel, Codec], QuantizedModel]] = {"steps": by_steps}
+"""Ways to use orders that the model does not depend on; they leave it alone where the codec does not ask for it."""
 SECTION = struct.Struct("<BBIII")
 PRELUDE = struct.Struct("<4sBBHI")
 
@@ -64,6 +67,8 @@ def pack_container(sections: list[tuple[int, int, int, bytes]]) -> bytes:
 
 def encode_artifact(model: QuantizedModel, codec: Codec, info: bytes) -> bytes:
     """The artifact of a quantized model; `info` is a JSON description (configuration, tokenizer hash)."""
+    for reorder in ORDERS.values():
+        model = reorder(model, codec)
     raw: dict[int, list[bytes]] = {INFO: [info], MANIFEST: [manifest_bytes(model)]}
     shapes: dict[int, list[tuple[int, ...]]] = {}
     for spec in param_specs(model.config):

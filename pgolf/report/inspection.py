@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from pgolf.catalog import CATALOG, load
 from pgolf.core.artifact import ARTIFACT_MAGIC, PRELUDE, SECTION
 from pgolf.core.errors import InputError
 from pgolf.core.files import read_bytes, read_head, read_json
@@ -13,6 +12,7 @@ from pgolf.core.quant.qtensor import QTensor
 from pgolf.core.shards import SHARD_MAGIC, open_shard
 from pgolf.core.tensorfile import load_tensors, tensor_meta
 from pgolf.dataset import BOS, open_dataset
+from pgolf.layouts.methods import method_name
 from pgolf.stages.calibrate import CALIBRATION_SCHEMA, HESSIANS_SCHEMA
 from pgolf.stages.checkpoints import RESUME_SCHEMA
 from pgolf.stages.manifest import MANIFEST_SCHEMA
@@ -31,6 +31,8 @@ SECTION_NAMES = {
     18: "codes of mlp",
     19: "codes of head",
 }
+VALUE_BYTES = {3: 2, 4: 2, 5: 4}
+"""Bytes of a value in sections of floats; all others are counted by bytes, which codes have one each."""
 
 
 def inspect_file(path: Path) -> dict[str, Any]:
@@ -70,7 +72,7 @@ def inspect_file(path: Path) -> dict[str, Any]:
     }
     document["tensors"] = tensor_rows(model)
     if head[:4] == ARTIFACT_MAGIC:
-        document["sections"] = section_rows(read_bytes(path, MAX_ARTIFACT))
+        document["sections"] = section_table(read_bytes(path, MAX_ARTIFACT))
     return document
 
 
@@ -119,21 +121,21 @@ def tensor_rows(model: ModelFile) -> list[dict[str, Any]]:
     return rows
 
 
-def section_rows(blob: bytes) -> list[dict[str, Any]]:
-    """One row per section of an artifact."""
-    codecs = {load("Codec", name).codec_id: name for name in CATALOG["Codec"]}
-    _, _, _, count, _ = PRELUDE.unpack_from(blob)
+def section_table(blob: bytes) -> list[dict[str, Any]]:
+    """One row per section of an artifact, with its id."""
     rows = []
-    for index in range(count):
+    for index in range(PRELUDE.unpack_from(blob)[3]):
         ident, codec, stored, raw, _ = SECTION.unpack_from(blob, 16 + index * SECTION.size)
-        share = 100 * stored / len(blob)
+        values = raw // VALUE_BYTES.get(ident, 1)
         rows.append(
             {
+                "id": ident,
                 "section": SECTION_NAMES.get(ident, str(ident)),
-                "method": codecs[codec],
+                "method": method_name(codec),
                 "stored_bytes": stored,
                 "raw_bytes": raw,
-                "share_percent": share,
+                "bits_per_value": 8 * stored / max(values, 1),
+                "share_percent": 100 * stored / len(blob),
             }
         )
     return rows

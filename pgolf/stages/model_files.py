@@ -9,18 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pgolf.catalog import CATALOG, load
 from pgolf.config.load import resolve
 from pgolf.config.run import RunConfig
 from pgolf.config.tree import to_values
 from pgolf.core.artifact import ARTIFACT_MAGIC, FORMS, INFO, decode_artifact, read_sections
-from pgolf.core.codecs.base import Codec
 from pgolf.core.errors import ConfigError, InputError
 from pgolf.core.files import parse_json, read_bytes, read_head
 from pgolf.core.model.config import ModelConfig, param_specs
 from pgolf.core.model.gpt import GPT
 from pgolf.core.quant.qtensor import QTensor, QuantizedModel
 from pgolf.core.tensorfile import load_tensors, save_tensors, tensor_meta
+from pgolf.layouts.methods import all_codecs
 
 CHECKPOINT_SCHEMA, ARTIFACT_SCHEMA = "pgolf.checkpoint/1", "pgolf.artifact/1"
 QUANTIZED_SCHEMA, QUANTIZED_ROWS = "pgolf.quantized/2", "pgolf.quantized/1"
@@ -63,12 +62,6 @@ def ready(config: ModelConfig, weights: dict[str, Tensor], device: torch.device)
     model = GPT(config)
     model.load_state_dict(weights)
     return model.settle(device).eval()
-
-
-def all_codecs() -> dict[int, Codec]:
-    """Every codec of the catalog by its number."""
-    codecs = [load("Codec", name)() for name in CATALOG["Codec"]]
-    return {codec.codec_id: codec for codec in codecs}
 
 
 def stored_config(values: Any, where: str) -> RunConfig:
@@ -187,10 +180,10 @@ def artifact_info(config: RunConfig, tokenizer_sha256: str) -> bytes:
     ).encode()
 
 
-def load_artifact(path: Path) -> ModelFile:
-    """An artifact, decoded and verified."""
+def load_artifact(path: Path, programs: bool = False) -> ModelFile:
+    """An artifact, decoded and verified. SetupError if it needs a program that `programs` does not allow to run."""
     blob = read_bytes(path, MAX_ARTIFACT)
-    codecs, where = all_codecs(), str(path)
+    codecs, where = all_codecs(programs), str(path)
     sections = read_sections(blob, codecs, where, only=INFO)
     info = parse_json(sections.get(INFO, b"null"), where)
     if not isinstance(info, dict) or info.get("schema") != ARTIFACT_SCHEMA:

@@ -147,7 +147,7 @@ def preflight(
 
     SetupError for a missing package, compiler or device, StorageError for an output that cannot hold the run.
     """
-    from pgolf.bundle.script import build_script
+    from pgolf.bundle.script import build_script, counted
     from pgolf.core.dist import pick_device
     from pgolf.stages.launch import check_ranks
     from pgolf.stages.train import check_gpu, choose_compile, planned_attention, planned_kernels
@@ -190,7 +190,7 @@ def preflight(
         checked.append("kernels {} ({})".format(*planned_kernels(config, device)))
     checked.append(f"device {device}; compile {choose_compile(config.train.compile, device)[1]}")
     if {"compress", "package"} & set(stages):
-        code_bytes = len(build_script(config).packed)
+        code_bytes = len(build_script(config if "package" in stages else counted(config)).packed)
         checked.append(f"train_gpt.py packs to about {code_bytes:,} bytes")
     return checked
 

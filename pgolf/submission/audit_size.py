@@ -1,37 +1,146 @@
-"""What counts in a folder or file, ours or not: code, model, and the rest."""
+"""What a reviewer would count in a folder or file, ours or not: code, model, and why the rest does not (spec:
+submission 1 and compression 8).
+"""
 
+import ast
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pgolf.accounting import Size
-from pgolf.core.errors import InputError
+from pgolf.accounting import CAP_BYTES, size_on_disk
+from pgolf.core.errors import InputError, PgolfError
+from pgolf.core.files import read_bytes, read_head
+from pgolf.core.shards import SHARD_MAGIC
 
-MODEL_SUFFIXES = (".pgz", ".ptz", ".pt", ".safetensors", ".bin", ".xz", ".zst", ".br")
-NOT_COUNTED = ("tokenizer.model", "train_gpt_readable.py")
+SCRIPT = "train_gpt.py"
+READABLE = ("train_gpt_readable.py", "train_gpt_human.py", "train_gpt_decode.py")
+"""Names under which submissions ship the source of a packed script."""
+CODED, PLAIN = (".pgz", ".ptz", ".bin", ".xz", ".zst", ".br", ".lzma"), (".pt", ".safetensors")
+"""Models as compressed, and as they are before."""
+STATED = re.compile(rb"Total submission size[^:\n]*: *([\d,]+) bytes")
+MAX_TEXT = 64 << 20
+MIB = 1 << 20
 
 
-def counts_as(path: Path) -> str:
-    """code, model or nothing: the script and every other program beside it, the largest model, nothing else."""
-    if path.name in NOT_COUNTED or path.suffix in (".model", ".vocab"):
-        return "-"
-    if path.suffix == ".py":
-        return "code"
-    return "model" if path.suffix in MODEL_SUFFIXES else "-"
+@dataclass(frozen=True)
+class Counted:
+    """A file, what it counts as (code, model or -), and why."""
+
+    path: Path
+    counts_as: str
+    why: str
 
 
-def folder_size(path: Path) -> dict[str, Any]:
-    """Files with what they count as, and the totals; with several models (one per seed) the largest counts."""
+def program(script: Path) -> list[ast.Module]:
+    """The program of a script, and of the source inside where it is packed as pgolf packs; empty if it is no Python."""
+    from pgolf.bundle.script import unpack
+
+    raw, found = read_bytes(script, MAX_TEXT), []
+    try:
+        found.append(ast.parse(raw))
+        found.append(ast.parse(unpack(raw)))
+    except (SyntaxError, ValueError, PgolfError):
+        pass
+    return found
+
+
+def local_imports(script: Path) -> set[str]:
+    """Names of modules that a script imports."""
+    names: set[str] = set()
+    for node in (node for tree in program(script) for node in ast.walk(tree)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {(node.module or "").split(".")[0], *(alias.name for alias in node.names if node.level)}
+    return names
+
+
+def reached(script: Path) -> set[Path]:
+    """Files beside a script that it imports, and those that these import."""
+    found, waiting = {script}, [script]
+    while waiting:
+        for name in local_imports(waiting.pop()):
+            for path in (script.parent / f"{name}.py", *sorted((script.parent / name).glob("**/*.py"))):
+                if name and path.is_file() and path not in found:
+                    found.add(path)
+                    waiting.append(path)
+    return found
+
+
+def judged(files: list[Path]) -> Iterator[Counted]:
+    """What every file counts as."""
+    scripts = [path for path in files if path.name == SCRIPT]
+    imported = set().union(*map(reached, scripts))
+    coded = any(path.suffix in CODED and not is_shard(path) for path in files)
+    for path in files:
+        if path.suffix == ".py":
+            yield code_file(path, bool(scripts), imported)
+        elif path.suffix in CODED + PLAIN:
+            if is_shard(path):
+                yield Counted(path, "-", "token shard")
+            elif path.suffix in PLAIN and coded:
+                yield Counted(path, "-", "not compressed, beside a model that is")
+            else:
+                yield Counted(path, "model", "weights")
+        elif path.suffix in (".model", ".vocab"):
+            yield Counted(path, "-", "tokenizer, not counted at present")
+        else:
+            yield Counted(path, "-", "neither code nor weights")
+
+
+def code_file(path: Path, scripted: bool, imported: set[Path]) -> Counted:
+    """What a Python file counts as."""
+    if path in imported:
+        return Counted(path, "code", "the script" if path.name == SCRIPT else "imported by the script")
+    if path.name in READABLE:
+        return Counted(path, "-", "readable copy of the script")
+    if scripted:
+        return Counted(path, "-", "not imported by the script; counts if an evaluation runs it")
+    return Counted(path, "code", f"there is no {SCRIPT}")
+
+
+def is_shard(path: Path) -> bool:
+    """Whether a file is a token shard."""
+    return path.suffix == ".bin" and int.from_bytes(read_head(path, 4), "little") == SHARD_MAGIC
+
+
+def doubts(rows: list[Counted], total: int, cap: int) -> list[str]:
+    """What a reviewer would ask about."""
+    found, models = [], [row.path for row in rows if row.counts_as == "model"]
+    if not models:
+        found.append("there is no model in it: only code is counted")
+    if len(models) > 1:
+        found.append(f"{len(models)} models, one for each seed: the largest counts")
+    if cap < total <= cap / 1e6 * MIB:
+        found.append(f"{total:,} bytes are {total / MIB:.2f} MiB, but the cap is decimal")
+    for row in rows:
+        if row.path.suffix in (".log", ".txt") and (stated := STATED.findall(read_bytes(row.path, MAX_TEXT))):
+            size = int(stated[-1].replace(b",", b""))
+            if size > total or size > cap:
+                found.append(f"{row.path.name} states {size:,} bytes, where {total:,} are counted; reviewers read logs")
+    return found
+
+
+def folder_size(path: Path, cap: int = CAP_BYTES) -> dict[str, Any]:
+    """Files with what they count as and why, the totals, and what is doubtful; of several models the largest counts."""
     files = sorted(item for item in path.rglob("*") if item.is_file()) if path.is_dir() else [path]
     if not files:
         raise InputError("the folder is empty", str(path))
-    rows: list[dict[str, Any]] = [
+    rows = list(judged(files))
+    size = size_on_disk(
+        [row.path for row in rows if row.counts_as == "model"],
+        sum(row.path.stat().st_size for row in rows if row.counts_as == "code"),
+        cap,
+    )
+    listed = [
         {
-            "file": str(item.relative_to(path)) if path.is_dir() else item.name,
-            "counts_as": counts_as(item),
-            "bytes": item.stat().st_size,
+            "file": str(row.path.relative_to(path)) if path.is_dir() else row.path.name,
+            "counts_as": row.counts_as,
+            "bytes": row.path.stat().st_size,
+            "why": row.why,
         }
-        for item in files
+        for row in rows
     ]
-    models = [int(row["bytes"]) for row in rows if row["counts_as"] == "model"]
-    code = sum(int(row["bytes"]) for row in rows if row["counts_as"] == "code")
-    return {"files": rows, **Size(max(models, default=0), code).document()}
+    return {"files": listed, "doubts": doubts(rows, size.total_bytes, cap), **size.document()}

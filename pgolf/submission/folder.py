@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pgolf.accounting import Size
+from pgolf.accounting import Size, size_on_disk
 from pgolf.bundle.script import Script, build_script
 from pgolf.catalog import name_of
 from pgolf.config.run import RunConfig
@@ -45,7 +45,7 @@ def artifact_name(entry: Entry, entries: list[Entry]) -> str:
 
 def check_size(entries: list[Entry], script: Script, cap: int) -> Size:
     """The largest artifact with the script. RuleError with the excess and remedies when that is over the cap."""
-    size = Size(max(entry.artifact.stat().st_size for entry in entries), len(script.packed), cap)
+    size = size_on_disk((entry.artifact for entry in entries), len(script.packed), cap)
     if size.headroom_bytes < 0:
         raise RuleError(
             f"the submission has {size.total_bytes:,} bytes (artifact {size.artifact_bytes:,}, "

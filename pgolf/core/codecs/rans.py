@@ -4,7 +4,7 @@ Lane i of a chunk codes its i-th symbol. A state x in [2^24, 2^40) takes a symbo
 2^16: x <- (x // f) 2^16 + x mod f + s, after giving away its low 16 bits if it would not fit. What decides a decoded
 symbol is integer, or made of products, quotients and roots that every machine rounds alike.
 
-What is coded is a list of integer matrices, each by one of two models:
+What is coded is a list of integer matrices, each by one of three models:
 
 order 0: one table of counts, which may go on from that of the matrix before.
 
@@ -12,6 +12,9 @@ prediction: column by column, all rows at once. A column c has a scale a_c and a
 Ridge regression on the columns before (G = sum v v^T + ridge, the same for all rows; b_r = sum q_rc v_c) predicts the
 code as b_r . G^-1 v_c; the row's mean error so far, times a_c, says how far off that may be. Both choose the table.
 Embeddings need that: rows of rare tokens resemble one another.
+
+trellis: row by row, two tables. Where codes lead through a trellis (`quant/trellis.py`), those above a code in its
+column tell whether it stands for even or odd multiples of half the step.
 """
 
 import math
@@ -21,8 +24,10 @@ from fractions import Fraction
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 
 from pgolf.core.errors import InputError
+from pgolf.core.quant.trellis import PARITY_CHECKS, SEGMENT, next_state, walk
 
 WHOLE = 1 << 16
 """Frequencies of a table add up to this."""
@@ -40,8 +45,10 @@ SEEN, TRUST = 32, 128
 """Weight of a symbol seen in a table's counts, and in such units that of what was expected, per code of its width."""
 CODED_HEAD = struct.Struct("<hhH")
 """Least and largest number coded, lanes."""
-PREDICTED = 2
-"""Model of a matrix: 0 order 0, 1 order 0 that goes on, 2 + K prediction by K numbers a column."""
+PREDICTED, ALONG = 2, 32
+"""Model of a matrix: 0 order 0, 1 order 0 that goes on, 2 + K prediction by K numbers a column, 32 + m a trellis of 2^m
+states.
+"""
 RANKS = (0, 1, 4, 8)
 """Numbers a column that are tried."""
 
@@ -165,12 +172,16 @@ class Reader:
             raise InputError("a coded section is damaged", "artifact")
 
 
-def order_zero(coder: Coder, tables: Tables, symbols: np.ndarray) -> None:
-    """Code (or fill) symbols (M,) with one table, which is renewed after 64 symbols, 64 more, 128 more, ..."""
-    start = 0
+def order_zero(
+    coder: Coder, tables: Tables, symbols: np.ndarray, base: np.ndarray | None = None, least: int = 64
+) -> None:
+    """Code (or fill) symbols (M,) with tables that are renewed after `least` symbols, as many more, twice as many more,
+    ...; `base` is where in the flat table each one's begins, without it there is but one.
+    """
+    start, base = 0, np.zeros(len(symbols), np.int64) if base is None else base
     while start < len(symbols):
-        stop = start + min(max(start, 64), LONGEST)
-        tables.add(coder.code(tables, np.zeros(1, np.int64), symbols[start:stop]))
+        stop = start + min(max(start, least), LONGEST)
+        tables.add(coder.code(tables, base[start:stop], symbols[start:stop]))
         tables.refresh()
         start = stop
 
@@ -252,6 +263,38 @@ def predicted(
         gram = [[gram[i][j] + vector[i] * vector[j] for j in range(rank)] for i in range(rank)]
 
 
+def along(coder: Coder, tables: Tables, codes_RC: np.ndarray, low: int, memory: int) -> None:
+    """Code (or fill) a matrix whose columns lead through a trellis, all segments of all columns side by side."""
+    if 1 << memory not in PARITY_CHECKS:
+        raise InputError("a coded section names an unknown trellis", "artifact")
+    size = tables.counts.shape[1]
+    state: Any = np.zeros((-(-len(codes_RC) // SEGMENT), codes_RC.shape[1]), np.int64)
+    for row in range(min(len(codes_RC), SEGMENT)):
+        part: Any = codes_RC[row::SEGMENT]
+        state, symbols = state[: len(part)], part.ravel().astype(np.int64) - low
+        order_zero(coder, tables, symbols, (state & 1).ravel() * size, LONGEST if row else 64)
+        part[:] = symbols.reshape(part.shape) + low
+        state = next_state(1 << memory, state, part & 1)
+
+
+def trellis_of(codes_RC: np.ndarray, low: int) -> int:
+    """The memory of the trellis through which int8 codes from `low` on seem to lead, 0 if through none: knowing which
+    are odd must save a thousandth of their entropy.
+    """
+    savings = {0: 0.001}
+    for states in PARITY_CHECKS:
+        found = np.bincount(walk(torch.from_numpy(codes_RC.copy()), states).numpy().ravel() - 2 * low)
+        counts_2S = np.append(found, np.zeros(len(found) % 2)).reshape(-1, 2).T
+        savings[states.bit_length() - 1] = 1 - bits_of(counts_2S) / max(bits_of(counts_2S.sum(0)[None]), 1.0)
+    return max(savings, key=savings.__getitem__)
+
+
+def bits_of(counts_NS: np.ndarray) -> float:
+    """Bits of symbols seen so often, by a perfect table for each context."""
+    share = counts_NS / np.maximum(counts_NS.sum(1, keepdims=True), 1)
+    return float(-(counts_NS * np.log2(np.where(share > 0, share, 1))).sum())
+
+
 def directions(codes_RC: np.ndarray, rank: int) -> tuple[int, np.ndarray, np.ndarray]:
     """What is sent ahead of a predicted matrix: ridge, scales (C,) uint8 and vectors (C,K) int8."""
     left = codes_RC.astype(np.float64)
@@ -279,25 +322,28 @@ def varies(codes_RC: np.ndarray) -> bool:
     return bool(uneven > 0.05 or first > 2 * noise)
 
 
-def fresh_table(reach: int) -> Tables:
-    """One table of symbols 0 .. reach, each as if seen half a time."""
-    return Tables(np.full((1, reach + 1), SEEN // 2, np.int64))
+def fresh_table(reach: int, count: int = 1) -> Tables:
+    """Tables of symbols 0 .. reach, each as if seen half a time."""
+    return Tables(np.full((count, reach + 1), SEEN // 2, np.int64))
 
 
 def encode_matrices(matrices: Sequence[np.ndarray]) -> bytes:
-    """Code integer matrices (R,C), any of them empty, whose values lie within 2^12 of each other. Each goes by the
+    """Code integer matrices (R,C), any of them empty, whose values lie within 255 of each other. Each goes by the
     model that takes the fewest bits, what is sent ahead included.
     """
     filled = [matrix for matrix in matrices if matrix.size]
     low, high = (min(map(np.min, filled)), max(map(np.max, filled))) if filled else (0, 0)
     reach, lanes = int(high) - int(low), max(1, min(sum(matrix.size for matrix in filled) >> 15, MAX_LANES))
-    writer, side, tables = Writer(lanes), b"", fresh_table(reach)
+    writer, side, tables, trail = Writer(lanes), b"", fresh_table(reach), fresh_table(reach, 2)
     for matrix in filled:
         codes, costs, plans = matrix.astype(np.int64), dict[int, float](), dict[int, Any]()
         symbols = codes.ravel() - low
         for model, start in ((0, fresh_table(reach)), (1, Tables(tables.counts.copy()))):
             order_zero(meter := Meter(), start, symbols)
             costs[model] = meter.bits
+        if matrix.dtype == np.int8 and (memory := trellis_of(matrix, int(low))):
+            along(meter := Meter(), Tables(trail.counts.copy()), codes, int(low), memory)
+            costs[ALONG + memory] = meter.bits
         for rank in RANKS if varies(codes) else ():
             plans[PREDICTED + rank] = directions(codes, rank)
             predicted(meter := Meter(), codes, int(low), int(high), *plans[PREDICTED + rank])
@@ -307,6 +353,8 @@ def encode_matrices(matrices: Sequence[np.ndarray]) -> bytes:
         if model < PREDICTED:
             tables = tables if model else fresh_table(reach)
             order_zero(writer, tables, symbols)
+        elif model >= ALONG:
+            along(writer, trail, codes, int(low), model - ALONG)
         else:
             ridge, scales, vectors = plans[model]
             side += bytes([ridge]) + scales.tobytes() + vectors.tobytes()
@@ -320,27 +368,32 @@ def decode_matrices(coded: bytes, shapes: Sequence[tuple[int, int]]) -> list[np.
         raise InputError("a coded section is cut off", "artifact")
     low, high, lanes = CODED_HEAD.unpack_from(coded)
     reach, place, ahead = high - low, CODED_HEAD.size, list[tuple[int, bytes]]()
-    if not 0 <= reach < 4096 or not 1 <= lanes <= MAX_LANES:
+    if not 0 <= reach < 256 or not 1 <= lanes <= MAX_LANES:
         raise InputError("a coded section's head is damaged", "artifact")
     for rows, columns in shapes:
         if rows * columns:
             model = coded[place] if place < len(coded) else 0
-            size = 1 + columns * (model - PREDICTED + 1) if model >= PREDICTED else 0
+            if PREDICTED + RANKS[-1] < model < ALONG:
+                raise InputError("a coded section names an unknown model", "artifact")
+            size = 1 + columns * (model - PREDICTED + 1) if ALONG > model >= PREDICTED else 0
             ahead.append((model, coded[place + 1 : place + 1 + size]))
             place += 1 + size
-    reader, tables, found = Reader(coded[place:], lanes), fresh_table(reach), list[np.ndarray]()
+    reader, found = Reader(coded[place:], lanes), list[np.ndarray]()
+    tables, trail = fresh_table(reach), fresh_table(reach, 2)
     for rows, columns in shapes:
-        codes = np.zeros((rows, columns), np.int64)
+        codes = np.zeros((rows, columns), np.int16)
         if codes.size:
             model, side = ahead.pop(0)
             if model < PREDICTED:
                 tables = tables if model else fresh_table(reach)
                 order_zero(reader, tables, codes.reshape(-1))
                 codes += low
+            elif model >= ALONG:
+                along(reader, trail, codes, low, model - ALONG)
             else:
                 vectors = np.frombuffer(side, np.int8, offset=1 + columns).reshape(columns, -1)
                 scales = np.frombuffer(side, np.uint8, columns, 1)
                 predicted(reader, codes, low, high, min(side[0], 40), scales, vectors)
-        found.append(codes.astype(np.int16))
+        found.append(codes)
     reader.finish()
     return found

@@ -43,6 +43,7 @@ from pgolf.core.model.params import CONTROL
 from pgolf.core.model.parts.untied_embed import UntiedEmbed
 from pgolf.core.quant.grid import StepTensor, TrellisTensor
 from pgolf.core.quant.qtensor import QTensor, QuantizedModel
+from pgolf.layouts.methods import Packed, PerGroup, all_codecs, arranged_artifact
 
 ROOT = Path(pgolf.__file__).parent.parent
 FAST = {
@@ -54,6 +55,7 @@ FAST = {
     "rans": Rans(),
 }
 CODECS = {codec.codec_id: codec for codec in FAST.values()}
+EVERY_CODEC = all_codecs()
 KINDS = [2, 3, 4, 5, 6, 7, 8, 16, 32, "steps", "trellis"]
 CONFIG = ModelConfig(vocab_size=8, num_layers=2, model_dim=4, num_heads=2, num_kv_heads=1)
 INFO_TEXT = b'{"made by": "a test"}'
@@ -186,14 +188,21 @@ def refused(blob, config=CONFIG):
     return str(caught.value)
 
 
-def test_every_single_bit_flip_is_refused(small):
-    _, blob = small
+@pytest.mark.parametrize("name", [*FAST, "packed", "pergroup", "trellis"])
+def test_every_single_bit_flip_is_refused(small, name):
+    if name in ("packed", "pergroup"):
+        method = Packed(coder="store") if name == "packed" else PerGroup(coder="zlib")
+        blob = arranged_artifact(small[0], method, INFO_TEXT)
+    elif name == "trellis":
+        blob = encode_artifact(random_model(CONFIG, 3, ("trellis",)), FAST["rans"], INFO_TEXT)
+    else:
+        blob = encode_artifact(small[0], FAST[name], INFO_TEXT)
     work = bytearray(blob)
     accepted = []
     for bit in range(8 * len(work)):
         work[bit // 8] ^= 1 << bit % 8
         try:
-            decode_artifact(bytes(work), CONFIG, CODECS)
+            decode_artifact(bytes(work), CONFIG, EVERY_CODEC)
             accepted.append(bit)
         except InputError:
             pass
@@ -514,6 +523,43 @@ def test_a_bomb_is_refused_in_little_memory(tmp_path, kind):
     kib, _, message = result.stdout.partition(" ")
     assert kind in message.lower()
     assert int(kib) < 16 << 10
+
+
+RANS_MEASURE = """
+import re, struct, sys
+from pgolf.core.codecs.adaptive import Rans
+from pgolf.core.errors import InputError
+peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
+body, length = open(sys.argv[1], "rb").read(), int(sys.argv[2])
+Rans().decode(Rans().encode(b"warm up"), 7)
+before = peak()
+try:
+    print(len(Rans().decode(body, length)), end=" ")
+except InputError as error:
+    print(0, end=" ")
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak memory of a process from /proc")
+@pytest.mark.parametrize("lie", ["none", "length", "shape", "cut"])
+def test_rans_needs_memory_only_for_what_is_declared(tmp_path, lie):
+    """Zeros take next to nothing: a bomb is what says it is one, and costs a few bytes for each it declares."""
+    side = 4096
+    body, length = bytearray(Rans().encode(bytes(side * side), [(side, side)])), side * side
+    assert len(body) < 20_000
+    if lie == "length":
+        length = 1000
+    elif lie == "shape":
+        body[3:11] = struct.pack("<II", 2**31, 2**31)
+    elif lie == "cut":
+        body = body[: len(body) // 2]
+    (tmp_path / "bomb").write_bytes(body)
+    command = [sys.executable, "-c", RANS_MEASURE, str(tmp_path / "bomb"), str(length)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, cwd=ROOT)
+    decoded, kib = map(int, result.stdout.split())
+    assert decoded == (side * side if lie == "none" else 0)
+    assert kib < (6 * side * side >> 10) + (4 << 10) if lie in ("none", "cut") else kib < 4 << 10
 
 
 @pytest.mark.parametrize("kind", ["zlib", "lzma", "brotli"])

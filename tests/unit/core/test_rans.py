@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from pgolf.core.codecs.adaptive import Rans
+from pgolf.core.codecs.adaptive import STEPS_OF_2, Rans
 from pgolf.core.codecs.rans import (
     LEAST,
     WHOLE,
@@ -25,9 +26,11 @@ from pgolf.core.codecs.rans import (
     frequencies,
     fresh_table,
     order_zero,
+    trellis_of,
     weights_of,
 )
 from pgolf.core.errors import InputError
+from pgolf.core.quant.trellis import PARITY_CHECKS, SEGMENT, next_state, walk
 
 MATRICES = st.lists(
     hnp.arrays(np.int8, hnp.array_shapes(min_dims=2, max_dims=2, min_side=0, max_side=40)), min_size=0, max_size=4
@@ -185,3 +188,80 @@ def test_states_end_where_they_began(rng: np.random.Generator) -> None:
     order_zero(reader, fresh_table(62), found := np.zeros_like(symbols))
     assert np.array_equal(found, symbols) and reader.states.tolist() == [LEAST] * 4
     reader.finish()
+
+
+# Trellises, differences
+
+
+def trellis_codes(rng: np.random.Generator, rows: int, columns: int, states: int) -> np.ndarray:
+    """Codes of rounding Gaussian columns along a trellis: of the values whose parity its state allows the nearest."""
+    state, found = np.zeros(columns, np.int64), np.zeros((rows, columns), np.int8)
+    for row in range(rows):
+        state = np.zeros_like(state) if row % SEGMENT == 0 else state
+        found[row] = np.rint(rng.normal(0, 1.5, columns) - (state & 1) / 2)
+        state = np.asarray(
+            next_state(states, torch.from_numpy(state), torch.from_numpy(found[row].astype(np.int64) & 1))
+        )
+    return found
+
+
+@pytest.mark.parametrize("states", PARITY_CHECKS)
+@pytest.mark.parametrize("rows", [5, 256, 300, 700])
+def test_codes_along_a_trellis_come_back(rng: np.random.Generator, states: int, rows: int) -> None:
+    matrices = [trellis_codes(rng, rows, 24, states), trellis_codes(rng, 40, 3, states)]
+    round_trip(matrices)
+
+
+def test_a_trellis_is_found_and_takes_less(rng: np.random.Generator) -> None:
+    matrices = [trellis_codes(rng, 512, 200, 64) for _ in range(3)]
+    low = min(int(matrix.min()) for matrix in matrices)
+    assert trellis_of(matrices[0], low) == 6
+    assert trellis_of(gaussian(rng, 512, 200), -31) == 0
+    codes = np.concatenate(matrices)
+    classes = [walk(torch.from_numpy(matrix), 64).numpy() & 1 for matrix in matrices]
+    odd = np.concatenate(classes) == 1
+    by_class = entropy_bytes(codes[odd]) + entropy_bytes(codes[~odd])
+    size = round_trip(matrices)
+    assert by_class < size < 1.0025 * by_class
+    assert size < 0.997 * entropy_bytes(codes)
+
+
+@settings(deadline=None, max_examples=40)
+@given(hnp.arrays(np.uint16, st.integers(0, 60)))
+def test_differences_come_back(values: np.ndarray) -> None:
+    raw = values.astype("<u2").tobytes()
+    assert Rans().decode(Rans().encode(raw), len(raw)) == raw
+    smooth = np.cumsum(values % 5, dtype=np.uint16).astype("<u2").tobytes()
+    assert Rans().decode(Rans().encode(smooth), len(smooth)) == smooth
+
+
+def test_numbers_near_the_one_before_take_less(rng: np.random.Generator) -> None:
+    scales = np.sort(rng.normal(0.05, 0.004, 4000).astype(np.float16)).tobytes()
+    coded = Rans().encode(scales)
+    shuffled = Rans().encode(rng.permutation(np.frombuffer(scales, "<u2")).tobytes())
+    assert coded[0] == STEPS_OF_2 and len(coded) < 0.5 * len(shuffled)
+
+
+@pytest.mark.parametrize("model", [11, 31, 32, 33, 36, 41, 255])
+def test_unknown_models_are_refused(model: int) -> None:
+    coded = bytearray(encode_matrices([np.ones((3, 4), np.int8)]))
+    coded[6] = model
+    with pytest.raises(InputError):
+        decode_matrices(bytes(coded), [(3, 4)])
+
+
+@pytest.mark.slow
+def test_a_large_matrix_comes_back(rng: np.random.Generator) -> None:
+    round_trip([gaussian(rng, 8192, 512, 4.5)])
+
+
+def test_encoding_does_not_depend_on_threads(rng: np.random.Generator) -> None:
+    matrices, threads = [low_rank(rng, 300, 40), trellis_codes(rng, 300, 40, 8)], torch.get_num_threads()
+    try:
+        found = set()
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            found.add(encode_matrices(matrices))
+    finally:
+        torch.set_num_threads(threads)
+    assert len(found) == 1
