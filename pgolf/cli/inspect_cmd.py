@@ -7,6 +7,7 @@ import typer
 
 from pgolf.cli import options
 from pgolf.cli.output import fail_after_result, note, print_json, table
+from pgolf.core.errors import InputError
 
 
 def register(app: typer.Typer) -> None:
@@ -107,6 +108,10 @@ def inspect(
             metavar="FILE", help="Checkpoint, quantized model, artifact, shard, dataset directory or score document."
         ),
     ],
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", metavar="FILE", help="Draw a quantized model's errors against bytes (.png, .svg)."),
+    ] = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -117,6 +122,12 @@ def inspect(
     from pgolf.report.inspection import inspect_file
 
     document = inspect_file(file)
+    if plot:
+        from pgolf.report.quantized import plot_errors
+
+        rows = plotted_tensors(document, file)
+        plot_errors(rows, plot)
+        document["plot"] = str(plot)
     if as_json:
         print_json(document)
         return
@@ -126,12 +137,28 @@ def inspect(
     for key, value in document.items():
         if isinstance(value, list) and value:
             columns = list(value[0])
-            right = tuple(i for i, c in enumerate(columns) if isinstance(value[0][c], int | float))
+            right = tuple(i for i, c in enumerate(columns) if any(isinstance(row[c], int | float) for row in value))
             table(key, columns, [[cell(row[c]) for c in columns] for row in value], right=right)
+
+
+def plotted_tensors(document: dict[str, Any], file: Path) -> list[dict[str, Any]]:
+    """The rows of a quantized model's matrices, with bytes. InputError for another file."""
+    from pgolf.stages.model_files import load_model
+
+    if document.get("kind") != "quantized":
+        raise InputError(f"a {document.get('kind')} has no quantization errors to draw", str(file), "see --help")
+    coded = {row["tensor"]: row.get("coded_bits") for row in document["tensors"]}
+    made = [row for row in load_model(file).meta.get("tensors", []) if coded.get(row["name"])]
+    if not made:
+        raise InputError("the file does not say what its errors are", str(file), "quantize anew")
+    sizes = {row["name"]: row["shape"][0] * row["shape"][1] for row in made}
+    return [row | {"coded_bytes": coded[row["name"]] * sizes[row["name"]] / 8} for row in made]
 
 
 def cell(value: Any) -> str:
     """A table cell."""
+    if value is None:
+        return "-"
     if isinstance(value, float):
         return f"{value:.4f}"
     return f"{value:,}" if isinstance(value, int) else str(value)

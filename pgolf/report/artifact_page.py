@@ -11,9 +11,9 @@ from pgolf.core.model.config import param_specs
 from pgolf.core.quant.qtensor import QTensor
 from pgolf.report.inspection import SECTION_NAMES, section_table
 from pgolf.report.page import Section, html_table, page
+from pgolf.report.quantized import code_entropy
 from pgolf.report.treemap import Group, Leaf, treemap
 from pgolf.stages.model_files import MAX_ARTIFACT, ModelFile, load_artifact
-from pgolf.stages.quantize import code_entropy
 
 PLACES = ("model.pgz", "compress/model.pgz", "submission/model.pgz")
 """Where a folder's artifact may be."""

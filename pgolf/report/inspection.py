@@ -13,11 +13,11 @@ from pgolf.core.shards import SHARD_MAGIC, open_shard
 from pgolf.core.tensorfile import load_tensors, tensor_meta
 from pgolf.dataset import BOS, open_dataset
 from pgolf.layouts.methods import method_name
+from pgolf.report.quantized import SCHEMES, code_entropy, coded_bits
 from pgolf.stages.calibrate import CALIBRATION_SCHEMA, HESSIANS_SCHEMA
 from pgolf.stages.checkpoints import RESUME_SCHEMA
 from pgolf.stages.manifest import MANIFEST_SCHEMA
 from pgolf.stages.model_files import MAX_ARTIFACT, ModelFile, load_model
-from pgolf.stages.quantize import code_entropy
 
 SECTION_NAMES = {
     1: "info",
@@ -97,28 +97,26 @@ def inspect_tensors(path: Path, schema: str) -> dict[str, Any]:
 
 
 def tensor_rows(model: ModelFile) -> list[dict[str, Any]]:
-    """One row per parameter."""
-    rows = []
-    for name, weight in model.weights.items():
-        tensor = model.quantized.tensors[name] if model.quantized else weight
-        coded = isinstance(tensor, QTensor)
-        rows.append(
-            {
-                "tensor": name,
-                "shape": "x".join(map(str, weight.shape)),
-                "stored": f"{tensor.bits}-bit codes"
-                if isinstance(tensor, QTensor)
-                else str(tensor.dtype).removeprefix("torch."),
-                "entropy_bits": code_entropy(tensor.codes)
-                if isinstance(tensor, QTensor)
-                else float(8 * tensor.element_size())
-                if not coded
-                else 0.0,
-                "rms": float(weight.float().square().mean().sqrt()),
-                "largest": float(weight.abs().max()),
-            }
-        )
-    return rows
+    """One row per parameter; of quantized ones also what compressing them alone takes and what quantizing them did."""
+    known = {row["name"]: row for row in model.meta.get("tensors", [])} if model.kind == "quantized" else {}
+    coded = coded_bits(model.quantized, model.config.compress) if model.quantized and known else {}
+    return [tensor_row(model, name, coded.get(name), known.get(name, {})) for name in model.weights]
+
+
+def tensor_row(model: ModelFile, name: str, coded: float | None, known: dict[str, Any]) -> dict[str, Any]:
+    """A parameter."""
+    weight = model.weights[name]
+    tensor = model.quantized.tensors[name] if model.quantized else weight
+    row: dict[str, Any] = {"tensor": name, "shape": "x".join(map(str, weight.shape))}
+    if isinstance(tensor, QTensor):
+        row |= {"stored": f"{tensor.bits}-bit {SCHEMES[type(tensor)]}", "entropy_bits": code_entropy(tensor.codes)}
+    else:
+        stored = str(tensor.dtype).removeprefix("torch.")
+        row |= {"stored": stored, "entropy_bits": float(8 * tensor.element_size())}
+    if model.kind == "quantized" and model.meta.get("tensors"):
+        row |= {"coded_bits": coded, "output_error": known.get("output_error"), "loss_share": known.get("loss_share")}
+    rms, largest = float(weight.float().square().mean().sqrt()), float(weight.abs().max())
+    return row | {"rms": rms, "largest": largest}
 
 
 def section_table(blob: bytes) -> list[dict[str, Any]]:

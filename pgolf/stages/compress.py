@@ -1,32 +1,22 @@
 """compress: codes in, the artifact out, its size counted with the code that will ship beside it."""
 
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pgolf.accounting import size_on_disk
-from pgolf.bundle.script import build_script, counted, ships
+from pgolf.bundle.script import ships
 from pgolf.catalog import name_of
 from pgolf.config.load import Resolved
-from pgolf.core.artifact import decode_artifact, encode_artifact
-from pgolf.core.codecs.base import Codec
+from pgolf.core.artifact import decode_artifact
 from pgolf.core.errors import InputError, PgolfError
 from pgolf.core.files import read_bytes, write_bytes
 from pgolf.core.quant.free_order import by_steps
-from pgolf.core.quant.qtensor import QuantizedModel
-from pgolf.layouts.methods import Layouts, all_codecs, arranged_artifact
 from pgolf.report.console import Console
 from pgolf.stages.manifest import fresh_entry, guarded, record, stage_key
 from pgolf.stages.model_files import MAX_ARTIFACT, artifact_info, load_model
+from pgolf.stages.packing import encoded, script_bytes
 from pgolf.stages.quantize import rounded
-
-
-def encoded(model: QuantizedModel, codec: Codec, info: bytes) -> tuple[bytes, Mapping[int, Codec]]:
-    """The artifact by one codec for all sections, or by one that arranges each as suits it; and what reads it."""
-    if isinstance(codec, Layouts):
-        return arranged_artifact(model, codec, info), all_codecs(programs=True)
-    return encode_artifact(model, codec, info), {codec.codec_id: codec}
 
 
 def compress(source: Path, out: Path, resolved: Resolved, console: Console, force: bool = False) -> dict[str, Any]:
@@ -50,8 +40,7 @@ def compress(source: Path, out: Path, resolved: Resolved, console: Console, forc
         back = decode_artifact(read_bytes(out, MAX_ARTIFACT), config.model, codecs, str(out))
         if back.digest() != by_steps(model.quantized, codec).digest():
             raise PgolfError("the artifact does not decode to what was encoded", str(out), "please report this")
-        script = build_script(counted(config), info.decode())
-        size = size_on_disk([out], len(script.packed), config.package.cap_bytes)
+        size = size_on_disk([out], script_bytes(config, info), config.package.cap_bytes)
         figures = {"method": name_of("Codec", type(codec)), **size.document(), "weights_sha256": back.digest()}
         console.line(f"compress: {size.line()}")
         if not ships(config):

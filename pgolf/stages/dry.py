@@ -5,9 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pgolf.accounting import Size
-from pgolf.bundle.script import build_script
 from pgolf.config.run import RunConfig
-from pgolf.core.artifact import encode_artifact
 from pgolf.core.errors import InputError
 from pgolf.core.model.config import param_specs
 from pgolf.core.model.params import CONTROL
@@ -18,6 +16,7 @@ from pgolf.core.quant.qtensor import QuantizedModel
 from pgolf.core.quant.steps import grid_codes
 from pgolf.stages.calibrate import read_calibration
 from pgolf.stages.model_files import ModelFile, artifact_info
+from pgolf.stages.packing import encoded, script_bytes
 
 
 def rounded_to_nearest(model: ModelFile, quantizer: Any, calibration: Path) -> QuantizedModel:
@@ -45,6 +44,5 @@ def rounded_to_nearest(model: ModelFile, quantizer: Any, calibration: Path) -> Q
 def predict_quantized(model: ModelFile, config: RunConfig, calibration: Path) -> Size:
     """Bytes of artifact and script, by compressing what rounding to nearest gives."""
     info = artifact_info(config, model.tokenizer_sha256)
-    made = rounded_to_nearest(model, config.quant, calibration)
-    script = build_script(config, info.decode())
-    return Size(len(encode_artifact(made, config.compress, info)), len(script.packed), config.package.cap_bytes)
+    blob, _ = encoded(rounded_to_nearest(model, config.quant, calibration), config.compress, info)
+    return Size(len(blob), script_bytes(config, info), config.package.cap_bytes)

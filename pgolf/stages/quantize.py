@@ -8,14 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from pgolf.bundle.script import build_script
 from pgolf.catalog import name_of
 from pgolf.config.load import Resolved
 from pgolf.config.run import RunConfig
 from pgolf.config.tree import to_values
-from pgolf.core.artifact import encode_artifact
 from pgolf.core.dist import World, pick_device
 from pgolf.core.errors import InputError, RuleError
 from pgolf.core.model.config import param_specs
@@ -23,23 +20,25 @@ from pgolf.core.model.params import CONTROL
 from pgolf.core.quant.base import check_finite, quantize_model
 from pgolf.core.quant.curvature import Calibration
 from pgolf.core.quant.gptq import Gptq
-from pgolf.core.quant.qtensor import QTensor, QuantizedModel
+from pgolf.core.quant.qtensor import QuantizedModel
 from pgolf.dataset import Dataset
 from pgolf.fast_trellis import fast_viterbi
 from pgolf.report.console import Console
+from pgolf.report.quantized import tensor_report
 from pgolf.stages.budget import Fit, Fitter
 from pgolf.stages.calibrate import calibration, kept_beside
 from pgolf.stages.judge import Judge
 from pgolf.stages.manifest import fresh_entry, guarded, provenance, record, stage_key
 from pgolf.stages.memory import enough_memory
 from pgolf.stages.model_files import ModelFile, artifact_info, check_tokenizer, load_model, save_quantized
+from pgolf.stages.packing import encoded, script_bytes
 
 
-def knowing(quantizer: Gptq, model: ModelFile, found: Calibration) -> Callable[[Gptq], Mapping[str, Any]]:
+def knowing(quantizer: Any, model: ModelFile, found: Calibration) -> Callable[[Any], Mapping[str, Any]]:
     """What tells a quantizer, this one or it with other thetas, what it needs to know of each parameter, with the
     compiled search where it has a trellis.
     """
-    if not quantizer.planned:
+    if not (isinstance(quantizer, Gptq) and quantizer.planned):
         return lambda same: found.inputs
     plain = quantizer.without_thetas()
     specs = [spec for spec in param_specs(model.config.model) if spec.role != CONTROL]
@@ -86,8 +85,8 @@ def fitted(
     info, measure = artifact_info(config, model.tokenizer_sha256), judge
 
     def total(quantizer: Any, made: QuantizedModel) -> int:
-        script = build_script(dataclasses.replace(config, quant=quantizer), info.decode())
-        return len(encode_artifact(made, config.compress, info)) + len(script.packed)
+        blob, _ = encoded(made, config.compress, info)
+        return len(blob) + script_bytes(dataclasses.replace(config, quant=quantizer), info)
 
     def cost(made: QuantizedModel) -> torch.Tensor:
         return measure.cost(made.weights()).kl
@@ -106,36 +105,6 @@ def check_reserve(model: ModelFile, seconds: float, console: Console) -> None:
             f"training ({trained:.1f} s) and calibration ({seconds:.1f} s) took {both - budget_s:.1f} s more than "
             f"train.max_wallclock_seconds={budget_s:g}: raise train.reserve_seconds"
         )
-
-
-def tensor_report(model: QuantizedModel, weights: dict[str, Tensor]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Per quantized tensor: shape, bits, entropy of the codes in bits per weight, relative error; and warnings."""
-    rows, warnings = [], []
-    for spec in param_specs(model.config):
-        tensor = model.tensors[spec.name]
-        if not isinstance(tensor, QTensor):
-            continue
-        error = weights[spec.name].float() - tensor.dequantize()
-        relative = float(error.square().sum() / weights[spec.name].float().square().sum().clamp_min(1e-30))
-        rows.append(
-            {
-                "name": spec.name,
-                "shape": list(spec.shape),
-                "bits": tensor.bits,
-                "entropy_bits": round(code_entropy(tensor.codes), 4),
-                "relative_error": relative,
-            }
-        )
-        if tensor.warning:
-            warnings.append(f"{spec.name}: no usable Hessian, {tensor.warning}")
-    return rows, warnings
-
-
-def code_entropy(codes: Tensor) -> float:
-    """Order-0 entropy in bits per code."""
-    counts = torch.bincount((codes.flatten().int() + 128), minlength=256).double()
-    share = counts[counts > 0] / counts.sum()
-    return float(-(share * share.log2()).sum())
 
 
 def quantize(
@@ -170,9 +139,10 @@ def quantize(
         if not force and (entry := fresh_entry(out, key)):
             return entry | {"fresh": True}
         seconds = {"load": time.monotonic() - start}
-        known, cached = calibrated(model, dataset, quantizer, device, console, kept, kept_beside(out), force, seconds)
+        found, cached = calibrated(model, dataset, quantizer, device, console, kept, kept_beside(out), force, seconds)
+        known = knowing(quantizer, model, found)
         result, resolved, figures = coded(model, dataset, resolved, known, device, console, budget)
-        rows, warnings = tensor_report(result, model.weights)
+        rows, warnings = tensor_report(result, model.weights, found)
         for warning in warnings:
             console.warn(warning)
         meta = {
@@ -180,6 +150,7 @@ def quantize(
             "checkpoint_sha256": model.sha256,
             "tokenizer_sha256": model.tokenizer_sha256 or dataset.tokenizer_sha256,
             "provenance": provenance(str(device)),
+            "tensors": rows,
         }
         save_quantized(out, result, meta)
         weights = sum(math.prod(row["shape"]) for row in rows)
@@ -210,17 +181,17 @@ def calibrated(
     beside: Path,
     force: bool,
     seconds: dict[str, float],
-) -> tuple[Callable[[Any], Mapping[str, Any]], bool]:
-    """What tells a quantizer what it needs to know, and whether that came from a file."""
+) -> tuple[Calibration, bool]:
+    """The calibration a quantizer needs, empty where it needs none, and whether that came from a file."""
     if not isinstance(quantizer, Gptq):
-        return (lambda same: {}), False
+        return Calibration(), False
     start, strict = time.monotonic(), named is not None and not force
     file, world = named or beside, World(device=device)
     found, cached = calibration(model, dataset, quantizer, file, quantizer.planned, world, console, strict)
     seconds["hessians"] = time.monotonic() - start
     if not cached:
         check_reserve(model, seconds["hessians"], console)
-    return knowing(quantizer, model, found), cached
+    return found, cached
 
 
 def coded(

@@ -196,3 +196,22 @@ def test_a_dry_run_predicts_bytes_within_two_percent(pgolf: Any, tiny_run: Path,
     pgolf(*argv, "--quiet").good()
     made = pgolf("compress", out, "--out", tmp_path / "model.pgz", "--json").good().document
     assert predicted["total_bytes"] == pytest.approx(made["total_bytes"], rel=0.02)
+
+
+def test_inspect_tells_bits_errors_and_shares(
+    pgolf: Any, tiny_run: Path, calibrated: Path, tmp_path: Path
+) -> None:
+    model, out = tiny_run / "train" / "checkpoint.safetensors", tmp_path / "q.safetensors"
+    argv = ("quantize", model, "--data", tiny_run / "data", "--calibration", calibrated, "--quiet")
+    pgolf(*argv, "--out", out).good()
+    rows = pgolf("inspect", out, "--json").good().document["tensors"]
+    coded = [row for row in rows if row["coded_bits"]]
+    assert sum(row["loss_share"] for row in coded) == pytest.approx(1.0)
+    for row in coded:
+        assert row["stored"].endswith("-bit rows") and 0 < row["output_error"] < 0.1
+        assert row["entropy_bits"] * 0.8 < row["coded_bits"] < row["entropy_bits"] * 1.6
+    assert {row["coded_bits"] for row in rows} - {row["coded_bits"] for row in coded} == {None}
+    picture = tmp_path / "errors.svg"
+    shown = pgolf("inspect", out, "--plot", picture).good().out
+    assert "loss_share" in shown and str(picture) in shown and "share of the loss" in picture.read_text()
+    pgolf("inspect", model, "--plot", picture).refused(3, "no quantization errors")
