@@ -198,9 +198,7 @@ def test_a_dry_run_predicts_bytes_within_two_percent(pgolf: Any, tiny_run: Path,
     assert predicted["total_bytes"] == pytest.approx(made["total_bytes"], rel=0.02)
 
 
-def test_inspect_tells_bits_errors_and_shares(
-    pgolf: Any, tiny_run: Path, calibrated: Path, tmp_path: Path
-) -> None:
+def test_inspect_tells_bits_errors_and_shares(pgolf: Any, tiny_run: Path, calibrated: Path, tmp_path: Path) -> None:
     model, out = tiny_run / "train" / "checkpoint.safetensors", tmp_path / "q.safetensors"
     argv = ("quantize", model, "--data", tiny_run / "data", "--calibration", calibrated, "--quiet")
     pgolf(*argv, "--out", out).good()
