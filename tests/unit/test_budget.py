@@ -14,7 +14,7 @@ from pgolf.core.model.params import CONTROL
 from pgolf.core.quant.qtensor import QTensor, QuantizedModel
 from pgolf.core.quant.row_quantile import RowQuantile
 from pgolf.report.console import Console
-from pgolf.stages.budget import COMPRESSIONS, SLACK, Fitter
+from pgolf.stages.budget import CLIPPED, COMPRESSIONS, SLACK, Fitter
 
 MATTERS = {"embed": 5.0, "attn": 1.0, "mlp": 0.2}
 """What a squared error counts, by role."""
@@ -99,7 +99,7 @@ def test_codes_do_not_outgrow_their_width() -> None:
     for spec in case.specs:
         found = fit.model.tensors[spec.name]
         assert isinstance(found, QTensor)
-        assert float((found.codes.abs() == 7).float().mean()) < 2e-3
+        assert float((found.codes.abs() == 7).float().mean()) < 20 * CLIPPED
 
 
 def test_a_budget_that_cannot_be_met_is_refused_with_the_smallest_size(case: Case) -> None:
