@@ -198,7 +198,16 @@ CATALOG: dict[str, dict[str, str]] = {
         "plain": "pgolf.core.evals.plain:PlainEval",
         "sliding": "pgolf.core.evals.sliding:SlidingEval",
     },
-    "TttMethod": {"chunk_sgd": "pgolf.core.ttt.chunk_sgd:ChunkSgd"},
+    "TttMethod": {
+        "chunk": "pgolf.core.ttt.chunk:ChunkTtt",
+        "lora": "pgolf.core.ttt.lora:LoraTtt",
+        "phased": "pgolf.core.ttt.phased:PhasedTtt",
+    },
+    "TttOptimizer": {
+        "sgd": "pgolf.core.ttt.steppers:TttSgd",
+        "adamw": "pgolf.core.ttt.steppers:TttAdamW",
+        "muon": "pgolf.core.ttt.steppers:TttMuon",
+    },
 }
 
 METHOD_SLOTS = ("Quantizer", "Codec", "EvalMethod", "TttMethod")

@@ -14,8 +14,11 @@ from pgolf.core.files import read_bytes
 PRESETS = Path(__file__).parent.parent / "presets"
 
 
-RENAMED = {"tokenize.threads": "tokenize.workers"}
+RENAMED = {"tokenize.threads": "tokenize.workers", "ttt.momentum": "ttt.optimizer.momentum"}
 """Keys that stored configurations may still have under an older name."""
+
+RENAMED_CHOICES = {"ttt.method": {"chunk_sgd": "chunk"}}
+"""Choices that stored configurations may still have under an older name."""
 
 
 @dataclass(frozen=True)
@@ -73,13 +76,22 @@ def preset_description(name: str) -> str:
 
 
 def upgraded(stored: dict[str, Any]) -> dict[str, Any]:
-    """A stored configuration with the names keys have now."""
+    """A stored configuration with the names keys and choices have now."""
     stored = copy.deepcopy(stored)
     for old, new in RENAMED.items():
         section, key = old.split(".")
         values = stored.get(section)
         if isinstance(values, dict) and key in values:
-            values[new.split(".")[1]] = values.pop(key)
+            *path, last = new.split(".")[1:]
+            value = values.pop(key)
+            for name in path:
+                values = values.setdefault(name, {})
+            values[last] = value
+    for key, choices in RENAMED_CHOICES.items():
+        section, selecting = key.split(".")
+        values = stored.get(section)
+        if isinstance(values, dict) and values.get(selecting) in choices:
+            values[selecting] = choices[values[selecting]]
     return stored
 
 

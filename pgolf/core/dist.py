@@ -41,6 +41,12 @@ class World:
             distributed.all_reduce(tensor)
         return tensor
 
+    def max_(self, tensor: Tensor) -> Tensor:
+        """Elementwise maximum over the ranks, in place."""
+        if self.size > 1:
+            distributed.all_reduce(tensor, op=distributed.ReduceOp.MAX)
+        return tensor
+
     def largest(self, *values: float) -> list[float]:
         """The largest of each value over the ranks, which thereby agree on it."""
         if self.size == 1:

@@ -15,7 +15,7 @@ from pgolf.core.quant.base import Quantizer
 from pgolf.core.quant.row_quantile import RowQuantile
 from pgolf.core.train.config import TrainConfig
 from pgolf.core.train.loaders import DocumentLoader
-from pgolf.core.ttt.chunk_sgd import ChunkSgd
+from pgolf.core.ttt.chunk import ChunkTtt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class Recipe:
     """Codes to bytes."""
     eval: EvalMethod = PlainEval()
     """Scoring with fixed weights."""
-    ttt: TttMethod = ChunkSgd()
+    ttt: TttMethod = ChunkTtt()
     """Scoring with test-time training."""
 
     def __post_init__(self) -> None:

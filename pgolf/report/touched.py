@@ -9,7 +9,7 @@ from pgolf.core.model.params import CONTROL, MATRIX, ParamSpec
 from pgolf.core.model.slots import LayerShape, Part
 from pgolf.core.optim.config import OptimConfig
 from pgolf.core.optim.muon import Muon
-from pgolf.core.optim.rates import ROLE_OF, RateByRole
+from pgolf.core.optim.rates import ROLE_OF, RateByRole, role_of
 
 IN_BLOCKS = ("input_scale", "reach", "projected", "queries", "keys", "heads", "attended", "closed")
 """Places inside a block."""
@@ -41,7 +41,7 @@ def touched_in_steps(config: ModelConfig, optim: OptimConfig) -> dict[str, str]:
     if isinstance(rates, RateByRole):
         for role in (*dict.fromkeys(ROLE_OF.values()), "early"):
             if getattr(rates, role) != 1:
-                about = [spec for spec in specs if role == rates.role(spec.name) or is_early(role, rates, spec)]
+                about = [spec for spec in specs if role == role_of(spec.name) or is_early(role, rates, spec)]
                 counts[f"lr_scale {role}"] = f"lr_scale.{role}", len(about)
     for name, (key, count) in counts.items():
         if not count:

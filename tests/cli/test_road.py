@@ -278,7 +278,7 @@ def test_score_documents(pgolf: Any, tiny_run: Path, stage: str) -> None:
     check_score(document["score"])
     assert document["score"]["tokens"] == val_tokens(tiny_run) - 1
     assert document["score"] == json.loads((tiny_run / stage / "score.json").read_text())["score"]
-    assert document["method"]["name"] == {"eval": "sliding", "ttt": "chunk_sgd"}[stage]
+    assert document["method"]["name"] == {"eval": "sliding", "ttt": "chunk"}[stage]
     assert (document["method"]["seq_len"], document["method"]["stride"]) == (64, 32)
     manifest = json.loads((tiny_run / "data" / "manifest.json").read_text())
     assert document["tokenizer_sha256"] == manifest["tokenizer"]["sha256"]

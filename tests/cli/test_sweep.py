@@ -278,7 +278,7 @@ def test_test_time_training_is_swept(tiny_run: Path, tmp_path: Path) -> None:
     document = sweep(*given, "--set", "ttt.lr=0.0,0.01", "--tokens", "2000", "--json").good().document
     rows = rows_by(document, "ttt.lr")
     assert rows[0.0,]["figures"]["bpb"] != rows[0.01,]["figures"]["bpb"]
-    assert {row["figures"]["method"] for row in rows.values()} == {"chunk_sgd"}
+    assert {row["figures"]["method"] for row in rows.values()} == {"chunk"}
 
 
 def processes_of(folder: Path) -> list[int]:

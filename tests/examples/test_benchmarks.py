@@ -45,6 +45,10 @@ SMALLEST = {
         *("--checkpoint", str(GOLDEN / "checkpoint.safetensors"), "--data", str(GOLDEN / "data"), "--rates", "4"),
         *("--targets", "256", "--seq-len", "32", "--calibration-seqs", "8"),
     ],
+    "test_time_training": [
+        *("--checkpoint", str(GOLDEN / "checkpoint.safetensors"), "--data", str(GOLDEN / "data"), "--targets", "1200"),
+        *("--seq-len", "48", "--stride", "24"),
+    ],
 }
 RIVALS = {"lrzip", "zpaq"}
 """Columns that stand only where these programs are installed."""
@@ -94,6 +98,9 @@ KEYS = {
         *("model", "bits", "method", "what", "bytes", "b/w", "KL", "ratio", "gap", "se", "gap ratio", "s"),
     },
     "tokenize_speed": {"what", "min_s", "median_s", "mb_per_s", "over_encode"},
+    "test_time_training": {
+        *("method", "BPB", "gain", "± gain", "by learning", "± by learning", "seconds", "label", "each document alone"),
+    },
 }
 
 
@@ -138,7 +145,7 @@ def test_benchmark_prints_its_document(name: str) -> None:
     assert result["machine"]["cpus"] == os.cpu_count()
     assert result["rows"] and all(set(row) - RIVALS == KEYS[name] for row in result["rows"])
     for row in result["rows"]:
-        signed = ("gap", "gap ratio")
+        signed = ("gap", "gap ratio", "gain", "by learning")
         values = [value for key, value in row.items() if key not in signed and not isinstance(value, bool)]
         numbers = [value for value in values if isinstance(value, float | int)]
         assert all(value >= 0 for value in numbers)
@@ -177,12 +184,22 @@ def check_mutants(rows: list[dict[str, Any]]) -> None:
     assert all(row["refused"] + row["identical"] == row["rounds"] for row in rows)
 
 
+def check_adaptation(rows: list[dict[str, Any]]) -> None:
+    """Every method scores in its own way, and only what learns is called adaptive."""
+    assert len({row["BPB"] for row in rows}) > 8
+    plain = rows[0]
+    assert (plain["method"], plain["gain"], plain["label"]) == ("plain", 0, "fixed")
+    for row in rows:
+        assert (row["label"] == "adaptive") == (row["method"].split(",")[0].split()[0] in ("chunk", "lora", "phased"))
+
+
 CHECKS = {
     "quantization": check_quantizers,
     "codec_overhead": check_codecs,
     "size_prediction": check_sizes,
     "decoder_bytes": check_decoder,
     "fuzz_artifacts": check_mutants,
+    "test_time_training": check_adaptation,
 }
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from pgolf.core.bpb import Score
+from pgolf.core.dist import World
 from pgolf.core.errors import InputError, RuleError
 from pgolf.core.evals.base import EvalMethod
 from pgolf.core.model.gpt import GPT
@@ -24,7 +25,8 @@ class Ledger:
         tokens: np.ndarray,
         charges: np.ndarray,
         method: EvalMethod,
-        progress: Callable[[int, int], None],
+        progress: Callable[[int, int], None] = lambda done, of: None,
+        world: World | None = None,
     ) -> None:
         if len(tokens) < 2:
             raise InputError("the validation stream has fewer than two tokens", "validation split")
@@ -39,6 +41,7 @@ class Ledger:
         self.losses = np.full(len(self.charges), np.nan, dtype=np.float32)
         self.model, self.method, self.progress = model, method, progress
         self.device = next(model.parameters()).device
+        self.world = world or World(device=self.device)
         self.done = 0
 
     @property
@@ -62,6 +65,30 @@ class Ledger:
             for row, (start, first, end) in zip(losses, batch):
                 self.commit(start + first, row[first - skip : end - skip])
             self.progress(self.done, self.targets)
+
+    def score_learnable(self, model: GPT, windows: np.ndarray, length: int) -> torch.Tensor:
+        """Score windows (n,3), padded to `length`, in one pass of a model that shares this one's weights. Returns what
+        was committed, to learn from: losses (n, length - first position scored), 0 where nothing was.
+        """
+        place, skip = np.arange(length + 1), int(windows[:, 1].min())
+        ids = self.tokens[np.minimum(windows[:, :1] + place, self.targets)] * (place <= windows[:, 2:])
+        taken = (place[skip:-1] >= windows[:, 1:2]) & (place[skip:-1] < windows[:, 2:])
+        block = torch.from_numpy(ids).to(self.device)
+        losses = model.nll(block[:, :-1], block[:, 1:], skip).float()
+        losses = torch.where(torch.from_numpy(taken).to(self.device), losses, 0.0)
+        for row, (start, first, end) in zip(losses.detach().cpu().numpy(), windows):
+            self.commit(start + first, row[first - skip : end - skip])
+        self.progress(self.done, self.targets)
+        return losses
+
+    def exchange(self, start: int, stop: int) -> None:
+        """Take over what other ranks have committed of targets start .. stop - 1; all of them call it together."""
+        place = self.losses[start:stop]
+        known = torch.from_numpy(np.nan_to_num(place, nan=-1.0)).to(self.device)
+        theirs = self.world.max_(known).cpu().numpy()
+        news = np.isnan(place) & (theirs >= 0)
+        place[news] = theirs[news]
+        self.done += int(news.sum())
 
     def commit(self, position: int, losses: np.ndarray) -> None:
         """Fix the losses of consecutive targets. RuleError if one was scored before or is not finite."""
@@ -106,8 +133,9 @@ def evaluate(
     charges: np.ndarray,
     method: EvalMethod,
     progress: Callable[[int, int], None] = lambda done, of: None,
+    world: World | None = None,
 ) -> tuple[Score, Ledger]:
     """Run a method over a stream (N,), its targets charged (N-1,) bytes; returns the checked score and its ledger."""
-    ledger = Ledger(model, tokens, charges, method, progress)
+    ledger = Ledger(model, tokens, charges, method, progress, world)
     method.run(ledger)
     return ledger.total(), ledger

@@ -31,12 +31,10 @@ def newton_schulz(x: "Tensor", steps: int, table: Table) -> "Tensor":
     """X <- aX + (bA + cA^2)X with A = XX^T, for wide (N, R, C) of norm below one, R <= C. Products and sums are one
     operation: with half the passes over memory, and half the rounding error in bfloat16, of one after the other.
     """
-    from torch import baddbmm
-
     for step in range(steps):
         a, b, c = table[min(step, len(table) - 1)]
         gram = x @ x.mT
-        x = baddbmm(x, baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        x = x.baddbmm(gram.baddbmm(gram, gram, beta=b, alpha=c), x, beta=a)
     return x
 
 
@@ -70,17 +68,15 @@ def orthogonalise(
     table: Table = QUINTIC,
     iterate: "Callable[[Tensor, int, Table], Tensor]" = newton_schulz,
 ) -> "Tensor":
-    """Newton-Schulz iteration on (..., R, C), each matrix on its own; singular values end near one, not at one.
+    """Newton-Schulz iteration on (N, R, C), each matrix on its own; singular values end near one, not at one.
 
     `iterate` gets the wide orientation. Runs in bfloat16 or float32, returns that dtype.
     """
     x = updates.bfloat16() if bfloat16 else updates.float()
-    x = (x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)).reshape(-1, *x.shape[-2:])
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     if x.size(-2) > x.size(-1):
-        x = iterate(x.mT, steps, table).mT.contiguous()
-    else:
-        x = iterate(x, steps, table)
-    return x.view(updates.shape)
+        return iterate(x.mT, steps, table).mT.contiguous()
+    return iterate(x, steps, table)
 
 
 @dataclass
@@ -169,8 +165,9 @@ class Muon:
         """Orthogonalised updates (N,R,C), their rows evened out before if asked, in `blocks` row blocks each."""
         from torch.nn.functional import normalize, rms_norm
 
+        shape = updates.shape
         if self.paired_heads:
-            updates = updates.unflatten(1, (blocks, -1))
+            updates = updates.reshape(shape[0] * blocks, -1, shape[2])
         if self.rows == "l2":
             updates = normalize(updates, dim=-1, eps=1e-7)
         elif self.rows == "rms":
@@ -180,7 +177,7 @@ class Muon:
             updates = orthogonalise(updates, self.ns_steps, self.bfloat16, table, gram_newton_schulz)
         else:
             updates = orthogonalise(updates, self.ns_steps, self.bfloat16, table)
-        return updates.flatten(1, -2) if self.paired_heads else updates
+        return updates.view(shape)
 
     def momentum_at(self, step: int) -> float:
         """Linear warm-up of the momentum."""

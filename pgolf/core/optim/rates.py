@@ -17,7 +17,12 @@ ROLE_OF = {
     ".tok_emb.": "embed",
     ".lm_head.": "head",
 }
-"""What the name of a parameter holds -> the field that scales its rate; the others have none."""
+"""What the name of a parameter holds -> its role, if it has one of these."""
+
+
+def role_of(name: str) -> str:
+    """The role of a parameter, or an empty string."""
+    return next((role for part, role in ROLE_OF.items() if part in f".{name}"), "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,10 +77,6 @@ class RateByRole:
             if getattr(self, key) < 0:
                 raise ConfigError(f"{key} must not be negative, not {getattr(self, key)}", key)
 
-    def role(self, name: str) -> str:
-        """The field that scales a parameter, or an empty string."""
-        return next((role for part, role in ROLE_OF.items() if part in f".{name}"), "")
-
     def is_early(self, name: str) -> bool:
         """Whether a parameter is a matrix of an early layer."""
         head, _, rest = name.partition(".")
@@ -83,5 +84,5 @@ class RateByRole:
 
     def factor(self, name: str) -> float:
         """Multiplier of a parameter's rate."""
-        role = self.role(name)
+        role = role_of(name)
         return (getattr(self, role) if role else 1.0) * (self.early if self.is_early(name) else 1.0)

@@ -20,6 +20,9 @@ from pgolf.core.optim.schedules import FractionWarmdown, IterationWarmdown
 from pgolf.core.quant.gptq import Gptq
 from pgolf.core.quant.row_quantile import RowQuantile
 from pgolf.core.quant.sdclip import SdClip
+from pgolf.core.ttt.chunk import ChunkTtt
+from pgolf.core.ttt.steppers import TttSgd
+from pgolf.core.ttt.weights import WeightTraining
 
 
 def built(*layers):
@@ -360,7 +363,7 @@ FREE = {
     "eval.method": st.sampled_from(["plain", "sliding"]),
     "eval.batch_seqs": st.integers(1, 99),
     "ttt.lr": st.floats(0, 1),
-    "ttt.epochs": st.integers(0, 9),
+    "ttt.max_tokens": st.integers(0, 9),
     "tokenize.val_share": st.floats(0.01, 0.99),
     "package.name": st.text(st.characters(categories=["L", "N", "P"]), max_size=12),
     "package.prove": st.booleans(),
@@ -404,8 +407,16 @@ def test_the_repr_of_a_recipe_is_its_source(preset, chosen):
     recipe = resolve(preset, [f"{key}={value}" for key, value in chosen.items()]).config.recipe
     names = {cls.__name__: cls for slot in CATALOG for cls in (load(slot, name) for name in CATALOG[slot])}
     names |= {type(part).__name__: type(part) for part in (recipe, recipe.model, recipe.optim, recipe.train)}
-    names["Grid"] = type(SdClip().embed)
+    names |= {"Grid": type(SdClip().embed), "WeightTraining": WeightTraining}
     assert eval(repr(recipe), {"__builtins__": {}}, names) == recipe
+
+
+def test_a_stored_configuration_of_before_the_optimizers_of_test_time_training_had_a_section():
+    old = {"method": "chunk_sgd", "seq_len": 512, "chunk_tokens": 2048, "lr": 0.01, "momentum": 0.7, "epochs": 2}
+    wanted = ChunkTtt(seq_len=512, chunk_tokens=2048, lr=0.01, optimizer=TttSgd(momentum=0.7), epochs=2)
+    stored = {"ttt": dict(old)}
+    assert resolve(stored=stored).config.ttt == wanted
+    assert stored == {"ttt": old}
 
 
 @pytest.mark.parametrize("slot", CATALOG)

@@ -1,0 +1,113 @@
+"""Test-time training on two ranks over gloo gives the scores of one, and both ranks know all of them."""
+
+import dataclasses
+import os
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import multiprocessing
+
+from pgolf.core.dist import World, join_world
+from pgolf.core.evals.ledger import Ledger
+from pgolf.core.model.config import ModelConfig
+from pgolf.core.model.gpt import GPT
+from pgolf.core.model.parts.layer_loop import LayerLoop
+from pgolf.core.ttt.chunk import ChunkTtt
+from pgolf.core.ttt.lora import LoraTtt
+from pgolf.core.ttt.phased import PhasedTtt
+from pgolf.core.ttt.steppers import TttAdamW, TttMuon
+from pgolf.core.ttt.weights import WeightTraining
+
+MODEL = ModelConfig(
+    vocab_size=60, num_layers=3, model_dim=32, num_heads=4, num_kv_heads=2, loop=LayerLoop(start=1, end=1)
+)
+CHUNK = ChunkTtt(seq_len=16, stride=4, chunk_tokens=80, train_seqs=3, lr=0.02, epochs=2)
+LORA = LoraTtt(seq_len=24, chunk_tokens=8, rank=4, alpha=4.0, lr=0.002, eps=1e-6, batch_seqs=3)
+BASE = WeightTraining(chunk_tokens=72, lr=0.02, epochs=1, train_seqs=2)
+PHASED = {**vars(LORA), "phases": 2, "prefix_docs": 10, "base": BASE}
+METHODS = {
+    "chunk": CHUNK,
+    "a rank without a sequence": dataclasses.replace(CHUNK, train_seqs=1),
+    "chunk, AdamW": dataclasses.replace(CHUNK, lr=0.001, optimizer=TttAdamW(eps=1e-3, weight_decay=0.1)),
+    "chunk, Muon": dataclasses.replace(CHUNK, lr=0.001, optimizer=TttMuon()),
+    "chunk, without its loop": dataclasses.replace(CHUNK, train_loop=False, looped_rate=0.1, freeze_blocks=1),
+    "lora": LORA,
+    "phased": PhasedTtt(**PHASED),
+    "phased, longest first": PhasedTtt(**PHASED | {"order": "longest"}),
+}
+
+
+def stream():
+    """Eighteen documents of 2 to 60 tokens."""
+    rng = np.random.default_rng(3)
+    return np.concatenate([[1, *rng.integers(2, 60, rng.integers(1, 60))] for _ in range(18)])
+
+
+class Counting(World):
+    """Counts the sums over ranks."""
+
+    def mean_(self, tensors):
+        self.__dict__["means"] = self.__dict__.get("means", 0) + 1
+        super().mean_(tensors)
+
+
+def scores(world):
+    """Method -> losses, weights afterwards and how often ranks averaged gradients."""
+    found, tokens = {}, stream()
+    for name, method in METHODS.items():
+        model = GPT(MODEL, 5)
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.add_(0.1 * torch.randn(weight.shape, generator=generator))
+        counting = Counting(**vars(world))
+        ledger = Ledger(model, tokens, np.full(len(tokens) - 1, 2), method, world=counting)
+        method.run(ledger)
+        found[name] = {
+            "losses": ledger.losses,
+            "tokens": ledger.total().tokens,
+            "weights": model.state_dict(),
+            "means": vars(counting).get("means", 0),
+        }
+    return found
+
+
+def one_rank(rank, port, folder):
+    """A process of its own among two, which writes what it found."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    world = join_world("cpu")
+    torch.save(scores(world), folder / f"{rank}.pt")
+    world.close()
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory):
+    """What one process finds, and what each of two."""
+    folder: Path = tmp_path_factory.mktemp("ranks")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    multiprocessing.spawn(one_rank, (port, folder), nprocs=2)
+    return scores(World()), *(torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_two_ranks_give_the_scores_of_one(found, name):
+    alone, first, second = (one[name] for one in found)
+    assert first["losses"].tobytes() == second["losses"].tobytes()
+    assert alone["tokens"] == first["tokens"] == len(stream()) - 1
+    np.testing.assert_allclose(first["losses"], alone["losses"], rtol=0, atol=1e-5)
+    for weight, same, other in zip(*(one["weights"].values() for one in (first, second, alone)), strict=True):
+        assert torch.equal(weight, same)
+        torch.testing.assert_close(weight, other, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_rank_averages_as_often_as_the_other(found, name):
+    alone, first, second = (one[name]["means"] for one in found)
+    assert alone == first == second
+    assert (alone == 0) == (name == "lora")
