@@ -16,7 +16,7 @@ from pgolf.config.tree import to_values
 from pgolf.core.dist import World, pick_device
 from pgolf.core.errors import InputError, RuleError
 from pgolf.core.model.config import param_specs
-from pgolf.core.model.params import CONTROL
+from pgolf.core.model.params import ATTN, CONTROL, EMBED, HEAD, MLP
 from pgolf.core.quant.base import check_finite, quantize_model
 from pgolf.core.quant.curvature import Calibration
 from pgolf.core.quant.gptq import Gptq
@@ -40,7 +40,10 @@ def knowing(quantizer: Any, model: ModelFile, found: Calibration) -> Callable[[A
     """
     if not (isinstance(quantizer, Gptq) and quantizer.planned):
         return lambda same: found.inputs
-    plain = quantizer.without_thetas()
+    roles: dict[str, Any] = {
+        role: dataclasses.replace(quantizer.own(role), theta=1.0) for role in (EMBED, ATTN, MLP, HEAD)
+    }
+    plain = dataclasses.replace(quantizer, theta=1.0, bits_per_weight=0.0, **roles)
     specs = [spec for spec in param_specs(model.config.model) if spec.role != CONTROL]
     base = plain.plan(specs, model.weights, found)
     for plan in base.values():

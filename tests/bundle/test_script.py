@@ -15,9 +15,10 @@ from harness import QUICK, flip, run_here, stray_files
 
 import pgolf as package
 from pgolf.bundle.graph import CORE, parse_core
-from pgolf.bundle.script import Script, build_script, unpack
+from pgolf.bundle.script import Script, build_script, ships, unpack
 from pgolf.catalog import CATALOG
 from pgolf.config.load import preset_names, resolve
+from pgolf.core.errors import RuleError
 
 ROOT = Path(package.__file__).parent
 LAZY = {"sentencepiece", "safetensors", "brotli", "zstandard", "flash_attn", "flash_attn_interface", "triton"}
@@ -247,7 +248,15 @@ def test_variants_of_the_optimizers_are_in_the_script_that_asks_for_them() -> No
     asked += ("lr_scale=by_role", "decay_schedule=ramp", "adam_every=2", "clip_mode=adaptive", "grad_clip=1")
     plain, _ = emit(resolve("tiny").config, "{}")
     every, _ = emit(resolve("tiny", [f"optim.{one}" for one in asked]).config, "{}")
-    for word in ("NorMuon", "gram_newton_schulz", "shape[0] * blocks", "RateByRole", "RampDecay", "adam_every", "caution"):
+    for word in (
+        "NorMuon",
+        "gram_newton_schulz",
+        "shape[0] * blocks",
+        "RateByRole",
+        "RampDecay",
+        "adam_every",
+        "caution",
+    ):
         assert word in every and word not in plain, word
     compile(every, "every", "exec")
 
@@ -348,6 +357,8 @@ FITTING = {
     "LengthSchedule-growing": ("first=16",),
 }
 """What makes a technique fit two layers of width 64."""
+BESIDE = {"Loader-documents": ["model.documents=by_document"]}
+"""What a technique needs elsewhere."""
 
 
 @pytest.mark.slow
@@ -363,7 +374,12 @@ def test_every_technique_bundles(choice: tuple[str, str]) -> None:
     slot, name = choice
     key = slot_keys(RunConfig())[slot]
     fitting = FITTING.get(f"{slot}-{name}", FITTING.get(name, ()))
-    config = resolve("tiny", [f"{key}={name}", *(f"{key}.{value}" for value in fitting)]).config
+    beside = BESIDE.get(f"{slot}-{name}", [])
+    config = resolve("tiny", [f"{key}={name}", *(f"{key}.{value}" for value in fitting), *beside]).config
+    if not ships(config):
+        with pytest.raises(RuleError, match="no script carries"):
+            build_script(config)
+        return
     compile(build_script(config).minified, "minified", "exec")
 
 

@@ -1,11 +1,11 @@
 """Full-Hessian GPTQ on SDClip's grid (arXiv:2210.17323, PR #1394; spec: quantization 3)."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pgolf.core.errors import ConfigError
-from pgolf.core.model.params import ATTN, CONTROL, EMBED, HEAD, MLP, ParamSpec
+from pgolf.core.model.params import CONTROL, ParamSpec
 from pgolf.core.quant.base import keep_float, round_codes
 from pgolf.core.quant.sdclip import SdClip
 
@@ -191,13 +191,13 @@ class Gptq(SdClip):
 
         kept = [spec for spec in specs if spec.role != CONTROL]
         tensors = {spec.name: weights[spec.name].detach().cpu().float() for spec in kept}
-        plans = plan_steps(kept, tensors, found, self.without_thetas().grid, self.damping, self.steps == "curvature")
-        return self.scaled(kept, tensors, plans)
 
-    def without_thetas(self) -> "Gptq":
-        """The same with every theta 1."""
-        roles: dict[str, Any] = {role: replace(self.own(role), theta=1.0) for role in (EMBED, ATTN, MLP, HEAD)}
-        return replace(self, theta=1.0, bits_per_weight=0.0, **roles)
+        def plain(role: str) -> tuple[int, float]:
+            bits, ratio = self.grid(role)
+            return bits, ratio / (self.theta * self.own(role).theta)
+
+        plans = plan_steps(kept, tensors, found, plain, self.damping, self.steps == "curvature")
+        return self.scaled(kept, tensors, plans)
 
     def scaled(
         self, specs: "Sequence[ParamSpec]", weights: "Mapping[str, Tensor]", plans: "Mapping[str, Planned]"

@@ -131,6 +131,6 @@ class TttMuon:
                     ahead = weight.grad.add(momentum, alpha=self.momentum)
                     shape = max(1.0, weight.size(0) / weight.size(1)) ** 0.5
                     weight.mul_(1 - lr * factor * self.weight_decay)
-                    weight.sub_(orthogonalise(ahead, self.ns_steps, False), alpha=lr * factor * shape)
+                    weight.sub_(orthogonalise(ahead[None], self.ns_steps, False)[0], alpha=lr * factor * shape)
 
         return step
