@@ -36,12 +36,22 @@ SMALLEST = {
     "ablate": ["--steps", "2", "--seeds", "1", "--targets", "256", "--jobs", "1", "--only", "model.xsa xsa"],
     "tokenize_speed": ["--megabytes", "0.05", "--vocab-size", "400", "--rounds", "1"],
     "quantizer_speed": ["--preset", "tiny", "--rounds", "1"],
+    "evaluation": [
+        *("--model", str(GOLDEN / "checkpoint.safetensors"), "--data", str(GOLDEN / "data"), "--targets", "200"),
+        *("--window", "32", "--stride", "16", "--set", "ttt.chunk_tokens=64"),
+    ],
+    "eval_speed": [
+        *("--preset", "tiny", "--window", "64", "--stride", "32", "--targets", "200", "--ngram-tokens", "4000"),
+        *("--rounds", "1"),
+    ],
     "quantization": [
         *("--checkpoint", str(GOLDEN / "checkpoint.safetensors"), "--data", str(GOLDEN / "data"), "--rates", "4"),
         *("--targets", "256", "--seq-len", "32", "--calibration-seqs", "8"),
     ],
 }
 KEYS = {
+    "evaluation": {"method", "BPB", "gain", "se", "seconds", "kind", "documents"},
+    "eval_speed": {"measure", "min_s", "median_s", "tokens_per_s", "over_the_loop", "over_the_last", "peak_mib"},
     "startup": {"command", "min_s", "median_s", "over_bare_python", "over_import_torch"},
     "train_speed": {"what", "min_s", "median_s", "tokens_per_s", "over_bare"},
     "loader_speed": {"loader", "prefetch", "min_s", "median_s", "tokens_per_s", "over_model"},
@@ -129,7 +139,7 @@ def test_benchmark_prints_its_document(name: str) -> None:
     assert result["machine"]["cpus"] == os.cpu_count()
     assert result["rows"] and all(set(row) == KEYS[name] for row in result["rows"])
     for row in result["rows"]:
-        signed = ("gap", "gap ratio")
+        signed = ("gap", "gap ratio", "gain")
         values = [value for key, value in row.items() if key not in signed and not isinstance(value, bool)]
         numbers = [value for value in values if isinstance(value, float | int)]
         assert all(value >= 0 for value in numbers)
@@ -157,7 +167,19 @@ def check_quantizers(rows: list[dict[str, Any]]) -> None:
     assert yardstick["ratio"] == yardstick["gap ratio"] == 1 and 3.9 < yardstick["b/w"] < 4.1
 
 
-CHECKS = {"quantization": check_quantizers, "codec_overhead": check_codecs, "size_prediction": check_sizes}
+def check_evaluation(rows: list[dict[str, Any]]) -> None:
+    """Every method scores the same targets, plain first."""
+    assert rows[0]["method"] == "plain" and rows[0]["gain"] == 0.0
+    for row in rows:
+        assert abs(rows[0]["BPB"] - row["gain"] - row["BPB"]) < 3e-5
+
+
+CHECKS = {
+    "evaluation": check_evaluation,
+    "quantization": check_quantizers,
+    "codec_overhead": check_codecs,
+    "size_prediction": check_sizes,
+}
 
 
 def test_a_table_is_printed_without_json() -> None:

@@ -59,7 +59,7 @@ class ChunkSgd(SlidingEval):
         optimizer = torch.optim.SGD(weights, lr=self.lr, momentum=self.momentum)
         for chunk in range(chunks):
             ledger.score(windows[chunk_of == chunk])
-            if chunk + 1 < chunks:
+            if chunk + 1 < chunks and ledger.watch.adapting(ledger):
                 optimizer.param_groups[0]["lr"] = self.lr * 0.5 * (1 + math.cos(math.pi * chunk / max(chunks - 1, 1)))
                 self.adapt(ledger, chunk * self.chunk_tokens, optimizer, weights)
         ledger.model.zero_grad(set_to_none=True)
