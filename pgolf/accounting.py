@@ -56,3 +56,8 @@ def size_on_disk(artifacts: Iterable[Path], code_bytes: int, cap_bytes: int = CA
 def share(size: dict[str, Any]) -> float:
     """Share of the cap used."""
     return float(size["total_bytes"]) / float(size["cap_bytes"])
+
+
+def bpb_of(score: dict[str, Any]) -> float:
+    """Bits per byte of a score's figures, be it that of a part of the validation split (`bpb_partial`)."""
+    return float(score["bpb"] if "bpb" in score else score["bpb_partial"])

@@ -197,6 +197,34 @@ CATALOG: dict[str, dict[str, str]] = {
     "EvalMethod": {
         "plain": "pgolf.core.evals.plain:PlainEval",
         "sliding": "pgolf.core.evals.sliding:SlidingEval",
+        "document": "pgolf.core.evals.document:DocumentEval",
+        "overlap": "pgolf.core.evals.overlap:OverlapEval",
+    },
+    "EvalRope": {
+        "as_trained": "pgolf.core.evals.base:RopeAsTrained",
+        "ntk": "pgolf.core.evals.stretch:NtkRope",
+        "yarn": "pgolf.core.evals.stretch:YarnRope",
+    },
+    "EvalSlot": {
+        "none": "pgolf.core.evals.base:Unadjusted",
+        "adamw": "pgolf.core.evals.context_slot:SlotAdamW",
+        "lbfgs": "pgolf.core.evals.context_slot:SlotLbfgs",
+    },
+    "EvalBias": {
+        "none": "pgolf.core.evals.base:Unadjusted",
+        "online": "pgolf.core.evals.online_bias:OnlineBias",
+    },
+    "EvalCache": {
+        "none": "pgolf.core.evals.base:Unadjusted",
+        "exact": "pgolf.core.evals.exact_cache:ExactCache",
+    },
+    "EvalMixer": {
+        "none": "pgolf.core.evals.base:Unadjusted",
+        "hedge": "pgolf.core.evals.hedge:HedgeMixer",
+    },
+    "EvalTilt": {
+        "none": "pgolf.core.evals.base:Unadjusted",
+        "token": "pgolf.core.evals.token_tilt:TokenTilt",
     },
     "TttMethod": {
         "chunk": "pgolf.core.ttt.chunk:ChunkTtt",

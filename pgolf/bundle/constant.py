@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pgolf.bundle.fold import Fold
+from pgolf.bundle.fold import Fold, truth
 from pgolf.bundle.graph import copied
 
 EMPTY = (ast.Tuple, ast.List)
@@ -66,6 +66,11 @@ def is_empty(node: ast.expr) -> bool:
     return isinstance(node, EMPTY) and not node.elts
 
 
+def never(turns: ast.comprehension) -> bool:
+    """Whether a loop of a comprehension goes through nothing, or takes nothing of it."""
+    return is_empty(turns.iter) or any(truth(test) is False for test in turns.ifs)
+
+
 class ConstantCalls(Fold):
     """Puts the literals in the place of the calls, and drops what then does nothing."""
 
@@ -81,12 +86,12 @@ class ConstantCalls(Fold):
         self.generic_visit(node)
         turns = node.args[0].generators if node.args and isinstance(node.args[0], ast.GeneratorExp) else []
         collects = isinstance(node.func, ast.Name) and node.func.id == "tuple"
-        return ast.Tuple([], ast.Load()) if collects and any(is_empty(part.iter) for part in turns) else node
+        return ast.Tuple([], ast.Load()) if collects and any(map(never, turns)) else node
 
     def visit_ListComp(self, node: ast.ListComp) -> ast.expr:
         """An empty list where one of the loops has nothing to go through."""
         self.generic_visit(node)
-        return ast.List([], ast.Load()) if any(is_empty(part.iter) for part in node.generators) else node
+        return ast.List([], ast.Load()) if any(map(never, node.generators)) else node
 
     def visit_For(self, node: ast.For) -> ast.For | list[ast.stmt]:
         """A loop over nothing goes."""

@@ -35,6 +35,8 @@ def fixed_values(recipe: ast.AST, bases: dict[str, tuple[str, ...]], made: froze
 
 def truth(node: ast.expr) -> bool | None:
     """Whether an expression is true, None if that is not known."""
+    if isinstance(node, ast.Tuple | ast.List) and not node.elts:
+        return False
     return bool(node.value) if isinstance(node, ast.Constant) else None
 
 

@@ -18,6 +18,7 @@ from pgolf.core import errors
 from pgolf.core.codecs.base import Codec
 from pgolf.core.codecs.brotli import Brotli
 from pgolf.core.errors import PgolfError, RuleError
+from pgolf.core.evals.base import RopeAsTrained, Unadjusted
 from pgolf.core.model.config import attention_names
 from pgolf.core.model.slots import Absent
 from pgolf.core.optim.schedules import Unscaled
@@ -240,7 +241,7 @@ def idle_fields(recipe: ast.AST, chosen: list[Definition]) -> frozenset[str]:
 
 def is_plain(value: ast.expr) -> bool:
     """Whether a value of the recipe does nothing by itself."""
-    names = (Absent.__name__, Steady.__name__, Unscaled.__name__)
+    names = [idle.__name__ for idle in (Absent, Steady, Unscaled, Unadjusted, RopeAsTrained)]
     absent = isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id in names
     return absent or isinstance(value, ast.Constant)
 
@@ -300,6 +301,7 @@ def emit(config: RunConfig, info: str) -> tuple[str, tuple[Definition, ...]]:
     configured = with_bases(core, frozenset(name for name in used_names(ast.parse(recipe)) if name in core.definitions))
     chosen = needed(core, tree, configured)
     tree = without_arguments(tree, idle_fields(tree, chosen))
+    chosen = reach(Core({name: d for d in chosen for name in d.names}, tuple(chosen), {}), used_names(tree))
     used = frozenset().union(named, *(definition.needs for definition in chosen))
     imports = [node for name, node in core.externals.items() if name in used and name not in core.definitions]
     body = [*imports, *ast.parse(VALUES).body, *(definition.node for definition in chosen), *tree.body]

@@ -6,6 +6,7 @@ import io
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -98,15 +99,15 @@ def report_bug(error: BaseException) -> int:
     return 1
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run a command line and return its exit code."""
+def main(argv: list[str] | None = None, began_s: float | None = None) -> int:
+    """Run a command line and return its exit code. `began_s` is when that began, on the monotonic clock, if not now."""
     from pgolf.stages.signals import Interrupted, install
 
     arguments = sys.argv[1:] if argv is None else argv
     with contextlib.suppress(ValueError):
         install()
     try:
-        result: Any = app(arguments, standalone_mode=True)
+        result: Any = app(arguments, standalone_mode=True, obj=time.monotonic() if began_s is None else began_s)
         return int(result or 0)
     except SystemExit as stop:
         closed = isinstance(stop.__context__, OSError) and stop.__context__.errno == errno.EPIPE
@@ -137,6 +138,15 @@ def quiet_pipe() -> int:
     return 0
 
 
+def process_age_s() -> float:
+    """Seconds since this process began, as the system knows it; 0 where it does not say."""
+    try:
+        started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        return max(time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK"), 0.0)
+    except (OSError, ValueError, IndexError, AttributeError):
+        return 0.0
+
+
 def prepare_streams() -> None:
     """Make output streams that exist and never fail on a character the terminal cannot show."""
     sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115, it stays open to the end
@@ -149,7 +159,7 @@ def prepare_streams() -> None:
 def entry() -> None:
     """The console script."""
     prepare_streams()
-    code = main()
+    code = main(began_s=time.monotonic() - process_age_s())
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     try:

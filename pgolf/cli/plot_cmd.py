@@ -1,4 +1,4 @@
-"""pgolf plot: curves of training runs."""
+"""pgolf plot: curves of training runs, and what targets cost."""
 
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +17,11 @@ def register(app: typer.Typer) -> None:
 
 def plot(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Directories of pgolf train or pgolf run, or events.jsonl.")
+        list[Path],
+        typer.Argument(
+            metavar="RUN...",
+            help="Directories of pgolf train or pgolf run, or events.jsonl; or files of pgolf eval --positions.",
+        ),
     ],
     out: Annotated[
         list[Path] | None,
@@ -37,7 +41,10 @@ def plot(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Loss and validation BPB of training runs, finished or not: a table, and with --out a picture of their curves.
+    """Curves of training runs, or what every target of a score cost: a table, and with --out a picture.
+
+    Of runs, finished or not, it shows loss and validation BPB; of files of pgolf eval --positions, BPB along documents
+    and by their length.
 
     Example: pgolf plot runs/a runs/b --out curves.png --x seconds
     """
@@ -45,7 +52,11 @@ def plot(
 
     if x not in AXES:
         raise ConfigError(f"{x!r} is no axis", "--x", f"axes are {', '.join(AXES)}")
-    files, found = picture_files(out or []), read_runs(runs)
+    files = picture_files(out or [])
+    if all(path.suffix == ".safetensors" for path in runs):
+        plot_positions(runs, files, as_json)
+        return
+    found = read_runs(runs)
     if files:
         draw(found, files, x, smooth, group)
     rows = [run.summary() for run in found]
@@ -77,3 +88,25 @@ def plot(
 def shown(value: int | float | None, form: str) -> str:
     """A number, or a dash where there is none."""
     return "-" if value is None else format(value, form)
+
+
+def plot_positions(paths: list[Path], files: list[Path], as_json: bool) -> None:
+    """The body for files of pgolf eval --positions."""
+    from pgolf.report.positions import PANELS, draw_positions, read_files, summary
+
+    found = read_files(paths)
+    if files:
+        draw_positions(found, files)
+    rows = summary(found)
+    if as_json:
+        print_json({"schema": "pgolf.plot_positions/1", "out": [str(file) for file in files], "files": rows})
+        return
+    for row in rows:
+        for over, label in PANELS.items():
+            cells = [
+                [f"{b['low']:,} to {b['high'] - 1:,}", f"{b['tokens']:,}", f"{b['bpb']:.4f}", f"{b['se']:.4f}"]
+                for b in row[over]
+            ]
+            table(f"{row['file']}: {row['method']}", [label, "targets", "BPB", "se"], cells, right=(1, 2, 3))
+    for file in files:
+        note(f"wrote {file}")

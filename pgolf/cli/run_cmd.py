@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from pgolf.accounting import bpb_of
 from pgolf.cli import options
 from pgolf.cli.output import note, print_json, table
 from pgolf.cli.stage_cmds import show_notes
@@ -157,7 +158,9 @@ def show_table(out: Path, reports: list[Any]) -> None:
     }
     for stage, label in labels.items():
         if stage in by_stage:
-            note(f"BPB {by_stage[stage]['bpb']:.4f}  {label.format(method=by_stage[stage].get('method', ''))}")
+            part = ", on a part of the validation split" if by_stage[stage].get("partial") else ""
+            method = by_stage[stage].get("method", "")
+            note(f"BPB {bpb_of(by_stage[stage]):.4f}  {label.format(method=method)}{part}")
     show_notes(by_stage.get("train", {}))
     if "package" in by_stage:
         from pgolf.accounting import Size
@@ -183,5 +186,5 @@ def remark(report: Any) -> str:
     if report.stage == "tokenize":
         return f"{figures['train_tokens']:,} train + {figures['val_tokens']:,} val tokens"
     if report.stage in ("train", "quantize", "eval", "ttt"):
-        return f"{figures['bpb']:.4f} BPB"
+        return f"{bpb_of(figures):.4f} BPB"
     return f"{figures['total_bytes']:,} of {figures['cap_bytes']:,} bytes"

@@ -17,7 +17,7 @@ from pgolf.core.codecs.base import Codec
 from pgolf.core.dist import World, join_world, wants_compile
 from pgolf.core.errors import PgolfError
 from pgolf.core.evals.base import EvalMethod
-from pgolf.core.evals.ledger import evaluate
+from pgolf.core.evals.ledger import EvalWatch, evaluate
 from pgolf.core.files import make_dir, read_bytes, sha256_file, write_bytes
 from pgolf.core.model.config import ModelConfig
 from pgolf.core.model.gpt import GPT
@@ -140,30 +140,30 @@ def score_submission(recipe: Submission, code: Path, options: argparse.Namespace
         if world.leads:
             make_dir(artifact.parent)
             write_bytes(artifact, make_artifact(recipe, model, options.data))
+    world.largest(0.0)  # wait for the file
+    blob = read_bytes(artifact, 1 << 29)
+    model = GPT(recipe.model).settle(world.device).eval()
+    model.load_state_dict(
+        decode_artifact(blob, recipe.model, {recipe.compress.codec_id: recipe.compress}, str(artifact)).weights()
+    )
+    code_bytes = code.stat().st_size
+    say(world, f"Code size: {code_bytes} bytes\nTotal submission size: {len(blob) + code_bytes} bytes")
+    score, _ = evaluate(model, tokens, charges, recipe.score, EvalWatch(world))
+    seconds = time.monotonic() - start
+    say(
+        world,
+        f"final val_loss:{score.val_loss:.8f} val_bpb:{score.bpb:.8f} eval_time:{1000 * seconds:.0f}ms",
+    )
+    say(
+        world,
+        json.dumps(
+            {
+                "score": score.document(),
+                "artifact_sha256": sha256_file(artifact),
+                "artifact_bytes": len(blob),
+                "code_bytes": code_bytes,
+            }
+        ),
+    )
     world.close()
-    if world.leads:
-        blob = read_bytes(artifact, 1 << 29)
-        model = GPT(recipe.model).settle(world.device).eval()
-        model.load_state_dict(
-            decode_artifact(blob, recipe.model, {recipe.compress.codec_id: recipe.compress}, str(artifact)).weights()
-        )
-        code_bytes = code.stat().st_size
-        say(world, f"Code size: {code_bytes} bytes\nTotal submission size: {len(blob) + code_bytes} bytes")
-        score, _ = evaluate(model, tokens, charges, recipe.score)
-        seconds = time.monotonic() - start
-        say(
-            world,
-            f"final val_loss:{score.val_loss:.8f} val_bpb:{score.bpb:.8f} eval_time:{1000 * seconds:.0f}ms",
-        )
-        say(
-            world,
-            json.dumps(
-                {
-                    "score": score.document(),
-                    "artifact_sha256": sha256_file(artifact),
-                    "artifact_bytes": len(blob),
-                    "code_bytes": code_bytes,
-                }
-            ),
-        )
     return 0

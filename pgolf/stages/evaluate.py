@@ -1,6 +1,9 @@
 """eval and ttt: a model and a dataset in, a score out."""
 
+import dataclasses
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,49 +12,141 @@ import torch
 from pgolf.catalog import name_of
 from pgolf.config.load import Resolved
 from pgolf.config.tree import to_values
-from pgolf.core.dist import activation_dtype, pick_device
-from pgolf.core.evals.ledger import evaluate
+from pgolf.core.dist import World, activation_dtype, pick_device
+from pgolf.core.errors import ConfigError
+from pgolf.core.evals.document import DocumentEval
+from pgolf.core.evals.ledger import Ledger, evaluate
 from pgolf.core.files import write_json
 from pgolf.core.model.attend import choose_attention
+from pgolf.core.model.parts.fixed_order import FixedOrder
+from pgolf.core.model.parts.layer_loop import LayerLoop
 from pgolf.dataset import Dataset
-from pgolf.report.console import Console, bar
-from pgolf.stages.manifest import fresh_entry, guarded, provenance, record, stage_key
+from pgolf.report.console import Console
+from pgolf.stages.eval_clock import EvalClock
+from pgolf.stages.eval_partial import PartialLedger
+from pgolf.stages.eval_positions import Positions, document_starts, is_positions, load_positions, save_positions
+from pgolf.stages.eval_watch import ScoringWatch
+from pgolf.stages.inputs import reshaped
+from pgolf.stages.manifest import fresh_entry, guarded, provenance, record, source_sha256, stage_key
 from pgolf.stages.model_files import ModelFile, check_tokenizer
 from pgolf.stages.quantize import rounded
 
-SCORE_SCHEMA = "pgolf.score/1"
+SCORE_SCHEMA = "pgolf.score/2"
+SCORE_BEFORE = "pgolf.score/1"
+"""Version 1 calls the ratio of a partial score `bpb` too, and has no clock."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """How a score is made, beyond what decides it: on which ranks, by which clock it is judged, when that began (on
+    the monotonic clock; None: now), where to keep an unfinished ledger and under which key, and what every target cost.
+    """
+
+    world: World = World()
+    clock: str = "strict"
+    began_s: float | None = None
+    partial: PartialLedger | None = None
+    positions: Path | None = None
+    key: str = ""
+
+
+def upgrade_score(document: dict[str, Any]) -> dict[str, Any]:
+    """A score document of version 1 as version 2 has it, but for the clock, which it has not."""
+    score = dict(document["score"])
+    if document["partial"]:
+        score["bpb_partial"] = score.pop("bpb")
+    return document | {"schema": SCORE_SCHEMA, "score": score}
+
+
+def slot_of_stage(stage: str) -> str:
+    """The catalog's slot for the methods of eval or ttt."""
+    return "EvalMethod" if stage == "eval" else "TttMethod"
+
+
+def relooped(model: ModelFile, passes: int) -> ModelFile:
+    """The model with so many passes through its loop, marked as changed. ConfigError if it has no loop, or its weights
+    do not suffice.
+    """
+    loop, config = model.config.model.loop, model.config.model
+    if not isinstance(loop, LayerLoop):
+        raise ConfigError("the model has no loop", "num_loops", "set num_loops=0")
+    new = dataclasses.replace(loop, extra_passes=passes - 1) if passes > 1 else FixedOrder()
+    changed = f"model.loop.extra_passes {loop.extra_passes} -> {passes - 1}"
+    if loop.extra_passes == passes - 1:
+        return model
+    return reshaped(model, dataclasses.replace(config, loop=new), (*model.overridden, changed))
+
+
+def labels(stage: str, method: Any) -> dict[str, bool]:
+    """Whether the predictor adapts to what it has scored, and whether documents are scored independently."""
+    names = ("bias", "cache", "mixer", "tilt")
+    crossing = any(getattr(method, name).acts() for name in names)
+    alone = stage == "eval" and isinstance(method, DocumentEval) and not crossing
+    return {"adaptive": stage == "ttt" or bool(method.adjusters()), "document_independent": alone}
+
+
+def score_split(
+    model: ModelFile, dataset: Dataset, stage: str, method: Any, device: torch.device, console: Console, how: Scoring
+) -> tuple[dict[str, Any], Ledger]:
+    """Score the validation split: the part of the score document that says what came out and what it took, and the
+    ledger. `stage` is eval or ttt.
+    """
+    began = time.monotonic() if how.began_s is None else how.began_s
+    timer = EvalClock(method.budget_seconds, how.clock, began)
+    check_tokenizer(model, dataset.tokenizer_sha256, dataset.vocab_size, str(dataset.folder))
+    if method.num_loops:
+        model = relooped(model, method.num_loops)
+    tokens, charges = dataset.validation()
+    network = model.build(device)
+    name = name_of(slot_of_stage(stage), type(method))
+    timer.enter("prepare")
+    with console.progress() as line:
+        watch = ScoringWatch(f"{stage} {name}", timer, console, line, how.world, how.partial)
+        watch.resume(min(len(tokens) - 1, method.max_tokens or len(tokens)))
+        how.world.barrier()
+        score, ledger = evaluate(network, tokens, charges, method, watch)
+    timer.enter("end")
+    phases = {phase: spent for phase, spent in timer.seconds().items() if phase != "end"}
+    sums = score.document()
+    partial = ledger.targets < len(tokens) - 1
+    if partial:
+        sums["bpb_partial"] = sums.pop("bpb")
+    document = {
+        "score": sums,
+        "partial": partial,
+        "share": score.tokens / (len(tokens) - 1),
+        "method": {"name": name, **to_values(method)},
+        **labels(stage, method),
+        "model": model.describe(),
+        "seconds": rounded(phases | {"total": sum(phases.values())}),
+        "clock": watch.document(),
+        "world_size": how.world.size,
+        "attention": network.attention_backend,
+    }
+    return document, ledger
 
 
 def run_method(
-    model: ModelFile, dataset: Dataset, stage: str, method: Any, device_name: str, console: Console, started: float
+    model: ModelFile,
+    dataset: Dataset,
+    stage: str,
+    method: Any,
+    device_name: str,
+    console: Console,
+    how: Scoring | None = None,
 ) -> dict[str, Any]:
-    """Score the validation split and return the score document. `stage` is eval or ttt."""
-    device = pick_device(device_name, 0)
-    check_tokenizer(model, dataset.tokenizer_sha256, dataset.vocab_size, str(dataset.folder))
-    slot = "EvalMethod" if stage == "eval" else "TttMethod"
-    tokens, charges = dataset.validation()
-    network = model.build(device)
-    loaded = time.monotonic()
-    name = name_of(slot, type(method))
-    with console.progress() as line:
-
-        def progress(done: int, of: int) -> None:
-            spent = time.monotonic() - loaded
-            line.show(
-                f"{stage} {name} {bar(done / of)} {done:,} of {of:,} · ETA {spent / done * (of - done):.0f} s "
-                f"· {done / max(spent, 1e-9):,.0f} tok/s"
-            )
-
-        score, ledger = evaluate(network, tokens, charges, method, progress)
-    scored = time.monotonic()
+    """Score the validation split and return the score document; on several ranks, every one has it."""
+    how = how or Scoring()
+    device = how.world.device if how.world.size > 1 else pick_device(device_name, 0)
+    document, ledger = score_split(model, dataset, stage, method, device, console, how)
+    if how.positions and how.world.leads:
+        facts = {"key": how.key, "method": document["method"], "model": document["model"]["sha256"]}
+        starts = document_starts(ledger.tokens)
+        save_positions(how.positions, Positions(ledger.losses, ledger.charges, starts, facts))
     return {
         "schema": SCORE_SCHEMA,
         "stage": stage,
-        "score": score.document(),
-        "partial": ledger.partial,
-        "share": score.tokens / (len(tokens) - 1),
-        "method": {"name": name, **to_values(method)},
-        "model": model.describe(),
+        **document,
         "data": {
             "path": str(dataset.folder.resolve()),
             "split": "val",
@@ -59,13 +154,31 @@ def run_method(
             "vocab_size": dataset.vocab_size,
         },
         "tokenizer_sha256": dataset.tokenizer_sha256,
-        "seconds": rounded({"load": loaded - started, "score": scored - loaded, "total": scored - started}),
         "device": str(device),
-        "attention": network.attention_backend,
         "threads": torch.get_num_threads(),
         "audit": "unaudited",
         "warnings": [*console.warnings],
     }
+
+
+def resumable(stage: str, method: Any) -> bool:
+    """Whether an interrupted evaluation may go on: what it would have learned is a function of the tokens."""
+    return stage == "eval" and all(adjuster.replayable for adjuster in method.adjusters())
+
+
+def score_key(model: ModelFile, dataset: Dataset, stage: str, method: Any, device: str) -> str:
+    """What a score depends on, as one hash."""
+    changed = {"overridden": list(model.overridden)} if model.overridden else {}
+    section = {stage: to_values(method, slot_of_stage(stage))}
+    place = pick_device(device, 0)
+    attention, _ = choose_attention(model.config.model, place, activation_dtype("auto", place))
+    machine = {"device": str(place), "threads": torch.get_num_threads(), "attention": attention}
+    return stage_key(stage, section | machine | changed, score_inputs(model, dataset))
+
+
+def score_inputs(model: ModelFile, dataset: Dataset) -> dict[str, str]:
+    """The hashes of what a score is made of."""
+    return {"model": model.sha256, "data": dataset.fingerprint("val"), "tokenizer": dataset.tokenizer_sha256}
 
 
 def score_model(
@@ -77,25 +190,37 @@ def score_model(
     console: Console,
     out: Path | None,
     force: bool = False,
+    how: Scoring | None = None,
+    run: Callable[..., dict[str, Any]] = run_method,
 ) -> dict[str, Any]:
-    """Score a model file; with `out` the document is written there and reused while it is fresh."""
-    started = time.monotonic()
+    """Score a model file; with `out` the document is written there and reused while it is fresh, and what a killed
+    evaluation had scored is used by the next. `run` does the scoring, as `run_method` does.
+    """
+    how = how or Scoring()
     method = getattr(resolved.config, stage)
+    key = score_key(model, dataset, stage, method, device)
+    how = dataclasses.replace(how, key=key)
     if out is None:
-        return (
-            run_method(model, dataset, stage, method, device, console, started) | provenance(device) | {"fresh": False}
-        )
-    changed = {"overridden": list(model.overridden)} if model.overridden else {}
-    section = {stage: to_values(method, "EvalMethod" if stage == "eval" else "TttMethod")}
-    inputs = {"model": model.sha256, "data": dataset.fingerprint("val"), "tokenizer": dataset.tokenizer_sha256}
-    place = pick_device(device, 0)
-    attention, _ = choose_attention(model.config.model, place, activation_dtype("auto", place))
-    machine = {"device": str(place), "threads": torch.get_num_threads(), "attention": attention}
-    key = stage_key(stage, section | machine | changed, inputs)
+        document = run(model, dataset, stage, method, device, console, how)
+        return document | provenance(document["device"]) | {"fresh": False}
     with guarded(out):
-        if not force and (entry := fresh_entry(out, key)):
+        if not force and has_positions(how) and (entry := fresh_entry(out, key)):
             return dict(entry["figures"]) | {"fresh": True}
-        document = run_method(model, dataset, stage, method, device, console, started)
+        kept = out.with_name(f"{out.name}.ledger")
+        partial = PartialLedger(kept, f"{key} {source_sha256()}") if resumable(stage, method) else None
+        document = run(model, dataset, stage, method, device, console, dataclasses.replace(how, partial=partial))
         write_json(out, document | provenance(document["device"]))
+        inputs = score_inputs(model, dataset)
         record(out, stage, key, resolved.values, inputs, document, document["seconds"], document["device"])
+        if partial is not None:
+            partial.remove()
     return document | {"fresh": False}
+
+
+def has_positions(how: Scoring) -> bool:
+    """Whether the file of every target's cost, if one is wanted, is there and belongs to this score."""
+    if how.positions is None:
+        return True
+    if not how.positions.is_file() or not is_positions(how.positions):
+        return False
+    return bool(load_positions(how.positions).facts.get("key") == how.key)

@@ -37,10 +37,14 @@ def rescored(model: ModelFile, preset: str, sets: list[str], console: Console) -
     if not changed or not all(text.split(".")[1] in HOW_WEIGHTS_ARE_USED for text in changed):
         return model, model_config(model, preset, sets)
     console.warn(f"not the model as it was trained: {', '.join(changed)}; the score is marked")
-    other = resolved.config.model
-    weights = leading_weights(other, model)
-    config = dataclasses.replace(model.config, model=other)
-    return dataclasses.replace(model, config=config, weights=weights, overridden=tuple(changed)), resolved
+    return reshaped(model, resolved.config.model, tuple(changed)), resolved
+
+
+def reshaped(model: ModelFile, config: ModelConfig, changed: tuple[str, ...]) -> ModelFile:
+    """The model with another configuration, `changed` being the difference. ConfigError if weights are missing."""
+    weights = leading_weights(config, model)
+    whole = dataclasses.replace(model.config, model=config)
+    return dataclasses.replace(model, config=whole, weights=weights, overridden=changed)
 
 
 def leading_weights(config: ModelConfig, model: ModelFile) -> dict[str, Any]:

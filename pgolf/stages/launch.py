@@ -1,4 +1,4 @@
-"""train on several processes of one machine, which torchrun's own launcher starts and watches.
+"""train, or score, on several processes of one machine, which torchrun's own launcher starts and watches.
 
 What is to be done goes to the ranks as a file, and each leaves a report of how it ended. The command's result or its
 one line about the rank that failed is made of these reports; torchrun itself stays silent.
@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pgolf.config.load import Resolved
 from pgolf.config.run import RunConfig
@@ -31,16 +31,22 @@ from pgolf.dataset import Dataset
 from pgolf.report.console import Console
 from pgolf.stages.signals import Interrupted, install
 
+if TYPE_CHECKING:
+    from pgolf.core.dist import World
+    from pgolf.stages.evaluate import Scoring
+    from pgolf.stages.model_files import ModelFile
+
 ORDER = "order.json"
 PATIENCE_S = 600
 """How long ranks may take to save and end after the first signal; a second one ends them at once."""
-AGAIN = "the other ranks were stopped; the same command goes on from the last checkpoint"
+AGAIN = "the other ranks were stopped; the same command goes on from what was saved last"
 
 
 @dataclass(frozen=True)
 class Order:
     """What every rank is to do: the arguments of `train`, the command line that is to be on record, the number of
-    ranks, and the process that started them.
+    ranks, and the process that started them. With `score` it is to score a model: `model` (its file), `stage`, `clock`,
+    and for what `score_model` keeps beside `out`, `key` and `partial`.
     """
 
     dataset: Dataset
@@ -53,6 +59,7 @@ class Order:
     argv: list[str]
     ranks: int
     launcher: int
+    score: dict[str, Any] | None = None
 
     def document(self) -> dict[str, Any]:
         """As JSON."""
@@ -124,13 +131,42 @@ def train_on_ranks(
         return entry
     place = "cpu" if device == "cpu" else "cuda"
     order = Order(dataset, out, resolved, place, console.quiet, fresh, list(trackers), sys.argv, ranks, os.getpid())
+    return do_on_ranks(order, console)
+
+
+def score_on_ranks(
+    ranks: int,
+    resolved: Resolved,
+    model: "ModelFile",
+    dataset: Dataset,
+    stage: str,
+    method: Any,
+    device: str,
+    console: Console,
+    how: "Scoring",
+) -> dict[str, Any]:
+    """What `run_method` does, on this many processes, with the method that `resolved` has."""
+    place = "cpu" if device == "cpu" else "cuda"
+    kept = how.partial.path if how.partial else None
+    began = time.time() - (time.monotonic() - how.began_s if how.began_s is not None else 0.0)
+    facts = {"model": str(model.path), "stage": stage, "clock": how.clock, "key": how.key, "began": began}
+    facts |= {"partial": str(kept or ""), "partial_key": how.partial.key if how.partial else ""}
+    facts["positions"] = str(how.positions or "")
+    out = kept.parent if kept else Path()
+    order = Order(dataset, out, resolved, place, console.quiet, False, [], sys.argv, ranks, os.getpid(), facts)
+    return do_on_ranks(order, console)
+
+
+def do_on_ranks(order: Order, console: Console) -> dict[str, Any]:
+    """Have it done; what the first rank has made, or the error of the rank that failed first."""
+    ranks = order.ranks
     with tempfile.TemporaryDirectory(prefix="pgolf-ranks-") as name:
         folder = Path(name)
         write_json(folder / ORDER, order.document())
         codes = run_ranks(ranks, folder)
         reports = {rank: read_json(path) for rank in range(ranks) if (path := report_path(folder, rank)).is_file()}
         if codes or 0 not in reports:
-            raise first_failure(folder, ranks, codes, reports)
+            raise first_failure(folder, ranks, codes, reports, order.score["stage"] if order.score else "train")
     console.warnings += reports[0]["warnings"]
     return dict(reports[0]["entry"])
 
@@ -203,7 +239,9 @@ def silence(name: str) -> Iterator[None]:
         logger.handlers, logger.propagate = before
 
 
-def first_failure(folder: Path, ranks: int, codes: dict[int, int], reports: dict[int, dict[str, Any]]) -> BaseException:
+def first_failure(
+    folder: Path, ranks: int, codes: dict[int, int], reports: dict[int, dict[str, Any]], work: str
+) -> BaseException:
     """The error to raise: of a rank that was killed, else of the one that was the first to fail, which the others
     notice by broken connections. Libraries that notice may abort the process; that is no cause. Ranks without an exit
     code here were stopped because of it.
@@ -217,7 +255,7 @@ def first_failure(folder: Path, ranks: int, codes: dict[int, int], reports: dict
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code} and no report"
     said = read_bytes(log, 1 << 30).decode(errors="replace").split("\n") if log.is_file() else []
     last = [line for line in said if line and code > 0][-1:]
-    return SetupError(f"rank {rank} of {ranks} {how}", "; ".join(["train", *last]), AGAIN)
+    return SetupError(f"rank {rank} of {ranks} {how}", "; ".join([work, *last]), AGAIN)
 
 
 def told_failure(who: str, report: dict[str, Any]) -> BaseException:
@@ -232,7 +270,7 @@ def told_failure(who: str, report: dict[str, Any]) -> BaseException:
     return bug
 
 
-def train_as_rank(folder: Path) -> dict[str, Any]:
+def work_as_rank(folder: Path) -> dict[str, Any]:
     """Do what the order says; the report of a rank to which nothing has happened."""
     import torch
 
@@ -246,9 +284,33 @@ def train_as_rank(folder: Path) -> dict[str, Any]:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // order.ranks))
     world = join_world(order.device)
     console = Console(order.quiet or not world.leads)
-    entry = train(order.dataset, order.out, order.resolved, world, console, order.fresh, order.trackers)
+    if order.score:
+        entry = score_as_rank(order, order.score, world, console)
+    else:
+        entry = train(order.dataset, order.out, order.resolved, world, console, order.fresh, order.trackers)
     world.close()
     return {"entry": entry, "warnings": console.warnings}
+
+
+def score_as_rank(order: Order, facts: dict[str, Any], world: "World", console: Console) -> dict[str, Any]:
+    """Score a model together with the other ranks; the score document."""
+    from pgolf.stages.eval_partial import PartialLedger
+    from pgolf.stages.evaluate import Scoring, run_method
+    from pgolf.stages.inputs import changed_keys, reshaped
+    from pgolf.stages.model_files import load_model
+
+    model, stage = load_model(Path(facts["model"])), facts["stage"]
+    if changed := changed_keys(model.stored["model"], order.resolved.values["model"], "model"):
+        model = reshaped(model, order.resolved.config.model, tuple(changed))
+    how = Scoring(
+        world=world,
+        clock=facts["clock"],
+        began_s=time.monotonic() - (time.time() - facts["began"]),
+        partial=PartialLedger(Path(facts["partial"]), facts["partial_key"]) if facts["partial"] else None,
+        positions=Path(facts["positions"]) if facts["positions"] else None,
+        key=facts["key"],
+    )
+    return run_method(model, order.dataset, stage, getattr(order.resolved.config, stage), order.device, console, how)
 
 
 def end_with(launcher: int, folder: Path) -> None:
@@ -271,7 +333,7 @@ def main(folder: Path, rank: int) -> int:
     install()
     redirect(folder, rank)
     try:
-        report, code = train_as_rank(folder), 0
+        report, code = work_as_rank(folder), 0
     except PgolfError as error:
         report = {"error": type(error).__name__, "what": error.what, "where": error.where, "fix": error.fix}
         code = error.exit_code

@@ -170,9 +170,14 @@ def load_checkpoint(path: Path) -> ModelFile:
 
 
 def artifact_info(config: RunConfig, tokenizer_sha256: str) -> bytes:
-    """What an artifact says of itself: architecture, how it was scored, whose tokens it reads."""
+    """What an artifact says of itself: architecture, how it was scored (without adjusters that are absent, which is
+    their default), whose tokens it reads.
+    """
     values = to_values(config)
-    kept = {name: values[name] for name in ("model", "eval", "ttt")}
+    kept = {"model": values["model"]}
+    for name in ("eval", "ttt"):
+        absent = ({"kind": "none"}, {"kind": "as_trained"})
+        kept[name] = {key: value for key, value in values[name].items() if value not in absent}
     return json.dumps(
         {"schema": ARTIFACT_SCHEMA, "tokenizer_sha256": tokenizer_sha256, "config": kept},
         sort_keys=True,

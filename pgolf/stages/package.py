@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from pgolf.accounting import bpb_of
 from pgolf.config.load import Resolved, resolve
 from pgolf.config.tree import to_values
 from pgolf.core.dist import pick_device
@@ -11,7 +12,7 @@ from pgolf.core.errors import ConfigError, InputError, PgolfError, RuleError
 from pgolf.core.files import read_json, sha256_file
 from pgolf.dataset import Dataset, open_dataset
 from pgolf.report.console import Console
-from pgolf.stages.evaluate import SCORE_SCHEMA, run_method
+from pgolf.stages.evaluate import SCORE_BEFORE, SCORE_SCHEMA, run_method, upgrade_score
 from pgolf.stages.inputs import changed_keys
 from pgolf.stages.manifest import (
     describe_output,
@@ -38,14 +39,15 @@ def nearby_scores(artifact: Path) -> list[dict[str, Any]]:
         except PgolfError:
             continue
         if is_score(document):
-            found.append(document)
+            found.append(upgrade_score(document) if document["schema"] == SCORE_BEFORE else document)
     return found
 
 
 def is_score(document: Any) -> bool:
     """Whether a JSON value has the parts of a score document that packaging uses."""
     try:
-        numbers = [document["score"][key] for key in ("nats", "tokens", "bytes", "val_loss", "bpb")]
+        numbers = [document["score"][key] for key in ("nats", "tokens", "bytes", "val_loss")]
+        numbers.append(bpb_of(document["score"]))
         strings = [
             document["model"]["sha256"],
             document["data"]["path"],
@@ -54,11 +56,11 @@ def is_score(document: Any) -> bool:
         ]
         settled = isinstance(document["partial"], bool) and isinstance(document["method"]["name"], str)
         seconds = document["seconds"]["score"]
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, ValueError):
         return False
     good = all(type(number) in (int, float) for number in (*numbers, seconds, document.get("share")))
     good &= all(isinstance(text, str) for text in (*strings, document.get("stage")))
-    return bool(good and settled and document.get("schema") == SCORE_SCHEMA)
+    return bool(good and settled and document.get("schema") in (SCORE_SCHEMA, SCORE_BEFORE))
 
 
 def find_score(model: ModelFile, claim: str) -> dict[str, Any] | None:
@@ -116,6 +118,9 @@ def entry_of(artifact: Path, config: Any, data: Path | None, device: str, consol
     if model.kind != "artifact":
         raise InputError(f"a {model.kind} cannot be submitted", str(artifact), "give the output of pgolf compress")
     claim = config.package.claim
+    if getattr(config, claim).num_loops:
+        what = "the script runs a model's loop as it was trained"
+        raise ConfigError(what, f"{claim}.num_loops", f"set {claim}.num_loops=0")
     score = find_score(model, claim)
     place = data or (Path(score["data"]["path"]) if score else None)
     if score and score["method"] != {"name": score["method"]["name"], **to_values(getattr(config, claim))}:
@@ -131,15 +136,16 @@ def entry_of(artifact: Path, config: Any, data: Path | None, device: str, consol
         )
     if score is None:
         console.line(f"package: scoring {artifact.name}")
-        score = run_method(
-            model, dataset, claim, getattr(config, claim), device, console, time.monotonic()
-        ) | provenance(score_device(device))
+        made = run_method(model, dataset, claim, getattr(config, claim), device, console)
+        score = made | provenance(score_device(device))
     if score["partial"]:
         raise RuleError(
             f"the score covers only {score['share']:.1%} of the validation targets",
             str(artifact),
             f"score all of them: --set {claim}.max_tokens=0",
         )
+    if not score.get("clock", {}).get("kept", True):
+        console.warn(f"scoring {artifact.name} took longer than its budget, here on {score['device']}")
     figures, log = training_of(artifact)
     return Entry(artifact, config.train.seed, score, figures, log), dataset
 

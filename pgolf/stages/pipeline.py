@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pgolf.accounting import bpb_of
 from pgolf.catalog import name_of
 from pgolf.config.load import Resolved
 from pgolf.core.errors import ConfigError, InputError, PgolfError, RuleError, SetupError, StorageError
@@ -311,7 +312,7 @@ class Pipeline:
             self.console,
             self.layout.score("train"),
         )
-        figures = entry["figures"] | {"bpb": score["score"]["bpb"], "val_loss": score["score"]["val_loss"]}
+        figures = entry["figures"] | {"bpb": bpb_of(score["score"]), "val_loss": score["score"]["val_loss"]}
         return {"fresh": entry["fresh"], "figures": figures, "file": self.layout.checkpoint}
 
     def quantize(self) -> dict[str, Any]:
@@ -338,7 +339,7 @@ class Pipeline:
             self.console,
             self.layout.score("quantize"),
         )
-        figures = entry["figures"] | {"bpb": score["score"]["bpb"], "val_loss": score["score"]["val_loss"]}
+        figures = entry["figures"] | {"bpb": bpb_of(score["score"]), "val_loss": score["score"]["val_loss"]}
         figures.pop("tensors")
         return {"fresh": entry["fresh"], "figures": figures, "file": self.layout.quantized}
 
@@ -350,7 +351,8 @@ class Pipeline:
         return {"fresh": entry["fresh"], "figures": entry["figures"], "file": self.layout.artifact}
 
     def scored(self, stage: str) -> dict[str, Any]:
-        """Score the artifact as it lies on disk."""
+        """Score the artifact as it lies on disk. RuleError if that took longer than its budget."""
+        from pgolf.stages.eval_clock import judge
         from pgolf.stages.evaluate import score_model
         from pgolf.stages.model_files import load_model
 
@@ -370,6 +372,7 @@ class Pipeline:
             "score_seconds": document["seconds"]["score"],
             "partial": document["partial"],
         }
+        judge(document, "strict")
         return {"fresh": document["fresh"], "figures": figures, "file": self.layout.score(stage)}
 
     def package(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pgolf.accounting import bpb_of
 from pgolf.config.load import resolve
 from pgolf.config.tree import flatten
 from pgolf.core.errors import PgolfError
@@ -166,9 +167,9 @@ def size_figures(entry: dict[str, Any]) -> Result:
 
 def score_figures(document: dict[str, Any]) -> Result:
     """The score of a score document."""
-    return {name: document["score"][name] for name in ("bpb", "val_loss", "tokens", "bytes")} | {
-        "method": document["method"]["name"]
-    }
+    score = document["score"]
+    figures = {name: score[name] for name in ("val_loss", "tokens", "bytes")}
+    return {"bpb": bpb_of(score)} | figures | {"method": document["method"]["name"]}
 
 
 CELLS: dict[str, Callable[[dict[str, Any], Console], tuple[Result, dict[str, float]]]] = {

@@ -170,7 +170,8 @@ def test_the_script_trains_on_two_ranks(pgolf: Any, tiny_run: Path, tmp_path: Pa
     lines = (tmp_path / "train" / "train.log").read_text().splitlines()
     (last,) = (line.split() for line in lines if line.startswith("step:20/20 train_loss"))
     assert done.stdout.count(f"{last[0]} {last[1]}") == 1, "each rank has printed, or trained otherwise"
-    assert 0 < result(done.stdout)["score"]["bpb"] < 16
+    assert done.stdout.count("final val_loss:") == 1
+    assert result(alone(place, "--artifact", "model.pgz"))["score"] == result(done.stdout)["score"]
 
 
 def test_the_script_plans_steps_and_searches_a_trellis_as_pgolf_does(
@@ -476,6 +477,35 @@ def test_a_false_claim_is_not_packaged(copy_run: Path, tmp_path: Path) -> None:
     package_again(copy_run, tmp_path / "false").refused(4, "the script scores", "the claim is")
     left = [item.name for item in tmp_path.iterdir() if item.name != "run" and item.suffix != ".lock"]
     assert left == []
+
+
+ADJUSTED = {
+    "documents": ["eval.method=document", "eval.stride=32", "eval.rope=yarn", "eval.rope.trained=64"],
+    "overlap": ["eval.method=overlap", "eval.rope=ntk", "eval.rope.trained=32"],
+    "learning": ["eval.method=plain", "eval.bias=online", "eval.bias.chunk_tokens=900", "eval.mixer=hedge"],
+    "tuned": ["eval.slot=lbfgs", "eval.slot.iterations=2", "eval.stride=60", "eval.cache=exact", "eval.tilt=token"],
+}
+
+
+@pytest.mark.parametrize("name", ADJUSTED)
+def test_the_script_adjusts_as_pgolf_does(copy_run: Path, tmp_path: Path, name: str) -> None:
+    sets = [word for text in ADJUSTED[name] for word in ("--set", text)]
+    document = package_again(copy_run, tmp_path / "out", *sets, "--json").good().document
+    assert document["proof"]["1337"] == {"bpb": document["val_bpb"], "identical": True, "isolated": True}
+    assert document["val_bpb"] != claimed(copy_run)["bpb"]
+    readable = (tmp_path / "out" / "train_gpt_readable.py").read_text()
+    used = {word.partition("=")[2] for word in ADJUSTED[name]}
+    classes = {"online": "OnlineBias", "hedge": "HedgeMixer", "lbfgs": "SlotLbfgs", "exact": "ExactCache"}
+    for kind, cls in (
+        classes | {"token": "TokenTilt", "yarn": "YarnRope", "ntk": "NtkRope", "document": "DocumentEval"}
+    ).items():
+        assert (f"class {cls}" in readable) == (kind in used), cls
+
+
+def test_no_trace_of_adjusters_where_there_are_none() -> None:
+    readable = build_script(resolve("leader").config).readable
+    for word in ("AdjustedLedger", "Adjustment", "Unadjusted", "RopeAsTrained", "adjusters", "watch.recalled"):
+        assert word not in readable
 
 
 def test_a_partial_score_is_not_packaged(copy_run: Path, tmp_path: Path) -> None:

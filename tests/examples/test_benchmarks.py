@@ -41,6 +41,14 @@ SMALLEST = {
     "ablate": ["--steps", "2", "--seeds", "1", "--targets", "256", "--jobs", "1", "--only", "model.xsa xsa"],
     "tokenize_speed": ["--megabytes", "0.05", "--vocab-size", "400", "--rounds", "1"],
     "quantizer_speed": ["--preset", "tiny", "--rounds", "1"],
+    "evaluation": [
+        *("--model", str(GOLDEN / "checkpoint.safetensors"), "--data", str(GOLDEN / "data"), "--targets", "200"),
+        *("--window", "32", "--stride", "16", "--set", "ttt.chunk_tokens=64"),
+    ],
+    "eval_speed": [
+        *("--preset", "tiny", "--window", "64", "--stride", "32", "--targets", "200", "--ngram-tokens", "4000"),
+        *("--rounds", "1"),
+    ],
     "quantization": [
         *("--checkpoint", str(GOLDEN / "checkpoint.safetensors"), "--data", str(GOLDEN / "data"), "--rates", "4"),
         *("--targets", "256", "--seq-len", "32", "--calibration-seqs", "8"),
@@ -53,6 +61,8 @@ SMALLEST = {
 RIVALS = {"lrzip", "zpaq"}
 """Columns that stand only where these programs are installed."""
 KEYS = {
+    "evaluation": {"method", "BPB", "gain", "se", "seconds", "kind", "documents"},
+    "eval_speed": {"measure", "min_s", "median_s", "tokens_per_s", "over_the_loop", "over_the_last", "peak_mib"},
     "startup": {"command", "min_s", "median_s", "over_bare_python", "over_import_torch"},
     "train_speed": {"what", "min_s", "median_s", "tokens_per_s", "ratio", "against"},
     "loader_speed": {"loader", "prefetch", "min_s", "median_s", "tokens_per_s", "over_model"},
@@ -193,7 +203,15 @@ def check_adaptation(rows: list[dict[str, Any]]) -> None:
         assert (row["label"] == "adaptive") == (row["method"].split(",")[0].split()[0] in ("chunk", "lora", "phased"))
 
 
+def check_evaluation(rows: list[dict[str, Any]]) -> None:
+    """Every method scores the same targets, plain first."""
+    assert rows[0]["method"] == "plain" and rows[0]["gain"] == 0.0
+    for row in rows:
+        assert abs(rows[0]["BPB"] - row["gain"] - row["BPB"]) < 3e-5
+
+
 CHECKS = {
+    "evaluation": check_evaluation,
     "quantization": check_quantizers,
     "codec_overhead": check_codecs,
     "size_prediction": check_sizes,

@@ -1119,7 +1119,11 @@ def test_the_live_line_on_a_terminal(tiny_run: Path, tmp_path: Path, columns: in
 
 def test_damaged_scores_and_manifests_beside_an_artifact(copy_run: Path, tmp_path: Path) -> None:
     artifact = copy_run / ARTIFACT
-    for number, content in enumerate(('{"schema": "pgolf.score/1"}', "[]", '{"schema": "pgolf.score/1", "model": 5}')):
+    whole = json.loads((copy_run / "eval" / "score.json").read_text())
+    garbled = json.dumps(whole | {"score": whole["score"] | {"bpb": "low"}})
+    for number, content in enumerate(
+        ('{"schema": "pgolf.score/1"}', "[]", '{"schema": "pgolf.score/2", "model": 5}', garbled)
+    ):
         (copy_run / "eval" / "score.json").write_text(content)
         argv = ["package-submission", artifact, "--out", tmp_path / str(number), "--data", copy_run / "data", "--quiet"]
         result = run_here(*argv)

@@ -14,6 +14,7 @@ from pgolf.core.tensorfile import load_tensors
 from pgolf.dataset import open_dataset
 from pgolf.stages.calibrate import HESSIANS_SCHEMA, read_calibration
 from pgolf.stages.checkpoints import RESUME_SCHEMA
+from pgolf.stages.evaluate import SCORE_SCHEMA, upgrade_score
 from pgolf.stages.manifest import read_entries
 from pgolf.stages.model_files import ModelFile, load_model
 
@@ -74,6 +75,10 @@ def test_score_and_manifest() -> None:
     score = document["score"]
     assert score["bpb"] == score["nats"] / (math.log(2) * score["bytes"])
     assert score["tokens"] == EXPECTED["val_tokens"] - 1
+    upgraded = upgrade_score(document)
+    assert upgraded["schema"] == SCORE_SCHEMA and upgraded["score"] == score
+    part = upgrade_score(document | {"partial": True})["score"]
+    assert part == {**{key: value for key, value in score.items() if key != "bpb"}, "bpb_partial": score["bpb"]}
     entry = read_entries(GOLDEN)["model.pgz"]
     assert entry["sha256"] == hashlib.sha256((GOLDEN / "model.pgz").read_bytes()).hexdigest()
     assert entry["resolved"]["model"]["num_layers"] == 2

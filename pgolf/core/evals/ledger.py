@@ -4,10 +4,11 @@ A method decides which windows to score in which order and may learn from tokens
 touches a sum, cannot score a target twice, and sees a target only after its score is final (spec: evaluation 1).
 """
 
-from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pgolf.core.bpb import Score
 from pgolf.core.dist import World
@@ -16,8 +17,33 @@ from pgolf.core.evals.base import EvalMethod
 from pgolf.core.model.gpt import GPT
 
 
+@dataclass
+class EvalWatch:
+    """What an evaluation tells and asks its surroundings: the ranks that share it, and hooks. These do nothing here:
+    pgolf's own watch overrides them, and the submission's script leaves out what calls them.
+    """
+
+    world: World = World()
+
+    def recalled(self, ledger: "Ledger", windows: np.ndarray) -> bool:
+        """Whether the losses of these windows were known, and are now committed."""
+        return False
+
+    def adapting(self, ledger: "Ledger") -> bool:
+        """Whether there is time to adapt; a method asks before each adaptation, which begins here for the clock."""
+        return True
+
+    def scoring(self, ledger: "Ledger") -> None:
+        """Scoring begins or goes on."""
+
+    def advanced(self, ledger: "Ledger") -> None:
+        """Some more targets are committed."""
+
+
 class Ledger:
-    """Tokens (N,), their byte charges, and the loss of each of the N - 1 targets, committed once."""
+    """Tokens (N,), their byte charges, and the loss of each of the N - 1 targets, committed once. Every rank has the
+    whole ledger; each scores its share of the windows.
+    """
 
     def __init__(
         self,
@@ -25,8 +51,7 @@ class Ledger:
         tokens: np.ndarray,
         charges: np.ndarray,
         method: EvalMethod,
-        progress: Callable[[int, int], None] = lambda done, of: None,
-        world: World | None = None,
+        watch: EvalWatch | None = None,
     ) -> None:
         if len(tokens) < 2:
             raise InputError("the validation stream has fewer than two tokens", "validation split")
@@ -35,13 +60,11 @@ class Ledger:
                 f"{len(charges):,} byte charges for {len(tokens) - 1:,} targets", "validation split", "make both anew"
             )
         limit = method.max_tokens + 1 if method.max_tokens else len(tokens)
-        self.partial = limit < len(tokens)
         self.tokens = np.asarray(tokens[:limit], dtype=np.int64)
         self.charges = charges[: len(self.tokens) - 1]
         self.losses = np.full(len(self.charges), np.nan, dtype=np.float32)
-        self.model, self.method, self.progress = model, method, progress
+        self.model, self.method, self.watch = model, method, watch or EvalWatch()
         self.device = next(model.parameters()).device
-        self.world = world or World(device=self.device)
         self.done = 0
 
     @property
@@ -50,23 +73,36 @@ class Ledger:
         return len(self.losses)
 
     @torch.no_grad()
-    def score(self, windows: np.ndarray) -> None:
+    def score(self, windows: np.ndarray, length: int = 0) -> None:
         """Score windows (n,3) of (start, first, end): inputs are tokens[start : start + end], and positions
-        first .. end - 1 inside the window are committed as targets start + position + 1.
+        first .. end - 1 inside the window are committed as targets start + position + 1. `length` is what windows are
+        padded to, the method's seq_len if not given.
         """
-        length, rows = self.method.seq_len, self.method.batch_seqs
-        for batch in np.split(windows, range(rows, len(windows), rows)) if len(windows) else []:
-            ids = np.zeros((len(batch), length + 1), dtype=np.int64)
-            for row, (start, _, end) in zip(ids, batch):
+        length, world = length or self.method.seq_len, self.watch.world
+        step, own = self.method.batch_seqs * world.size, slice(world.rank, None, world.size)
+        for place in range(0, len(windows), step):
+            lot = windows[place : place + step]
+            self.watch.scoring(self)
+            if self.watch.recalled(self, lot):
+                continue
+            ids = np.zeros((len(lot), length + 1), dtype=np.int64)
+            for row, (start, _, end) in zip(ids, lot):
                 row[: end + 1] = self.tokens[start : start + end + 1]
-            block = torch.from_numpy(ids).to(self.device)
-            skip = int(batch[:, 1].min())
-            losses = self.model.nll(block[:, :-1], block[:, 1:], skip).float().cpu().numpy()
-            for row, (start, first, end) in zip(losses, batch):
+            # Products of a few rows are summed in another order; with 64 and more, batches do not matter.
+            skip = max(min(int(lot[:, 1].min()), length - 64), 0)
+            losses = torch.zeros(len(lot), length - skip, device=self.device)
+            if len(lot[own]):
+                block = torch.from_numpy(ids[own]).to(self.device)
+                losses[own] = self.nll(lot[own], block[:, :-1], block[:, 1:], skip)
+            for row, (start, first, end) in zip(world.sum_(losses).cpu().numpy(), lot):
                 self.commit(start + first, row[first - skip : end - skip])
-            self.progress(self.done, self.targets)
+            self.watch.advanced(self)
 
-    def score_learnable(self, model: GPT, windows: np.ndarray, length: int) -> torch.Tensor:
+    def nll(self, windows: np.ndarray, ids_BT: Tensor, targets_BT: Tensor, start: int) -> Tensor:
+        """Losses of a batch of windows from position `start` on, (B, T - start) float32."""
+        return self.model.nll(ids_BT, targets_BT, start).float()
+
+    def score_learnable(self, model: GPT, windows: np.ndarray, length: int) -> Tensor:
         """Score windows (n,3), padded to `length`, in one pass of a model that shares this one's weights. Returns what
         was committed, to learn from: losses (n, length - first position scored), 0 where nothing was.
         """
@@ -78,14 +114,14 @@ class Ledger:
         losses = torch.where(torch.from_numpy(taken).to(self.device), losses, 0.0)
         for row, (start, first, end) in zip(losses.detach().cpu().numpy(), windows):
             self.commit(start + first, row[first - skip : end - skip])
-        self.progress(self.done, self.targets)
+        self.watch.advanced(self)
         return losses
 
     def exchange(self, start: int, stop: int) -> None:
         """Take over what other ranks have committed of targets start .. stop - 1; all of them call it together."""
         place = self.losses[start:stop]
         known = torch.from_numpy(np.nan_to_num(place, nan=-1.0)).to(self.device)
-        theirs = self.world.max_(known).cpu().numpy()
+        theirs = self.watch.world.max_(known).cpu().numpy()
         news = np.isnan(place) & (theirs >= 0)
         place[news] = theirs[news]
         self.done += int(news.sum())
@@ -97,12 +133,9 @@ class Ledger:
             raise RuleError(
                 "a target was scored twice", f"target {position}", "this is a fault of the evaluation method"
             )
-        if not np.isfinite(losses).all():
-            raise RuleError(
-                "a loss is not finite",
-                f"target {position + int(np.argmin(np.isfinite(losses)))}",
-                "the model is broken",
-            )
+        if not (finite := np.isfinite(losses)).all():
+            position += int(finite.argmin())
+            raise RuleError("a loss is not finite", f"target {position}", "the model is broken")
         place[:] = losses
         self.done += len(losses)
 
@@ -132,10 +165,14 @@ def evaluate(
     tokens: np.ndarray,
     charges: np.ndarray,
     method: EvalMethod,
-    progress: Callable[[int, int], None] = lambda done, of: None,
-    world: World | None = None,
+    watch: EvalWatch | None = None,
 ) -> tuple[Score, Ledger]:
-    """Run a method over a stream (N,), its targets charged (N-1,) bytes; returns the checked score and its ledger."""
-    ledger = Ledger(model, tokens, charges, method, progress, world)
+    """Run a method over a stream (N,), its targets charged (N-1,) bytes; returns the checked score and its ledger. The
+    method may change the model.
+    """
+    from pgolf.core.evals.adjusted import AdjustedLedger
+
+    method.arrange(model)
+    ledger = (AdjustedLedger if method.adjusters() else Ledger)(model, tokens, charges, method, watch)
     method.run(ledger)
     return ledger.total(), ledger

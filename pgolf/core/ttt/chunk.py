@@ -33,10 +33,10 @@ class ChunkTtt(WeightTraining, SlidingEval):
         windows = sliding_windows(ledger.targets, self.seq_len, self.stride)
         chunk_of = (windows[:, 0] + windows[:, 1]) // self.chunk_tokens
         chunks = math.ceil(ledger.targets / self.chunk_tokens)
-        learner = Learner(self, ledger.model, ledger.world) if self.epochs and chunks > 1 else None
+        learner = Learner(self, ledger.model, ledger.watch.world) if self.epochs and chunks > 1 else None
         for chunk in range(chunks):
             ledger.score(windows[chunk_of == chunk])
-            if learner and chunk + 1 < chunks:
+            if learner and chunk + 1 < chunks and ledger.watch.adapting(ledger):
                 start = chunk * self.chunk_tokens
                 rows = self.sequences(ledger.reveal(start, start + self.chunk_tokens + 1), self.seq_len)
                 learner.learn(rows, self.rate(chunk, chunks))

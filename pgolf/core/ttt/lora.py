@@ -66,6 +66,8 @@ class LoraTtt(Evaluator):
         for key in ("beta1", "beta2"):
             if not 0 <= getattr(self, key) < 1:
                 raise ConfigError(f"{key} must lie in [0, 1), not {getattr(self, key)}", key)
+        if self.adjusters():
+            raise ConfigError("adjusters act on windows of the stream, not on documents apart", "", "leave them out")
         known = ("lm_head", "q", "k", "v", "o", "mlp")
         if strange := {*self.targets.split(",")} - {*known}:
             raise ConfigError(
@@ -83,7 +85,7 @@ class LoraTtt(Evaluator):
         """Score some documents by number, each rank its share of the batches; then every rank knows all losses."""
         from pgolf.core.ttt.adapters import AdaptedGPT, Adapters
 
-        model, world = ledger.model, ledger.world
+        model, world = ledger.model, ledger.watch.world
         starts, stops = begins[documents], begins[documents + 1]
         lengths = stops - starts
         batches = length_batches(lengths, self.batch_seqs)
@@ -134,7 +136,7 @@ class LoraTtt(Evaluator):
             adapters.active = len(windows)
             with torch.set_grad_enabled(bool(follows.any())):
                 losses = ledger.score_learnable(model, windows, width)
-            if follows.any():
+            if follows.any() and ledger.watch.adapting(ledger):
                 shares = torch.from_numpy(follows / counts).to(losses)
                 (losses.sum(1) * shares).sum().backward()
                 optimizer.step()

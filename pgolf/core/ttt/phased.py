@@ -56,7 +56,7 @@ class PhasedTtt(LoraTtt):
         ends = [self.prefix_docs * phase // self.phases for phase in range(1, self.phases + 1)]
         for end in [*(end for end in ends if end < count), count]:
             self.score_documents(ledger, begins, queue[done:end])
-            if end < count:
+            if end < count and ledger.watch.adapting(ledger):
                 self.learn(ledger, begins, queue[:end])
             done = end
 
@@ -67,4 +67,4 @@ class PhasedTtt(LoraTtt):
         texts: list[Any] = []
         for start, stop in zip(begins[documents], begins[documents + 1]):
             texts += [[self.bos_id], ledger.reveal(start + 1, stop)] if start else [ledger.reveal(0, stop)]
-        self.base.learn_text(ledger.model, ledger.world, np.concatenate(texts), self.seq_len)
+        self.base.learn_text(ledger.model, ledger.watch.world, np.concatenate(texts), self.seq_len)

@@ -210,7 +210,7 @@ def test_an_unknown_key_gets_a_hint(assignment, unknown, hint):
         ("quant.method=gtpq", "unknown method 'gtpq' (quant.method)", "did you mean gptq"),
         ("model.embed.kind=tide", "unknown kind 'tide' (model.embed.kind)", "did you mean tied or untied"),
         ("compress=zsdt", "unknown method 'zsdt' (compress.method)", "did you mean zstd"),
-        ("eval.method=xxxxx", "unknown method 'xxxxx'", "known are plain, sliding"),
+        ("eval.method=xxxxx", "unknown method 'xxxxx'", "known are document, overlap, plain, sliding"),
     ],
 )
 def test_an_unknown_choice_gets_a_hint(assignment, unknown, hint):

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from hypothesis import strategies as st
 from pgolf.core.bpb import ByteTable
 from pgolf.core.errors import ConfigError, InputError, RuleError
 from pgolf.core.evals.base import Evaluator
-from pgolf.core.evals.ledger import Ledger, evaluate
+from pgolf.core.evals.document import DocumentEval
+from pgolf.core.evals.ledger import EvalWatch, Ledger, evaluate
+from pgolf.core.evals.overlap import OverlapEval
 from pgolf.core.evals.plain import PlainEval
 from pgolf.core.evals.sliding import SlidingEval, sliding_windows
 from pgolf.core.ttt.chunk import ChunkTtt
@@ -22,9 +25,9 @@ from pgolf.core.ttt.steppers import TttSgd
 STREAMS = range(6)
 
 
-def scored(model, tokens, method, *progress):
+def scored(model, tokens, method, watch=None):
     """The score and the ledger of a stream whose every target is charged two bytes."""
-    return evaluate(model, tokens, np.full(max(len(tokens) - 1, 0), 2, np.uint16), method, *progress)
+    return evaluate(model, tokens, np.full(max(len(tokens) - 1, 0), 2, np.uint16), method, watch)
 
 
 def table_of(data):
@@ -97,10 +100,10 @@ def test_plain_evaluation_charges_golden_bytes(oracle):
     assert score.bpb / score.val_loss == pytest.approx(per_byte, rel=1e-12)
 
 
-def test_plain_windows():
-    assert PlainEval(seq_len=4).windows(10).tolist() == [[0, 0, 4], [4, 0, 4], [8, 0, 2]]
-    assert PlainEval(seq_len=4).windows(8).tolist() == [[0, 0, 4], [4, 0, 4]]
-    assert PlainEval(seq_len=4).windows(1).tolist() == [[0, 0, 1]]
+def test_windows_without_overlap():
+    assert sliding_windows(10, 4, 4).tolist() == [[0, 0, 4], [4, 0, 4], [8, 0, 2]]
+    assert sliding_windows(8, 4, 4).tolist() == [[0, 0, 4], [4, 0, 4]]
+    assert sliding_windows(1, 4, 4).tolist() == [[0, 0, 1]]
 
 
 settings_of_a_window = st.integers(1, 40).flatmap(lambda length: st.tuples(st.just(length), st.integers(1, length)))
@@ -116,11 +119,6 @@ def test_every_target_is_scored_once_with_enough_context(targets, setting):
         assert first == (0 if index == 0 else seq_len - stride)
         seen[start + first : start + end] += 1
     assert seen.tolist() == [1] * targets
-
-
-@given(st.integers(1, 300), st.integers(1, 40))
-def test_plain_is_sliding_without_overlap(targets, seq_len):
-    assert PlainEval(seq_len=seq_len).windows(targets).tolist() == sliding_windows(targets, seq_len, seq_len).tolist()
 
 
 # Scores of a real model
@@ -146,14 +144,22 @@ def test_the_score_sums_the_ledger(tiny_model):
     assert 3.5 < score.val_loss < 6
 
 
-@pytest.mark.parametrize(
-    "make", [lambda n: SlidingEval(seq_len=16, stride=6, batch_seqs=n), lambda n: PlainEval(seq_len=16, batch_seqs=n)]
-)
-def test_the_batch_size_does_not_change_the_score(tiny_model, make):
+EVERY_BATCH = [
+    SlidingEval(seq_len=16, stride=6),
+    SlidingEval(seq_len=16, stride=1),
+    PlainEval(seq_len=16),
+    DocumentEval(seq_len=16, stride=5),
+    OverlapEval(seq_len=16, overlap=9),
+    ChunkTtt(seq_len=16, stride=4, chunk_tokens=48, lr=0.05, epochs=2, train_seqs=2),
+]
+
+
+@pytest.mark.parametrize("method", EVERY_BATCH, ids=lambda method: type(method).__name__ + str(method.seq_len))
+def test_the_batch_size_does_not_change_one_bit(tiny_model, method):
     tokens = stream_of(203)
-    scores = [scored(tiny_model, tokens, make(size))[0] for size in (1, 2, 7, 100)]
-    for score in scores[1:]:
-        assert score.bpb == pytest.approx(scores[0].bpb, abs=1e-6)
+    losses = [losses_of(tiny_model, tokens, replace(method, batch_seqs=size)) for size in (1, 2, 7, 64)]
+    for other in losses[1:]:
+        assert other.tobytes() == losses[0].tobytes()
 
 
 def test_longer_context_is_seen(tiny_model):
@@ -168,16 +174,21 @@ def test_max_tokens_scores_a_prefix(tiny_model):
     tokens = stream_of(100)
     score, ledger = scored(tiny_model, tokens, SlidingEval(seq_len=16, stride=4, max_tokens=37))
     whole = losses_of(tiny_model, tokens, SlidingEval(seq_len=16, stride=4))
-    assert (score.tokens, score.bytes, ledger.partial) == (37, 74, True)
+    assert (score.tokens, score.bytes, ledger.targets) == (37, 74, 37)
     np.testing.assert_allclose(ledger.losses, whole[:37], rtol=0, atol=1e-5)
     for limit in (0, 99, 500):
         score, ledger = scored(tiny_model, tokens, PlainEval(seq_len=16, max_tokens=limit))
-        assert (score.tokens, ledger.partial) == (99, False)
+        assert (score.tokens, ledger.targets) == (99, 99)
 
 
 def test_progress_counts_up_to_all(tiny_model):
     seen = []
-    scored(tiny_model, stream_of(70), PlainEval(seq_len=8, batch_seqs=2), lambda done, of: seen.append((done, of)))
+
+    class Listening(EvalWatch):
+        def advanced(self, ledger):
+            seen.append((ledger.done, ledger.targets))
+
+    scored(tiny_model, stream_of(70), PlainEval(seq_len=8, batch_seqs=2), Listening())
     assert seen == [(16, 69), (32, 69), (48, 69), (64, 69), (69, 69)]
 
 
@@ -195,7 +206,7 @@ def test_two_tokens_are_the_shortest_stream(tiny_model):
 def open_ledger(model, tokens=None):
     """A ledger over 40 tokens."""
     tokens = stream_of(40) if tokens is None else tokens
-    return Ledger(model, tokens, np.full(max(len(tokens) - 1, 0), 2), Evaluator(seq_len=10), lambda done, of: None)
+    return Ledger(model, tokens, np.full(max(len(tokens) - 1, 0), 2), Evaluator(seq_len=10))
 
 
 def windows_of(*rows):
@@ -269,9 +280,7 @@ def test_chunks_golden(oracle, make_model, tiny_config):
     method = ChunkTtt(
         seq_len=int(data["window"]), stride=int(data["stride"]), chunk_tokens=int(data["chunk_tokens"]), epochs=1
     )
-    ledger = Ledger(
-        make_model(tiny_config), data["tokens"], table_of(data).charges(data["tokens"]), method, lambda done, of: None
-    )
+    ledger = Ledger(make_model(tiny_config), data["tokens"], table_of(data).charges(data["tokens"]), method)
     order, chunks, commit, reveal = [], [], ledger.commit, ledger.reveal
     ledger.commit = lambda position, losses: (order.append(position + np.arange(len(losses))), commit(position, losses))
     ledger.reveal = lambda start, stop: (chunks.append((start, stop, sum(map(len, order)))), reveal(start, stop))[1]

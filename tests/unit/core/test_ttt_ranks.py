@@ -11,7 +11,7 @@ import torch
 from torch import multiprocessing
 
 from pgolf.core.dist import World, join_world
-from pgolf.core.evals.ledger import Ledger
+from pgolf.core.evals.ledger import EvalWatch, Ledger
 from pgolf.core.model.config import ModelConfig
 from pgolf.core.model.gpt import GPT
 from pgolf.core.model.parts.layer_loop import LayerLoop
@@ -64,7 +64,7 @@ def scores(world):
             for weight in model.parameters():
                 weight.add_(0.1 * torch.randn(weight.shape, generator=generator))
         counting = Counting(**vars(world))
-        ledger = Ledger(model, tokens, np.full(len(tokens) - 1, 2), method, world=counting)
+        ledger = Ledger(model, tokens, np.full(len(tokens) - 1, 2), method, EvalWatch(counting))
         method.run(ledger)
         found[name] = {
             "losses": ledger.losses,

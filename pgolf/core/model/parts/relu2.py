@@ -24,13 +24,16 @@ class Relu2(Part):
         if self.mult <= 0:
             raise ConfigError(f"mult must be positive, not {self.mult}", "mult")
 
+    def suits(self, shape: LayerShape) -> None:
+        """At least one hidden unit."""
+        if int(self.mult * shape.model_dim) < 1:
+            raise ConfigError(f"{self.mult} x {shape.model_dim} leaves no hidden unit", "mult", "raise it")
+
     def params(self, shape: LayerShape) -> tuple[ParamSpec, ...]:
         """mlp.fc.weight (F,C) and mlp.proj.weight (C,F), the latter zero at the start."""
         if shape.layer < 0:
             return ()
         hidden = int(self.mult * shape.model_dim)
-        if hidden < 1:
-            raise ConfigError(f"{self.mult} x {shape.model_dim} leaves no hidden unit", "mlp.mult", "raise it")
         return (
             matrix("mlp.fc", hidden, shape.model_dim, MLP),
             matrix("mlp.proj", shape.model_dim, hidden, MLP, ("fill", 0.0)),

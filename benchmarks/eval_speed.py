@@ -1,0 +1,157 @@
+"""Sliding evaluation beside a plain loop over windows, with the share of each measure; and the n-gram pass.
+
+The plain loop computes all logits of one window at a time and looks at those it scores. Then, one after another: the
+logits of the scored positions only, windows in batches, and torch.compile at the batch's one shape. Rounds alternate;
+ratios compare the least times, which on a CPU are those of the process itself, whatever else the machine does. Peak
+memory is what the process has taken beyond what it had before the first pass.
+"""
+
+import argparse
+import resource
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from benchmarks.report import parser, show, spread
+from pgolf.config.load import resolve
+from pgolf.core.dist import pick_device
+from pgolf.core.evals.ledger import evaluate
+from pgolf.core.evals.sliding import SlidingEval, sliding_windows
+from pgolf.core.evals.token_tilt import TokenTilt
+from pgolf.core.model.gpt import GPT
+
+MIB = 1024
+
+
+def window_by_window(model: GPT, tokens: np.ndarray, method: SlidingEval) -> np.ndarray:
+    """Losses (T,) by the plain loop."""
+    ids, device = torch.from_numpy(tokens), next(model.parameters()).device
+    losses = np.zeros(len(tokens) - 1, np.float32)
+    with torch.no_grad():
+        for start, first, end in sliding_windows(len(losses), method.seq_len, method.stride).tolist():
+            row = ids[start : start + end + 1].to(device)
+            logits = model.head(model.hidden(row[None, :-1]))[0]
+            nll = F.cross_entropy(logits, row[1:], reduction="none")
+            losses[start + first : start + end] = nll[first:].cpu().numpy()
+    return losses
+
+
+def by_ledger(model: GPT, tokens: np.ndarray, method: SlidingEval) -> np.ndarray:
+    """Losses (T,) by pgolf."""
+    return evaluate(model, tokens, np.ones(len(tokens) - 1, np.uint16), method)[1].losses
+
+
+def compiled(model: GPT) -> Callable[[], None]:
+    """Have the model compile what it scores with; undone by the result."""
+    own = model.nll
+    model.nll = torch.compile(own, dynamic=False)  # type: ignore[method-assign]
+
+    def undo() -> None:
+        model.nll = own  # type: ignore[method-assign]
+
+    return undo
+
+
+def seconds_of(action: Callable[[], Any], device: torch.device) -> float:
+    """Seconds of one call: of the process on a CPU, on the wall with a GPU, which is waited for."""
+    now = time.perf_counter if device.type == "cuda" else time.process_time
+    start = now()
+    action()
+    return now() - start
+
+
+def peak_kib() -> int:
+    """The most memory this process has had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def sliding_rows(options: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
+    """Every measure on top of those before it."""
+    model = GPT(resolve(options.preset).config.model).settle(device).eval()
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(2, model.config.vocab_size, options.targets + 1)
+    one = SlidingEval(seq_len=options.window, stride=options.stride, batch_seqs=1)
+    many = SlidingEval(seq_len=options.window, stride=options.stride, batch_seqs=options.batch)
+    ways: dict[str, Callable[[], np.ndarray]] = {
+        "window by window": lambda: window_by_window(model, tokens, one),
+        "needed logits only": lambda: by_ledger(model, tokens, one),
+        "in batches": lambda: by_ledger(model, tokens, many),
+    }
+    times: dict[str, list[float]] = {}
+    before, peaks = peak_kib(), {}
+    wanted = window_by_window(model, tokens[: options.window * 2], one)
+    assert np.allclose(by_ledger(model, tokens[: options.window * 2], many), wanted, atol=options.tolerance)
+    for _ in range(options.rounds):
+        for name, way in ways.items():
+            times.setdefault(name, []).append(seconds_of(way, device))
+            peaks.setdefault(name, peak_kib() - before)
+    if options.compile:
+        undo = compiled(model)
+        ways["in batches"]()
+        times["compiled"] = [seconds_of(ways["in batches"], device) for _ in range(options.rounds)]
+        peaks["compiled"] = peak_kib() - before
+        undo()
+    least = {name: min(spent) for name, spent in times.items()}
+    rows, last = list[dict[str, Any]](), 0.0
+    for name, spent in times.items():
+        rows.append(
+            {
+                "measure": name,
+                **spread(spent),
+                "tokens_per_s": round(options.targets / least[name], 1),
+                "over_the_loop": round(least["window by window"] / least[name], 3),
+                "over_the_last": round(last / least[name], 3) if last else 1.0,
+                "peak_mib": round(peaks[name] / MIB, 1),
+            }
+        )
+        last = least[name]
+    return rows
+
+
+def hint_row(options: argparse.Namespace) -> dict[str, Any]:
+    """The n-gram pass over a stream in which phrases come again."""
+    rng = np.random.default_rng(0)
+    phrases = rng.integers(0, 8192, (options.ngram_tokens // 200, 20))
+    tokens = np.where(
+        np.repeat(rng.random(options.ngram_tokens // 20) < 0.3, 20),
+        phrases[rng.integers(0, len(phrases), options.ngram_tokens // 20)].ravel(),
+        rng.integers(0, 8192, options.ngram_tokens // 20 * 20),
+    )
+    before = peak_kib()
+    times = [seconds_of(lambda: TokenTilt().hints(tokens), torch.device("cpu")) for _ in range(options.rounds)]
+    return {
+        "measure": "n-gram pass",
+        **spread(times),
+        "tokens_per_s": round(len(tokens) / min(times), 1),
+        "over_the_loop": "-",
+        "over_the_last": "-",
+        "peak_mib": round((peak_kib() - before) / MIB, 1),
+    }
+
+
+def main() -> None:
+    """Measure and print."""
+    arguments = parser(__doc__)
+    arguments.add_argument("--preset", default="demo", help="the model's preset")
+    arguments.add_argument("--window", type=int, default=1024, help="tokens per window")
+    arguments.add_argument("--stride", type=int, default=64, help="scored tokens per window")
+    arguments.add_argument("--batch", type=int, default=4, help="windows per forward pass")
+    arguments.add_argument("--targets", type=int, default=8192, help="tokens to score")
+    arguments.add_argument("--ngram-tokens", type=int, default=4_000_000, help="tokens of the n-gram pass")
+    arguments.add_argument("--rounds", type=int, default=3, help="timings of each measure")
+    arguments.add_argument("--threads", type=int, default=1, help="CPU threads")
+    arguments.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    arguments.add_argument("--compile", action="store_true", help="measure torch.compile too")
+    arguments.add_argument("--tolerance", type=float, default=1e-4, help="largest difference from the plain loop, nats")
+    options = arguments.parse_args()
+    torch.set_num_threads(options.threads)
+    device = pick_device(options.device, 0)
+    show("eval_speed", options, [*sliding_rows(options, device), hint_row(options)])
+
+
+if __name__ == "__main__":
+    main()

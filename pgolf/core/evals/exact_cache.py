@@ -1,0 +1,101 @@
+"""Exact counts of what followed the same tokens before, with the model as their prior (spec: evaluation 7.4)."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pgolf.core.errors import ConfigError
+from pgolf.core.evals.adjustment import Adjustment
+from pgolf.core.evals.base import Adjuster
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pgolf.core.evals.adjusted import AdjustedLedger
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExactCache(Adjuster):
+    """p_n(v) = (c_n(v) + prior p_(n-1)(v)) / (c_n + prior), where c_n(v) counts how often v followed the n - 1 tokens
+    before the target, from the lowest order, whose p_(n-1) is the model's, to the highest. Effect: small or negative
+    (PR #1740, #1741). Source: spec: evaluation 7.4.
+    """
+
+    lowest: int = 4
+    """Lowest order n: the n - 1 tokens before."""
+    highest: int = 8
+    """Highest order."""
+    step: int = 2
+    """From one order to the next."""
+    prior: float = 8.0
+    """Occurrences that the distribution below an order counts for."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.lowest <= self.highest or self.step < 1:
+            raise ConfigError("orders need 1 <= lowest <= highest, and a step of at least 1", "lowest")
+        if self.prior <= 0:
+            raise ConfigError(f"prior must be above 0, not {self.prior}", "prior")
+
+    def begin(self, ledger: "AdjustedLedger") -> "Caching":
+        """Nothing seen."""
+        return Caching(ledger, self)
+
+
+class Caching(Adjustment):
+    """The counts of one stream: what followed each context, by its bytes."""
+
+    def __init__(self, ledger: "AdjustedLedger", settings: ExactCache) -> None:
+        super().__init__(ledger)
+        self.prior, self.counted = settings.prior, 0
+        self.orders = range(settings.lowest, settings.highest + 1, settings.step)
+        self.tables: list[dict[bytes, dict[int, int]]] = [{} for _ in self.orders]
+
+    def contexts(self, content: bytes, target: int) -> list[dict[int, int] | None]:
+        """What followed the tokens before a target, by order; None where there are not as many. `content` has them as
+        int64.
+        """
+        stop = 8 * (target + 1)
+        found: list[dict[int, int] | None] = []
+        for order, table in zip(self.orders, self.tables):
+            start = stop - 8 * (order - 1)
+            found.append(table.setdefault(content[start:stop], {}) if start >= 0 else None)
+        return found
+
+    def apply(self, position: int, logp_SV: "Tensor") -> "Tensor":
+        """Mix in the counts, for each position those of what came before it; what is context is counted on the way."""
+        import torch
+
+        stop = position + len(logp_SV)
+        tokens = self.ledger.context(stop)
+        oldest = max(self.counted + 2 - self.orders[-1], 0)
+        content = tokens[oldest:].tobytes()
+        scale = torch.ones(len(logp_SV), dtype=torch.float64)
+        places, columns, parts = list[int](), list[int](), list[float]()
+        for target in range(self.counted, stop):
+            found = self.contexts(content, target - oldest)
+            if target >= position:
+                kept, added = 1.0, dict[int, float]()
+                for counts in found:
+                    if counts:
+                        norm = sum(counts.values()) + self.prior
+                        factor = self.prior / norm
+                        kept *= factor
+                        added = {token: part * factor for token, part in added.items()}
+                        for token, count in counts.items():
+                            added[token] = added.get(token, 0.0) + count / norm
+                scale[target - position] = kept
+                places += [target - position] * len(added)
+                columns += added
+                parts += added.values()
+            if target + 1 < stop:
+                came = int(tokens[target + 1])
+                for counts in found:
+                    if counts is not None:
+                        counts[came] = counts.get(came, 0) + 1
+        self.counted = stop - 1
+        if not places:
+            return logp_SV
+        device = logp_SV.device
+        p = logp_SV.double().exp() * scale.to(device)[:, None]
+        where = torch.tensor(places, device=device), torch.tensor(columns, device=device)
+        p[where] += torch.tensor(parts, dtype=torch.float64, device=device)
+        return p.log().float()

@@ -1,0 +1,264 @@
+"""pgolf eval end to end: ranks, interruptions, budgets, comparison, what every target cost, and bad input."""
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from harness import run_apart, run_here, stray_files
+
+from pgolf.catalog import CATALOG
+from pgolf.core.shards import write_shard
+from pgolf.stages.compare import SLOTS
+from pgolf.stages.eval_positions import load_positions
+
+DYING = """
+import os, sys
+from pgolf.cli.main import main
+from pgolf.stages import eval_watch
+class Dying(eval_watch.ScoringWatch):
+    count = 0
+    def advanced(self, ledger):
+        self.saved_s = -100.0
+        super().advanced(ledger)
+        self.count += 1
+        if self.count == 4:
+            os.kill(os.getpid(), 9)
+from pgolf.stages import evaluate
+evaluate.ScoringWatch = Dying
+main(sys.argv[1:])
+"""
+
+
+@pytest.fixture(scope="module")
+def argv(tiny_run: Path) -> list[object]:
+    """The tiny artifact and its data."""
+    return [tiny_run / "compress" / "model.pgz", "--data", tiny_run / "data", "--quiet"]
+
+
+def scored(*argv: object) -> dict[str, Any]:
+    """The score document of a command."""
+    return run_here("eval", *argv, "--json").good().document
+
+
+def dataset_of(tiny_run: Path, folder: Path, tokens: list[int] | np.ndarray) -> Path:
+    """Published shards with this validation stream."""
+    folder.mkdir()
+    write_shard(folder / "fineweb_val_000000.bin", np.asarray(tokens, np.uint16))
+    shutil.copy(tiny_run / "data" / "tokenizer.model", folder / "tokenizer.model")
+    return folder
+
+
+def val_tokens(tiny_run: Path) -> np.ndarray:
+    """The validation stream."""
+    return np.fromfile(tiny_run / "data" / "fineweb_val_000000.bin", "<u2", offset=1024)
+
+
+EVERYTHING = (
+    *("eval.slot=adamw", "eval.slot.steps=2", "eval.bias=online", "eval.bias.chunk_tokens=512", "eval.cache=exact"),
+    *("eval.mixer=hedge", "eval.mixer.chunk_tokens=700", "eval.tilt=token", "eval.tilt.lowest=3"),
+)
+
+
+@pytest.mark.parametrize("sets", [("eval.method=document",), EVERYTHING], ids=["documents", "adjusters"])
+def test_two_ranks_give_the_score_of_one(argv: list[object], tmp_path: Path, sets: tuple[str, ...]) -> None:
+    words = [word for text in ("eval.max_tokens=3000", *sets) for word in ("--set", text)]
+    one = scored(*argv, *words, "--positions", tmp_path / "one.safetensors")
+    files = "--positions", tmp_path / "two.safetensors", "--out", tmp_path / "score.json"
+    two = scored(*argv, *words, "--gpus", 2, "--device", "cpu", *files)
+    assert (one["world_size"], two["world_size"]) == (1, 2)
+    assert one["score"] == two["score"]
+    first, second = (load_positions(tmp_path / f"{name}.safetensors").nats for name in ("one", "two"))
+    assert first.tobytes() == second.tobytes()
+    assert json.loads((tmp_path / "score.json").read_text())["score"] == two["score"]
+
+
+def test_a_killed_evaluation_goes_on_where_it_was(argv: list[object], tmp_path: Path) -> None:
+    words = ["--set", "eval.batch_seqs=8", "--out", tmp_path / "score.json"]
+    line = [sys.executable, "-c", DYING, "eval", *map(str, [*argv, *words])]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    assert subprocess.run(line, env=environment, capture_output=True, timeout=120).returncode == -9
+    ledger = tmp_path / "score.json.ledger"
+    assert ledger.is_file() and not (tmp_path / "score.json").exists()
+    saved = ledger.read_bytes()
+    found = scored(*argv, *words)
+    assert found["clock"]["resumed_at"] == 64 + 31 * 32
+    assert found["score"] == scored(*argv, "--set", "eval.batch_seqs=8")["score"]
+    assert not ledger.exists() and not stray_files(tmp_path)
+    # The ledger of an evaluation by other settings is left alone, and not used.
+    ledger.write_bytes(saved)
+    other = scored(*argv, "--set", "eval.stride=16", "--out", tmp_path / "score.json")
+    assert other["clock"]["resumed_at"] == 0
+
+
+def test_a_pass_over_its_budget_is_written_and_fails(argv: list[object], tmp_path: Path) -> None:
+    out = tmp_path / "score.json"
+    words = [*argv, "--out", out, "--set", "eval.budget_seconds=0.001"]
+    line = run_here("eval", *words).refused(4, "by the strict clock, the budget is 0.001 s", "budget_seconds=0")
+    assert "--clock core" in line
+    document = json.loads(out.read_text())
+    assert document["score"]["bpb"] > 0 and document["clock"]["kept"] is False
+    assert document["clock"]["strict_s"] > document["clock"]["core_s"] > 0.001
+    run_here("eval", *words, "--clock", "core").refused(4, "by the core clock")
+    run_here("eval", *argv, "--clock", "wall").refused(2, "no clock", "strict and core")
+    unlimited = scored(*argv, "--set", "eval.budget_seconds=0")
+    assert unlimited["clock"]["kept"] is True
+
+
+def test_the_strict_clock_begins_with_the_process(argv: list[object]) -> None:
+    document = json.loads(run_apart("eval", *argv, "--json", "--set", "eval.max_tokens=64").good().out)
+    clock, seconds = document["clock"], document["seconds"]
+    assert clock["strict_s"] > clock["core_s"]
+    assert seconds["load"] > 0.2, "importing torch alone takes longer"
+    assert seconds["total"] == pytest.approx(clock["strict_s"], abs=0.01)
+    assert {"load", "prepare", "score", "total"} == set(seconds)
+
+
+def test_a_partial_pass_has_no_bpb_and_is_shown_as_partial(argv: list[object]) -> None:
+    document = scored(*argv, "--set", "eval.max_tokens=500")
+    assert "bpb" not in document["score"] and document["partial"] is True
+    sums = document["score"]
+    assert sums["bpb_partial"] == sums["nats"] / (math.log(2) * sums["bytes"])
+    shown = run_here("eval", *argv, "--set", "eval.max_tokens=500").good().out
+    assert "BPB, partial" in shown and "up to 500" in shown
+
+
+def test_every_method_is_compared(argv: list[object], tmp_path: Path) -> None:
+    plan = run_here("eval", *argv, "--method", "all", "--dry-run", "--json").good().document["ways"]
+    adjusters = sum(len(CATALOG[slot]) - 1 for slot in SLOTS.values())
+    assert len(plan) == len(CATALOG["EvalMethod"]) + adjusters + len(CATALOG["TttMethod"])
+    out = tmp_path / "all.json"
+    words = [*argv, "--method", "all", "--set", "eval.max_tokens=1500", "--set", "ttt.max_tokens=1500"]
+    document = run_here("eval", *words, "--out", out, "--json").good().document
+    assert json.loads(out.read_text()) == document
+    rows = {row["label"]: row for row in document["rows"]}
+    assert list(rows) == plan and rows["plain"]["gain"] == 0.0
+    good = {label: row for label, row in rows.items() if "error" not in row}
+    assert {"sliding", "document", "sliding + tilt token", "ttt chunk_sgd"} <= set(good)
+    for row in good.values():
+        assert row["bpb"] == pytest.approx(rows["plain"]["bpb"] - row["gain"], abs=1e-6)
+        assert row["seconds"] > 0
+    assert rows["sliding"]["gain"] > 0 and not rows["sliding"]["adaptive"]
+    assert rows["document"]["document_independent"] and rows["sliding + cache exact"]["adaptive"]
+    assert "sliding + tilt token" in run_here("eval", *words).good().out
+
+
+def test_one_method_by_name(argv: list[object]) -> None:
+    assert scored(*argv, "--method", "plain")["method"]["name"] == "plain"
+    run_here("eval", *argv, "--method", "magic").refused(2, "magic")
+    run_here("eval", *argv, "--method", "all", "--positions", "x.safetensors").refused(2, "name one method")
+
+
+def test_what_every_target_cost(argv: list[object], tiny_run: Path, tmp_path: Path) -> None:
+    out, file = tmp_path / "score.json", tmp_path / "cost.safetensors"
+    document = scored(*argv, "--out", out, "--positions", file)
+    found = load_positions(file)
+    assert float(found.nats.sum(dtype=np.float64)) == document["score"]["nats"]
+    assert int(found.bytes.sum()) == document["score"]["bytes"]
+    assert found.documents.tolist() == np.flatnonzero(val_tokens(tiny_run)[:-1] == 1).tolist()
+    assert scored(*argv, "--out", out, "--positions", file)["fresh"] is True
+    file.unlink()
+    assert scored(*argv, "--out", out, "--positions", file)["fresh"] is False
+    assert load_positions(file).nats.tobytes() == found.nats.tobytes()
+    plotted = run_here("plot", file, "--out", tmp_path / "cost.png", "--json").good().document
+    (row,) = plotted["files"]
+    for over in ("position", "length"):
+        assert sum(part["tokens"] for part in row[over]) == len(found.nats) - found.documents[0]
+    assert row["position"][0]["low"] == 1 and row["position"][0]["tokens"] == len(found.documents)
+    assert (tmp_path / "cost.png").read_bytes()[:4] == b"\x89PNG"
+    assert "place in the document" in run_here("plot", file).good().out
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    run_here("plot", file).refused(3, "SHA-256")
+    run_here("plot", tiny_run / "train" / "checkpoint.safetensors").refused(3, "not a pgolf.positions")
+
+
+def test_a_loop_with_more_and_fewer_passes(tiny_run: Path, tmp_path: Path) -> None:
+    parts = ["model.skips=none", "model.loop=layers", "model.loop.start=0", "model.loop.end=1", "train.iterations=4"]
+    sets = [word for text in [*parts, "model.loop.extra_passes=1"] for word in ("--set", text)]
+    data = tiny_run / "data"
+    run_here("train", data, "--out", tmp_path / "run", "--preset", "tiny", "--quiet", *sets).good()
+    model = tmp_path / "run" / "checkpoint.safetensors"
+    words = [model, "--data", data, "--quiet", "--set", "eval.max_tokens=512"]
+    found = {passes: scored(*words, "--set", f"eval.num_loops={passes}") for passes in range(4)}
+    values = [found[passes]["score"]["bpb_partial"] for passes in range(4)]
+    assert values[0] == values[2] and len(set(values)) == 3
+    assert found[0]["model"]["overridden"] == found[2]["model"]["overridden"] == []
+    assert found[3]["model"]["overridden"] == ["model.loop.extra_passes 1 -> 2"]
+    changed = scored(*words, "--set", "model.loop.extra_passes=2")
+    assert changed["score"] == found[3]["score"]
+
+
+def test_a_loop_is_needed_to_go_through_it(argv: list[object], tiny_run: Path, tmp_path: Path) -> None:
+    run_here("eval", *argv, "--set", "eval.num_loops=2").refused(2, "has no loop")
+    words = ["package-submission", argv[0], "--out", tmp_path / "out", "--set", "eval.num_loops=2", "--quiet"]
+    run_here(*words).refused(2, "as it was trained", "eval.num_loops=0")
+
+
+# Bad input
+
+
+def test_shards_of_another_tokenizer(argv: list[object], tiny_run: Path, tmp_path: Path, corpus: Path) -> None:
+    words = ["--preset", "tiny", "--set", "tokenize.vocab_size=400", "--quiet"]
+    run_here("tokenize", corpus, "--out", tmp_path / "data", *words).good()
+    run_here("eval", argv[0], "--data", tmp_path / "data", "--quiet").refused(3, "tokenizer is not the one")
+
+
+def test_windows_longer_than_training_and_than_the_data(argv: list[object], tiny_run: Path, tmp_path: Path) -> None:
+    data = dataset_of(tiny_run, tmp_path / "data", val_tokens(tiny_run)[:700])
+    words = [argv[0], "--data", data, "--quiet", "--method", "plain"]
+    long = scored(*words, "--set", "eval.seq_len=5000")
+    assert long["score"]["tokens"] == 699
+    assert long["score"]["nats"] == pytest.approx(
+        scored(*words, "--set", "eval.seq_len=699")["score"]["nats"], rel=1e-5
+    )
+    stretched = scored(*words, "--set", "eval.seq_len=699", "--set", "eval.rope=ntk", "--set", "eval.rope.trained=64")
+    assert stretched["score"]["nats"] != long["score"]["nats"] and stretched["score"]["tokens"] == 699
+
+
+def test_documents_of_every_kind(argv: list[object], tiny_run: Path, tmp_path: Path) -> None:
+    text = val_tokens(tiny_run)
+    body = text[text != 1]
+    whole = text[text.tolist().index(1) :][:200]
+    stream = np.concatenate([whole, body[:600], [1], [1], [1, 7], [1], body[600:640]])
+    data = dataset_of(tiny_run, tmp_path / "data", stream)
+    words = [argv[0], "--data", data, "--quiet", "--method", "document"]
+    found = scored(*words)
+    assert found["score"]["tokens"] == len(stream) - 1 and found["document_independent"]
+    file = tmp_path / "cost.safetensors"
+    scored(*words, "--positions", file)
+    cost = load_positions(file)
+    lengths = np.diff(np.append(cost.documents, len(cost.nats))).tolist()
+    assert lengths[-4:] == [1, 1, 2, 40], "an empty document has one target, the BOS that ends it"
+    assert max(lengths) > 64 and np.isfinite(cost.nats).all()
+
+
+@pytest.mark.parametrize("tokens", [[1], [5]])
+def test_a_stream_of_one_token(argv: list[object], tiny_run: Path, tmp_path: Path, tokens: list[int]) -> None:
+    data = dataset_of(tiny_run, tmp_path / "data", tokens)
+    for method in CATALOG["EvalMethod"]:
+        run_here("eval", argv[0], "--data", data, "--quiet", "--method", method).refused(3, "fewer than two tokens")
+
+
+def test_a_budget_too_small_for_a_plain_pass(argv: list[object]) -> None:
+    words = [*argv, "--method", "plain", "--set", "eval.batch_seqs=1", "--set", "eval.budget_seconds=0.01"]
+    result = run_here("eval", *words, "--json")
+    assert result.code == 4 and "the budget is 0.01 s" in result.err
+    assert result.document["score"]["bpb"] > 0 and result.document["clock"]["kept"] is False
+    assert any("its budget is 0.01 s" in text for text in result.document["warnings"])
+
+
+def test_test_time_training_scores_on_when_time_is_up(argv: list[object]) -> None:
+    words = [*argv, "--json", "--set", "ttt.budget_seconds=0.01"]
+    result = run_here("ttt", *words)
+    assert result.code == 4
+    stopped = result.document["clock"]["adaptation_stopped_at"]
+    assert 0 < stopped < result.document["score"]["tokens"]
+    assert any("no adaptation after" in text for text in result.document["warnings"])
