@@ -33,7 +33,7 @@ from pgolf.dataset import open_dataset
 from pgolf.report.console import Console
 from pgolf.stages.calibrate import calibration
 from pgolf.stages.model_files import ModelFile, load_model, ready
-from pgolf.stages.quantize import prepared
+from pgolf.stages.quantize import knowing
 
 K, K_EMBED = 12.85, 20.0
 """Clips of PR #1394; all methods scale both together."""
@@ -107,7 +107,7 @@ def code(method: Method, scale: float, model: ModelFile, found: Calibration) -> 
         grids = {name: Grid(bits=8, k=scale * K_EMBED) for name in ("embed", "head")}
         quantizer = (Gptq if method.compensated else SdClip)(k=scale * K, **grids)
     changed = dataclasses.replace(model, weights=weights)
-    known = prepared(quantizer, changed, found) if method.compensated else {}
+    known = knowing(quantizer, changed, found)(quantizer) if method.compensated else {}
     result = quantize_model(config, weights, quantizer, known)
     if method.corrected:
         factors = corrections(model, result.tensors)

@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from pgolf.sweep.held_out import find_tail
 
 from benchmarks.report import parser, show
 from pgolf.config.load import resolve
 from pgolf.core.evals.ledger import evaluate
 from pgolf.core.ttt.documents import document_begins
 from pgolf.dataset import BOS, open_dataset
+from pgolf.stages.held_out import find_tail
 from pgolf.stages.model_files import load_model
 
 

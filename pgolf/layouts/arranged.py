@@ -110,7 +110,9 @@ class Columns:
         for rows, columns in shapes or [(1, len(raw))]:
             matrices.append(np.frombuffer(raw, np.int8, rows * columns, start).reshape(rows, columns))
             start += rows * columns
-        orders = [similar_order(matrix) if self.similar and len(matrix) > 1 else None for matrix in matrices]
+        orders = [
+            similar_order(matrix) if self.similar and matrix.size and len(matrix) > 1 else None for matrix in matrices
+        ]
         head = b"".join(
             SHAPE.pack(*matrix.shape, order is not None) for matrix, order in zip(matrices, orders, strict=True)
         )

@@ -130,7 +130,9 @@ def test_the_script_adapts_to_the_last_bit_as_pgolf_does(
 ) -> None:
     chosen = [word for one in sets for word in ("--set", f"ttt.{one}")]
     artifact, out = copy_run / "compress" / "model.pgz", tmp_path / "ttt submission"
-    pgolf("ttt", artifact, "--data", copy_run / "data", "--out", copy_run / "ttt" / "score.json", "--quiet", *chosen)
+    pgolf(
+        "ttt", artifact, "--data", copy_run / "data", "--out", copy_run / "ttt" / "score.json", "--quiet", *chosen
+    ).good()
     argv = ["package-submission", artifact, "--out", out, "--set", "package.claim=ttt", *chosen]
     document = pgolf(*argv, "--quiet", "--json").good().document
     assert document["val_bpb"] == claimed(copy_run, "ttt")["bpb"] != claimed(copy_run)["bpb"]

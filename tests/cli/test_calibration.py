@@ -67,7 +67,7 @@ def test_a_trellis_goes_all_the_way_to_a_score(pgolf: Any, tiny_run: Path, calib
     exact = pgolf("eval", tiny_run / "train" / "checkpoint.safetensors", *data).good().document["score"]
     assert scores[0] == scores[1] and abs(scores[0]["bpb"] - exact["bpb"]) < 0.02
     rows = {row["tensor"]: row for row in pgolf("inspect", artifact, "--json").good().document["tensors"]}
-    assert rows["tok_emb.weight"]["stored"] == "8-bit codes"
+    assert rows["tok_emb.weight"]["stored"] == "8-bit trellis"
 
 
 def test_a_wrong_calibration_is_refused_with_the_reason(

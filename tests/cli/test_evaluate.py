@@ -140,7 +140,7 @@ def test_every_method_is_compared(argv: list[object], tmp_path: Path) -> None:
     rows = {row["label"]: row for row in document["rows"]}
     assert list(rows) == plan and rows["plain"]["gain"] == 0.0
     good = {label: row for label, row in rows.items() if "error" not in row}
-    assert {"sliding", "document", "sliding + tilt token", "ttt chunk_sgd"} <= set(good)
+    assert {"sliding", "document", "sliding + tilt token", "ttt chunk"} <= set(good)
     for row in good.values():
         assert row["bpb"] == pytest.approx(rows["plain"]["bpb"] - row["gain"], abs=1e-6)
         assert row["seconds"] > 0

@@ -1,13 +1,16 @@
 """pgolf ttt by every method and preset: what is stored, what presets change, what is refused."""
 
+import dataclasses
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pgolf.accounting import bpb_of
 from pgolf.config.load import PRESETS, preset_names, resolve
 from pgolf.config.tree import flatten
+from pgolf.core.evals.base import Evaluator
 
 RECORDS = sorted(name for name in preset_names() if name.startswith("ttt_"))
 SMALL = {
@@ -41,7 +44,9 @@ def test_a_records_preset_sets_test_time_training_and_nothing_else(name: str) ->
     assert changed and all(key.startswith("ttt.") for key in changed)
     assert over.config.model == resolve("leader_tiny").config.model
     left = {key for key, origin in over.origins.items() if key.startswith("ttt.") and origin == "stored"}
-    assert left <= {"ttt.max_tokens", "ttt.bos_id", "ttt.batch_seqs", "ttt.targets"}
+    evaluator = {f"ttt.{field.name}" for field in dataclasses.fields(Evaluator)} - {"ttt.seq_len"}
+    of_scoring = {f"{key}.kind" for key in evaluator} | evaluator
+    assert left <= of_scoring | {"ttt.bos_id", "ttt.targets"}
 
 
 @pytest.mark.parametrize("record", ["pr1493", "pr1855"])
@@ -57,7 +62,7 @@ def test_a_tiny_model_is_scored_with_a_records_settings(pgolf: Any, tiny_run: Pa
     still = pgolf("eval", *argv[1:4], "--quiet", "--set", "eval.method=plain", "--json").good().document
     assert (document["stage"], document["method"]["name"]) == ("ttt", method)
     assert document["score"]["tokens"] == min(1500, still["score"]["tokens"])
-    assert abs(document["score"]["bpb"] - still["score"]["bpb"]) < 0.5
+    assert abs(bpb_of(document["score"]) - bpb_of(still["score"])) < 0.5
     settings, record = flatten(document["method"]), flatten(resolve(name).values["ttt"])
     fitted = {word.partition("=")[0] for word in SMALL[method]} | {"method", "max_tokens", "base.train_seqs"}
     assert {key: value for key, value in record.items() if key not in fitted}.items() <= settings.items()

@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pgolf.core.ttt.chunk_sgd import ChunkSgd
 
 from pgolf.core.dist import World
 from pgolf.core.errors import RuleError
 from pgolf.core.evals.ledger import evaluate
 from pgolf.core.evals.plain import PlainEval
 from pgolf.core.evals.sliding import SlidingEval
+from pgolf.core.ttt.chunk import ChunkTtt
 from pgolf.report.console import Console, ProgressLine
 from pgolf.stages.compare import gain_over
 from pgolf.stages.eval_clock import EvalClock, judge
@@ -21,7 +21,7 @@ from pgolf.stages.eval_watch import ScoringWatch
 
 TOKENS = np.random.default_rng(0).integers(2, 60, 400)
 CHARGES = np.full(399, 2, np.uint16)
-TTT = ChunkSgd(seq_len=16, stride=8, chunk_tokens=16, lr=0.05, epochs=1, train_seqs=2)
+TTT = ChunkTtt(seq_len=16, stride=8, chunk_tokens=16, lr=0.05, epochs=1, train_seqs=2)
 
 
 def wound(*moments: float) -> EvalClock:

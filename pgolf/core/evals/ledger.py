@@ -106,6 +106,7 @@ class Ledger:
         """Score windows (n,3), padded to `length`, in one pass of a model that shares this one's weights. Returns what
         was committed, to learn from: losses (n, length - first position scored), 0 where nothing was.
         """
+        self.watch.scoring(self)
         place, skip = np.arange(length + 1), int(windows[:, 1].min())
         ids = self.tokens[np.minimum(windows[:, :1] + place, self.targets)] * (place <= windows[:, 2:])
         taken = (place[skip:-1] >= windows[:, 1:2]) & (place[skip:-1] < windows[:, 2:])

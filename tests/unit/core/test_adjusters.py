@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from pgolf.core.ttt.chunk_sgd import ChunkSgd
 
 from pgolf.core.errors import ConfigError, RuleError
 from pgolf.core.evals.adjusted import AdjustedLedger
@@ -27,6 +26,7 @@ from pgolf.core.evals.plain import PlainEval
 from pgolf.core.evals.sliding import SlidingEval, sliding_windows
 from pgolf.core.evals.token_hints import group_equal
 from pgolf.core.evals.token_tilt import TokenTilt
+from pgolf.core.ttt.chunk import ChunkTtt
 
 VOCAB = 60
 TILT = TokenTilt(lowest=2, highest=4, step=1, threshold_scale=0.5)
@@ -43,7 +43,7 @@ BASES = {
     "sliding": SlidingEval(seq_len=16, stride=5),
     "plain": PlainEval(seq_len=12),
     "documents": DocumentEval(seq_len=16, stride=6),
-    "ttt": ChunkSgd(seq_len=16, stride=4, chunk_tokens=32, lr=0.05, epochs=1, train_seqs=2),
+    "ttt": ChunkTtt(seq_len=16, stride=4, chunk_tokens=32, lr=0.05, epochs=1, train_seqs=2),
 }
 every_set = pytest.mark.parametrize("slots", SETS.values(), ids=SETS)
 every_base = pytest.mark.parametrize("base", BASES.values(), ids=BASES)
