@@ -234,6 +234,8 @@ def settings_text(method: dict[str, Any], path: str = "") -> str:
     for key, value in method.items():
         if not isinstance(value, dict):
             parts += [f"{path}{key}={value}"] if key not in ("name", "kind") else []
+        elif "kind" not in value:
+            parts.append(settings_text(value, f"{path}{key}."))
         elif value["kind"] not in ("none", "as_trained"):
             parts += [f"{path}{key}={value['kind']}", settings_text(value, f"{path}{key}.")]
     return ", ".join(filter(None, parts))
