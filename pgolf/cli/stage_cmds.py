@@ -294,19 +294,7 @@ def quantize(
         world.close()
         return
     if dry_run:
-        if calibrate_only:
-            plan(as_json, {"command": "calibrate", "file": str(kept)}, f"would calibrate into {kept}")
-            return
-        from pgolf.stages.dry import predict_quantized
-
-        size = predict_quantized(model, resolved.config, kept)
-        text = f"would quantize {sum(w.numel() for w in model.weights.values()):,} parameters into {out}; "
-        if budget:
-            text += f"steps would be found for {budget:,} bytes; without that, predicted {size.line()}"
-        else:
-            text += f"predicted {size.line()}"
-        document = {"command": "quantize", "out": str(out), "predicted": True, **size.document(), "budget": budget}
-        plan(as_json, document, text)
+        plan_quantize(model, resolved.config, out, kept, calibrate_only, budget, as_json)
         return
     entry = run_stage(checkpoint, dataset, target, resolved, device, console, calibration, force, budget)
     figures = entry["figures"]
@@ -336,6 +324,25 @@ def quantize(
             if figures["hessians_cached"]
             else f"calibrated in {entry['seconds']['hessians']:.1f} s, which is kept"
         )
+
+
+def plan_quantize(
+    model: Any, config: Any, out: Path | None, kept: Path, calibrate_only: bool, budget: int, as_json: bool
+) -> None:
+    """What the command would do."""
+    from pgolf.stages.dry import predict_quantized
+
+    if calibrate_only:
+        plan(as_json, {"command": "calibrate", "file": str(kept)}, f"would calibrate into {kept}")
+        return
+    size = predict_quantized(model, config, kept)
+    text = f"would quantize {sum(w.numel() for w in model.weights.values()):,} parameters into {out}; "
+    if budget:
+        text += f"steps would be found for {budget:,} bytes; without that, predicted {size.line()}"
+    else:
+        text += f"predicted {size.line()}"
+    document = {"command": "quantize", "out": str(out), "predicted": True, **size.document(), "budget": budget}
+    plan(as_json, document, text)
 
 
 def show_budget(found: dict[str, Any]) -> None:
