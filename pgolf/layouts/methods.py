@@ -1,5 +1,6 @@
 """The methods of compress that arrange sections before a codec has them. They stay at home: no script carries them."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,7 @@ ALONE = (*CODERS, "rans")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layouts:
+class Layouts(ABC):
     """A method that decides for every section how it is arranged and by what it is coded."""
 
     coder: str = "lzma"
@@ -39,9 +40,9 @@ class Layouts:
         if self.coder not in CODERS:
             raise ConfigError(f"{self.coder!r} is none of {', '.join(CODERS)}", "coder")
 
+    @abstractmethod
     def choices(self, ident: int, raw: bytes, coded: bool) -> "list[Codec]":
         """Codecs to try on a section, the smallest result of which is taken; `coded` says that it consists of codes."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ HINT = "install it (apt-get install lrzip zpaq), or compress with compress.metho
 
 
 @dataclass(frozen=True, kw_only=True)
-class Program:
+class Program(ABC):
     """A compressor that is a program of its own."""
 
     codec_id: ClassVar[int]
@@ -38,13 +39,13 @@ class Program:
         """The program."""
         return type(self).__name__.lower()
 
+    @abstractmethod
     def packing(self) -> list[str]:
         """Its arguments that make `coded` of `raw`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def unpacking(self) -> list[str]:
         """Its arguments that make `back` of `coded`."""
-        raise NotImplementedError
 
     def encode(self, raw: bytes, shapes: Sequence[tuple[int, ...]] = ()) -> bytes:
         """Compress. SetupError when the program is missing or fails."""

@@ -347,6 +347,8 @@ def main(folder: Path, rank: int) -> int:
 
 
 if __name__ == "__main__":
-    result = main(Path(sys.argv[1]), int(os.environ["RANK"]))
+    from pgolf.core.dist import torchrun_rank
+
+    result = main(Path(sys.argv[1]), torchrun_rank())
     sys.stderr.flush()
     os._exit(result)  # without waiting for connections to ranks that may be gone

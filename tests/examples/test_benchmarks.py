@@ -43,7 +43,7 @@ SMALLEST = {
     "quantizer_speed": ["--preset", "tiny", "--rounds", "1"],
     "evaluation": [
         *("--model", str(GOLDEN / "checkpoint.safetensors"), "--data", str(GOLDEN / "data"), "--targets", "200"),
-        *("--window", "32", "--stride", "16", "--set", "ttt.chunk_tokens=64"),
+        *("--window", "48", "--stride", "24", "--set", "ttt.chunk_tokens=64"),
     ],
     "eval_speed": [
         *("--preset", "tiny", "--window", "64", "--stride", "32", "--targets", "200", "--ngram-tokens", "4000"),
@@ -207,9 +207,7 @@ def check_evaluation(rows: list[dict[str, Any]]) -> None:
     """Every method scores the same targets, plain first."""
     assert rows[0]["method"] == "plain" and rows[0]["gain"] == 0.0
     for row in rows:
-        if row["gain"] != "-":
-            assert abs(rows[0]["BPB"] - row["gain"] - row["BPB"]) < 3e-5
-    assert sum(row["gain"] != "-" for row in rows) > 5
+        assert abs(rows[0]["BPB"] - row["gain"] - row["BPB"]) < 3e-5
 
 
 CHECKS = {
