@@ -14,6 +14,7 @@ import typer
 
 from pgolf import __version__
 from pgolf.cli import (
+    audit_cmd,
     config_cmd,
     data_cmd,
     inspect_cmd,
@@ -66,6 +67,7 @@ for module in (
     inspect_cmd,
     report_cmd,
     plot_cmd,
+    audit_cmd,
     config_cmd,
 ):
     module.register(app)

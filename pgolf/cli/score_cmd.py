@@ -44,6 +44,15 @@ PositionsFile = Annotated[
         "--positions", metavar="FILE", help="Write what every target cost here (.safetensors), for pgolf plot."
     ),
 ]
+Audit = Annotated[
+    Path | None,
+    typer.Option(
+        "--audit",
+        metavar="FILE",
+        help="The audit.json of pgolf audit run on this method, to be named in the score.",
+        rich_help_panel="Running",
+    ),
+]
 Ranks = Annotated[
     int | None,
     typer.Option(
@@ -75,6 +84,7 @@ class Asked:
     clock: str
     positions: Path | None
     gpus: int | None
+    audit: Path | None
     began_s: float
 
 
@@ -99,6 +109,7 @@ def evaluate(
     device: options.Device = "auto",
     gpus: Ranks = None,
     clock: ClockName = "strict",
+    audit: Audit = None,
     as_json: options.Json = False,
     dry_run: options.DryRun = False,
     quiet: options.Quiet = False,
@@ -123,6 +134,7 @@ def evaluate(
         clock=clock,
         positions=positions,
         gpus=gpus,
+        audit=audit,
         began_s=ctx.obj,
     )
     compare(asked) if method == ALL else score("eval", asked)
@@ -143,6 +155,7 @@ def ttt(
     device: options.Device = "auto",
     gpus: Ranks = None,
     clock: ClockName = "strict",
+    audit: Audit = None,
     as_json: options.Json = False,
     dry_run: options.DryRun = False,
     quiet: options.Quiet = False,
@@ -169,6 +182,7 @@ def ttt(
             clock=clock,
             positions=positions,
             gpus=gpus,
+            audit=audit,
             began_s=ctx.obj,
         ),
     )
@@ -215,7 +229,9 @@ def score(stage: str, asked: Asked) -> None:
     from pgolf.stages.evaluate import Scoring, run_method, score_model
     from pgolf.stages.launch import score_on_ranks
 
-    how = Scoring(clock=asked.clock, began_s=asked.began_s, positions=asked.positions)
+    how = Scoring(
+        clock=asked.clock, began_s=asked.began_s, positions=asked.positions, audit=audited(stage, asked, model, method)
+    )
     run = partial(score_on_ranks, asked.gpus, resolved) if asked.gpus else run_method
     document = score_model(model, dataset, stage, resolved, asked.device, console, asked.out, asked.force, how, run)
     if asked.as_json:
@@ -226,6 +242,17 @@ def score(stage: str, asked: Asked) -> None:
         judge(document, asked.clock)
     except RuleError as error:
         fail_after_result(error)
+
+
+def audited(stage: str, asked: Asked, model: Any, method: Any) -> Any:
+    """What the score will say of its audit."""
+    from pgolf.audit.report import audit_of
+    from pgolf.config.tree import to_values
+    from pgolf.stages.evaluate import shown_method
+
+    if asked.audit is None:
+        return "unaudited"
+    return audit_of(asked.audit, stage, shown_method(stage, method), to_values(model.config.model), model.sha256)
 
 
 def settings_text(method: dict[str, Any], path: str = "") -> str:
@@ -254,6 +281,7 @@ def show(document: dict[str, Any]) -> None:
         ["method", f"{method['name']} ({settings_text(method)})"],
         ["label", label_text(document)],
         ["model", f"{document['model']['kind']} {document['model']['path']}"],
+        ["audit", audit_text(document["audit"])],
         ["seconds", seconds_text(document)],
         ["clocks", f"strict {clock['strict_s']:.1f} s, core {clock['core_s']:.1f} s of {clock['budget_s']:g} s"],
     ]
@@ -274,6 +302,11 @@ def label_text(document: dict[str, Any]) -> str:
     return f"{kind}, {'document by document' if document['document_independent'] else 'across documents'}"
 
 
+def audit_text(audit: Any) -> str:
+    """The audit of a score in a few words."""
+    return f"{audit['id']}, level {audit['level']}: {audit['verdict']}" if isinstance(audit, dict) else str(audit)
+
+
 def seconds_text(document: dict[str, Any]) -> str:
     """What it took, by phase."""
     parts = [f"{name} {spent:.1f}" for name, spent in document["seconds"].items() if name != "total"]
@@ -287,7 +320,7 @@ def compare(asked: Asked) -> None:
     from pgolf.stages.inputs import model_and_data
 
     check(asked)
-    if asked.gpus or asked.positions:
+    if asked.gpus or asked.positions or asked.audit:
         raise ConfigError("every method is scored in this process, without files", "--method all", "name one method")
     console = Console(asked.quiet)
     model, resolved, dataset = model_and_data(

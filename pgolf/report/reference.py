@@ -1,14 +1,15 @@
 """The reference pages of docs/, made from the program itself: python -m pgolf.report.reference --write docs.
 
 `--check docs` changes nothing and fails when a page is stale. Pages: configuration.md (every key, of every choice),
-commands.md (every command's help) and techniques.md (every line of the catalog). The one module of this package that
-looks at the command line, because it describes it.
+commands.md (every command's help), techniques.md (every line of the catalog) and rules.md (what is held legal). The one
+module of this package that looks at the command line, because it describes it.
 """
 
 import argparse
 import dataclasses
 import io
 import json
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
@@ -206,11 +207,62 @@ def commands_page() -> str:
     return "".join(parts)
 
 
+def rules_page() -> str:
+    """rules.md."""
+    from pgolf.audit.triple import TEXT_BYTES, published_rows, rules
+
+    laws = [
+        (rule["topic"], rule["holding"], rule["source"], rule["confidence"], rule["default"])
+        for rule in rules()["rule"]
+    ]
+    signs = [
+        (one["name"], f"{one['low']:g} to {one['high']:g}", one["what"], one["source"]) for one in rules()["signature"]
+    ]
+    figures = []
+    for row in published_rows():
+        tokens = f"{row['tokens']:,}" if "tokens" in row else "-"
+        loss = "-"
+        if "bpb" in row and "tokens" in row:
+            loss = f"{row['bpb'] * math.log(2) * row['bytes'] / row['tokens']:.5f}"
+        figures.append(
+            (
+                row["name"],
+                loss,
+                f"{row['bpb']:g}" if "bpb" in row else "-",
+                tokens,
+                f"{row['bytes']:,}",
+                f"{row['ratio']:.4f}",
+                ", ".join(row["said"]),
+            )
+        )
+    parts = [
+        "# Rules",
+        "",
+        "What is held legal in the challenge, by whom, and how sure that is: *high* was read in rules or code, *thread*"
+        " in public discussion seen in part, *unverified* could not be found. It may have changed since.",
+        "",
+        markdown_table(("topic", "holding", "source", "confidence", "pgolf"), laws),
+        "## Signatures of miscounted bytes",
+        "",
+        f"A loss, a BPB and a number of tokens imply bytes. Over those of the validation text ({TEXT_BYTES:,} in whole"
+        " windows of 2,048 tokens of 8,192):",
+        "",
+        markdown_table(("signature", "ratio", "what", "source"), signs),
+        "## Published figures",
+        "",
+        "What `pgolf audit triple` says of published figures. Losses follow from BPB, tokens and bytes as logged.",
+        "",
+        markdown_table(("submission", "loss", "BPB", "tokens", "bytes", "ratio", "verdict"), figures),
+    ]
+    return "\n".join(parts)
+
+
 def pages() -> dict[str, str]:
     """File name -> content of every generated page."""
     return {
         "commands.md": commands_page(),
         "configuration.md": configuration_page(),
+        "rules.md": rules_page(),
         "techniques.md": techniques_page(),
     }
 

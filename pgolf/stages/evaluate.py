@@ -39,7 +39,8 @@ SCORE_BEFORE = "pgolf.score/1"
 @dataclass(frozen=True, kw_only=True)
 class Scoring:
     """How a score is made, beyond what decides it: on which ranks, by which clock it is judged, when that began (on
-    the monotonic clock; None: now), where to keep an unfinished ledger and under which key, and what every target cost.
+    the monotonic clock; None: now), where to keep an unfinished ledger and under which key, what every target cost, and
+    what is known of the method's audit.
     """
 
     world: World = World()
@@ -48,6 +49,7 @@ class Scoring:
     partial: PartialLedger | None = None
     positions: Path | None = None
     key: str = ""
+    audit: Any = "unaudited"
 
 
 def upgrade_score(document: dict[str, Any]) -> dict[str, Any]:
@@ -75,6 +77,11 @@ def relooped(model: ModelFile, passes: int) -> ModelFile:
     if loop.extra_passes == passes - 1:
         return model
     return reshaped(model, dataclasses.replace(config, loop=new), (*model.overridden, changed))
+
+
+def shown_method(stage: str, method: Any) -> dict[str, Any]:
+    """A method as documents have it: its name and settings."""
+    return {"name": name_of(slot_of_stage(stage), type(method)), **to_values(method)}
 
 
 def labels(stage: str, method: Any) -> dict[str, bool]:
@@ -115,7 +122,7 @@ def score_split(
         "score": sums,
         "partial": partial,
         "share": score.tokens / (len(tokens) - 1),
-        "method": {"name": name, **to_values(method)},
+        "method": shown_method(stage, method),
         **labels(stage, method),
         "model": model.describe(),
         "seconds": rounded(phases | {"total": sum(phases.values())}),
@@ -156,7 +163,7 @@ def run_method(
         "tokenizer_sha256": dataset.tokenizer_sha256,
         "device": str(device),
         "threads": torch.get_num_threads(),
-        "audit": "unaudited",
+        "audit": how.audit,
         "warnings": [*console.warnings],
     }
 
@@ -204,7 +211,8 @@ def score_model(
         document = run(model, dataset, stage, method, device, console, how)
         return document | provenance(document["device"]) | {"fresh": False}
     with guarded(out):
-        if not force and has_positions(how) and (entry := fresh_entry(out, key)):
+        entry = None if force or not has_positions(how) else fresh_entry(out, key)
+        if entry and how.audit in ("unaudited", entry["figures"].get("audit")):
             return dict(entry["figures"]) | {"fresh": True}
         kept = out.with_name(f"{out.name}.ledger")
         partial = PartialLedger(kept, f"{key} {source_sha256()}") if resumable(stage, method) else None

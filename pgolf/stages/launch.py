@@ -154,7 +154,7 @@ def score_on_ranks(
     facts["positions"] = str(how.positions or "")
     out = kept.parent if kept else Path()
     order = Order(dataset, out, resolved, place, console.quiet, False, [], sys.argv, ranks, os.getpid(), facts)
-    return do_on_ranks(order, console)
+    return do_on_ranks(order, console) | {"audit": how.audit}
 
 
 def do_on_ranks(order: Order, console: Console) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pgolf.accounting import bpb_of
+from pgolf.audit.report import is_violated
 from pgolf.config.load import Resolved, resolve
 from pgolf.config.tree import to_values
 from pgolf.core.dist import pick_device
@@ -138,6 +139,13 @@ def entry_of(artifact: Path, config: Any, data: Path | None, device: str, consol
         console.line(f"package: scoring {artifact.name}")
         made = run_method(model, dataset, claim, getattr(config, claim), device, console)
         score = made | provenance(score_device(device))
+    if is_violated(score.get("audit")):
+        audit = score["audit"]
+        raise RuleError(
+            f"the score's audit {audit['id']} proved a rule broken: {', '.join(audit['violated'])}",
+            str(artifact),
+            "score it by another method",
+        )
     if score["partial"]:
         raise RuleError(
             f"the score covers only {score['share']:.1%} of the validation targets",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pgolf.accounting import Size, size_on_disk
+from pgolf.audit.report import spoken
 from pgolf.bundle.script import Script, build_script
 from pgolf.catalog import name_of
 from pgolf.config.run import RunConfig
@@ -182,7 +183,7 @@ Score the artifact of this folder; `DATA` is a directory with the validation sha
 ## Checks
 
 - Script alone in an empty directory under `python -I`: score {proof}.
-- Legality audit: {document["audit"]}.
+- Legality audit: {spoken(document["audit"])}.
 - Every target was scored exactly once; the validation split gives {document["bytes_per_token"]:.6f} bytes per token.
 
 ## Configuration

@@ -1,0 +1,152 @@
+"""Audits of pgolf's own methods on a model and a dataset, and of programs."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pgolf.accounting import size_on_disk
+from pgolf.audit.bench import Level
+from pgolf.audit.checks.size import check_size
+from pgolf.audit.dataset import bytes_finding, provenance
+from pgolf.audit.engine import examine
+from pgolf.audit.program import Program, can_isolate
+from pgolf.audit.reduced import reduced
+from pgolf.audit.report import audit_document
+from pgolf.audit.stream import Stream, Vocabulary, drawn_stream, plain_vocabulary, text_stream, tokenizer_vocabulary
+from pgolf.audit.subject import InProcess
+from pgolf.audit.verdict import HOLDS, STATISTICAL, VIOLATED, Finding, untested
+from pgolf.config.tree import to_values
+from pgolf.dataset import BOS, Dataset
+from pgolf.report.console import Console
+from pgolf.stages.evaluate import relooped, shown_method
+from pgolf.stages.model_files import ModelFile, artifact_info
+from pgolf.stages.packing import script_bytes
+
+QUICK, FULL = "0abcdghi", "0abcdghijk"
+"""What is tried in runs of the evaluator."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """How an audit is made: how much it tries, on streams of how many targets (0: the level's), drawn by which seed."""
+
+    level: Level
+    targets: int = 0
+    seed: int = 0
+    tokenizer: Path | None = None
+
+    @property
+    def length(self) -> int:
+        """Targets of the streams."""
+        return self.targets or self.level.targets
+
+
+def real_stream(dataset: Dataset, length: int, window: int, seed: int) -> Stream:
+    """Pieces of the validation split."""
+    tokens, _ = dataset.validation()
+    return text_stream(tokens, BOS, length, window, seed)
+
+
+def merged(findings: list[Finding], new: Finding) -> list[Finding]:
+    """With one more finding; of two on the same property the violation counts, or what was tested."""
+    order = {VIOLATED: 0, STATISTICAL: 1, HOLDS: 2}
+    old = next((finding for finding in findings if finding.check == new.check), None)
+    rest = [finding for finding in findings if finding.check != new.check]
+    kept = min((one for one in (new, old) if one), key=lambda one: order.get(one.verdict, 3))
+    return sorted([*rest, kept], key=lambda finding: finding.check)
+
+
+def audit_method(
+    model: ModelFile, dataset: Dataset, stage: str, method: Any, asked: Asked, console: Console
+) -> dict[str, Any]:
+    """Audit eval's or ttt's method as it is set, on a model. At levels quick and full its windows and chunks are made
+    small, so that short streams hold several.
+    """
+    changes: dict[str, list[int]] = {}
+    shown = shown_method(stage, method)
+    if method.num_loops:
+        model = relooped(model, method.num_loops)
+    if asked.level.name != "real":
+        method, changes = reduced(method, asked.length)
+    size = model.config.model.vocab_size
+    vocabulary = tokenizer_vocabulary(dataset.tokenizer, size, BOS)
+    about = {
+        "kind": "evaluator",
+        "stage": stage,
+        "method": shown,
+        "reduced": changes,
+        "model": model.describe(),
+        "architecture": to_values(model.config.model),
+        "data": str(dataset.folder.resolve()),
+        "data_sha256": dataset.fingerprint("val"),
+        "seed": asked.seed,
+        "targets": asked.length,
+        "threads": torch.get_num_threads(),
+    }
+    subject = InProcess(model.build(torch.device("cpu")), method, vocabulary, about)
+    stream = real_stream(dataset, asked.length, method.seq_len, asked.seed)
+    checks = QUICK if asked.level.name == "quick" else FULL
+    say = told(console, shown["name"])
+    findings = examine(subject, stream, asked.level, asked.seed, checks, say=say)
+    findings = merged(findings, bytes_finding(dataset.folder, asked.tokenizer, console))
+    if model.kind == "artifact":
+        findings = with_size(findings, model)
+    if asked.level.name != "quick":
+        findings = merged(findings, provenance(model, dataset, asked.tokenizer, console))
+    return audit_document(findings, asked.level.name, about)
+
+
+def with_size(findings: list[Finding], model: ModelFile) -> list[Finding]:
+    """With the size of the artifact judged too."""
+    info = artifact_info(model.config, model.tokenizer_sha256)
+    finding = check_size(size_on_disk([model.path], script_bytes(model.config, info), model.config.package.cap_bytes))
+    if finding.verdict == VIOLATED:
+        return merged(findings, finding)
+    return findings
+
+
+def told(console: Console, name: str) -> Callable[[str], None]:
+    """Says how long each check took."""
+    return lambda line: console.line(f"audit {name}: {line}")
+
+
+def audit_program(program: Program, dataset: Dataset | None, asked: Asked, console: Console) -> dict[str, Any]:
+    """Audit a program that writes losses; with a dataset on pieces of its text, and its bytes too."""
+    if dataset is None:
+        stream = drawn_stream(program.vocabulary, asked.length, 64, asked.seed)
+    else:
+        stream = real_stream(dataset, asked.length, 64, asked.seed)
+    about = program.describe() | {"seed": asked.seed, "targets": asked.length}
+    findings = examine(program, stream, asked.level, asked.seed, "0abcdjk", say=told(console, "program"))
+    findings = merged(findings, without_network(program, stream))
+    if dataset is not None:
+        findings = merged(findings, bytes_finding(dataset.folder, asked.tokenizer, console))
+    else:
+        findings = merged(findings, untested("f", "there is no text to hold bytes against; give --data"))
+    return audit_document(findings, asked.level.name, about)
+
+
+def without_network(program: Program, stream: Stream) -> Finding:
+    """(h): the same losses where there is no network."""
+    if not can_isolate():
+        return untested("h", "this machine cannot run a program without its network")
+    here, alone = program.run(stream.tokens), dataclasses.replace(program, alone=True).run(stream.tokens)
+    if not alone.error and np.array_equal(here.nll, alone.nll, equal_nan=True):
+        return Finding(check="h", verdict=HOLDS, what="the same losses without a network", n=1)
+    if here.error or not np.array_equal(here.nll, program.run(stream.tokens).nll, equal_nan=True):
+        return untested("h", "the program is not steady enough to compare")
+    case = {"schema": "pgolf.counterexample/1", "property": "h", "subject": program.describe()}
+    what = f"without a network the losses differ: {alone.error or 'other numbers'}"
+    return Finding(check="h", verdict=VIOLATED, what=what, n=1, counterexample=case)
+
+
+def program_vocabulary(dataset: Dataset | None, vocab_size: int, bos_id: int) -> Vocabulary:
+    """The ids of a dataset's tokenizer, or as many without one."""
+    if dataset is None:
+        return plain_vocabulary(vocab_size, bos_id)
+    return tokenizer_vocabulary(dataset.tokenizer, dataset.vocab_size, BOS)

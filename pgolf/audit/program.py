@@ -1,0 +1,156 @@
+"""A program under audit: any command that reads tokens from a file and writes a loss for each target.
+
+It is told nothing else, runs in an empty folder with a plain environment, and has a time limit.
+"""
+
+import contextlib
+import io
+import os
+import shutil
+import signal
+import subprocess
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from pgolf.audit.stream import Vocabulary
+from pgolf.audit.subject import Subject
+from pgolf.audit.trace import Trial, blank
+from pgolf.core.errors import ConfigError, InputError
+from pgolf.core.shards import write_shard
+
+TOKENS, SCORES = "{tokens}", "{scores}"
+PASSED = ("PATH", "HOME", "LANG", "TMPDIR", "SYSTEMROOT")
+"""What a program is given of the environment."""
+BYTES_PER_LOSS = 64
+"""A scores file may be so long per target, and a kilobyte beside."""
+ALONE = ("unshare", "--user", "--map-root-user", "--net", "--")
+"""Runs a command without a network."""
+
+
+def check_command(command: list[str]) -> None:
+    """ConfigError unless a command names both files and can be found."""
+    text = " ".join(command)
+    for mark in (TOKENS, SCORES):
+        if mark not in text:
+            raise ConfigError(f"the command does not say where {mark} goes", "--", f"write {mark} in it")
+    if shutil.which(command[0]) is None:
+        raise ConfigError(f"{command[0]} cannot be run", "--", "give a program on PATH or a path to one")
+
+
+@cache
+def can_isolate() -> bool:
+    """Whether programs can be run without a network here."""
+    try:
+        return subprocess.run([*ALONE, "true"], capture_output=True, timeout=10, check=False).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
+@dataclass(frozen=True)
+class Program:
+    """A command, `{tokens}` and `{scores}` in it, run in `folder`."""
+
+    command: tuple[str, ...]
+    vocabulary: Vocabulary
+    folder: Path
+    timeout_s: float = 60.0
+    others: tuple[tuple[str, ...], ...] = ()
+    """Other commands that must give the same losses."""
+    alone: bool = False
+    """Whether it runs without a network."""
+    jobs: int = 1
+    records: bool = False
+
+    def run(self, tokens: np.ndarray, limit: int = 0, hashes: bool = False) -> Trial:
+        """Its losses for a stream (N,) uint16; what went wrong is told in the trial."""
+        trial = blank(len(tokens) - 1)
+        trial.nll = trial.nll.astype(np.float64)
+        with TemporaryDirectory() as place:
+            source, scores = Path(place) / "tokens.bin", Path(place) / "scores.txt"
+            write_shard(source, np.asarray(tokens, np.uint16))
+            filled = [part.replace(TOKENS, str(source)).replace(SCORES, str(scores)) for part in self.command]
+            trial.error = self.execute([*(ALONE if self.alone else ()), *filled])
+            if trial.error:
+                return trial
+            try:
+                losses = read_losses(scores, len(trial.nll))
+            except InputError as error:
+                trial.error = str(error)
+                return trial
+        count = len(losses)
+        trial.nll[:count], trial.commits[:count] = losses, 1
+        trial.rank[:], trial.window[:], trial.batch[:] = np.arange(len(trial.nll)), np.arange(len(trial.nll)), 0
+        return trial
+
+    def execute(self, command: list[str]) -> str:
+        """Run it in a process group of its own; how it failed, if it did."""
+        kept = {name: os.environ[name] for name in PASSED if name in os.environ}
+        try:
+            process = subprocess.Popen(
+                command,
+                cwd=self.folder,
+                env=kept,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+            )
+        except OSError as error:
+            return f"the program does not start: {error.strerror}"
+        try:
+            _, said = process.communicate(timeout=self.timeout_s)
+        except subprocess.TimeoutExpired:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            return f"the program had not ended after {self.timeout_s:g} s"
+        if process.returncode:
+            last = (said.decode(errors="replace").strip().splitlines() or ["it said nothing"])[-1][:200]
+            return f"the program ended with code {process.returncode}: {last}"
+        return ""
+
+    def likely(self, tokens: np.ndarray, position: int) -> np.ndarray:
+        """By how often each token occurs in the stream."""
+        counts = np.bincount(np.asarray(tokens, np.int64), minlength=self.vocabulary.size)
+        return np.argsort(-counts, kind="stable")
+
+    def variants(self) -> dict[str, Subject]:
+        """The other commands."""
+        return {" ".join(other): replace(self, command=other, others=()) for other in self.others}
+
+    def describe(self) -> dict[str, Any]:
+        """What it is."""
+        return {
+            "kind": "program",
+            "command": list(self.command),
+            "folder": str(self.folder),
+            "vocab_size": self.vocabulary.size,
+            "bos_id": self.vocabulary.bos_id,
+            "timeout_s": self.timeout_s,
+        }
+
+
+def read_losses(path: Path, targets: int) -> np.ndarray:
+    """Losses in nats, (n,) float64 with n <= targets, of a text file with one number per line or a .npy array.
+    InputError for anything else, or for more than there are targets.
+    """
+    if not path.is_file():
+        raise InputError("the program wrote no scores", "scores", "it must write them to {scores}")
+    if path.stat().st_size > BYTES_PER_LOSS * targets + 1024:
+        raise InputError(f"the scores take {path.stat().st_size:,} bytes, too many for {targets:,} targets", "scores")
+    content = path.read_bytes()
+    try:
+        if content.startswith(b"\x93NUMPY"):
+            found = np.asarray(np.load(io.BytesIO(content), allow_pickle=False), np.float64).reshape(-1)
+        else:
+            found = np.array([float(word) for word in content.split()], np.float64)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"the scores are no numbers: {error}", "scores", "one number per line, or .npy") from None
+    if len(found) > targets:
+        raise InputError(f"{len(found):,} scores for {targets:,} targets", "scores", "one per target, none for token 0")
+    return found

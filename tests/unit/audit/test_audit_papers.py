@@ -1,0 +1,138 @@
+"""Published figures, reports and folders under audit."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pgolf.audit.report import audit_document, audit_of, is_violated, read_report, spoken, verdict_error, write_report
+from pgolf.audit.submission import audit_submission
+from pgolf.audit.triple import judge_triple, published_rows, rules
+from pgolf.audit.verdict import HOLDS, VIOLATED, Finding
+from pgolf.core.errors import ConfigError, InputError
+
+
+@pytest.mark.parametrize("row", published_rows(), ids=lambda row: row["name"])
+def test_published_figures_are_told_apart(row: dict[str, Any]) -> None:
+    assert row["said"] == [row["expected"]]
+
+
+@pytest.mark.parametrize(
+    "row", [row for row in published_rows() if "bpb" in row and "tokens" in row], ids=lambda r: r["name"]
+)
+def test_as_triples(row: dict[str, Any]) -> None:
+    loss = row["bpb"] * math.log(2) * row["bytes"] / row["tokens"]
+    found = judge_triple(f"{loss:.5f}", f"{row['bpb']:.5f}", row["tokens"])
+    assert found["sound"] == (row["expected"] in ("sound", "another export"))
+    assert row["expected"] in [one["name"] for one in found["signatures"]]
+
+
+def test_digits_decide_how_exact_a_triple_is() -> None:
+    rough, fine = judge_triple("2.32", "1.061", 47851520), judge_triple("2.3220", "1.06108", 47851520)
+    assert rough["sound"] and fine["sound"] and rough["slack"] > 10 * fine["slack"]
+    assert not judge_triple("2.3230", "1.06108", 47851520)["sound"]
+    for bad in ("nan", "-1", "x", "0"):
+        with pytest.raises(ConfigError, match="positive"):
+            judge_triple(bad, "1.0", 10)
+
+
+def test_rules_are_complete() -> None:
+    for rule in rules()["rule"]:
+        assert set(rule) == {"id", "topic", "holding", "source", "confidence", "default"}
+        assert rule["confidence"] in ("high", "thread", "unverified")
+    ranges = sorted((one["low"], one["high"]) for one in rules()["signature"])
+    assert all(high < low for (_, high), (low, _) in zip(ranges, ranges[1:])), "signatures overlap"
+
+
+def report(folder: Path, verdict: str = HOLDS) -> dict[str, Any]:
+    """A written report about a method."""
+    findings = [Finding(check=name, verdict=HOLDS, what="seen", n=9) for name in "0bcdf"]
+    case = {"schema": "pgolf.counterexample/1", "property": "a"} if verdict == VIOLATED else None
+    findings.append(Finding(check="a", verdict=verdict, what="flips", n=3, counterexample=case))
+    about = {
+        "kind": "evaluator",
+        "stage": "eval",
+        "method": {"name": "plain", "seq_len": 8, "batch_seqs": 4},
+        "architecture": {"dim": 2},
+        "model": {"sha256": "abc"},
+    }
+    document = audit_document(findings, "quick", about)
+    write_report(folder, document)
+    return document
+
+
+def test_a_report_comes_back_and_cannot_be_edited(tmp_path: Path) -> None:
+    document = report(tmp_path)
+    assert document["verdict"] == "passed" and verdict_error(document) is None
+    assert read_report(tmp_path) == document
+    assert "| a | a score depends" in (tmp_path / "audit.md").read_text()
+    (tmp_path / "audit.json").write_text(json.dumps(document | {"verdict": "passed", "level": "full"}))
+    with pytest.raises(InputError, match="not as it was written"):
+        read_report(tmp_path)
+
+
+def test_a_violation_is_an_error_with_a_counterexample(tmp_path: Path) -> None:
+    document = report(tmp_path, VIOLATED)
+    error = verdict_error(document)
+    assert error is not None and "a" in error.what and error.exit_code == 4
+    assert (tmp_path / "counterexample-a.json").is_file()
+    assert is_violated(audit_of(tmp_path, "eval", {"name": "plain", "seq_len": 8}, {"dim": 2}, "abc"))
+
+
+def test_a_score_takes_the_audit_of_its_own_method(tmp_path: Path) -> None:
+    document = report(tmp_path)
+    audit = audit_of(tmp_path, "eval", {"name": "plain", "seq_len": 8, "batch_seqs": 99}, {"dim": 2}, "abc")
+    assert audit["id"] == document["id"] and audit["same_weights"] and not is_violated(audit)
+    assert "these weights" in spoken(audit) and spoken("unaudited") == "unaudited"
+    assert not audit_of(tmp_path, "eval", {"name": "plain", "seq_len": 8}, {"dim": 2}, "xyz")["same_weights"]
+    for stage, method, model in (
+        ("ttt", {"name": "plain", "seq_len": 8}, {"dim": 2}),
+        ("eval", {"name": "plain", "seq_len": 16}, {"dim": 2}),
+        ("eval", {"name": "plain", "seq_len": 8}, {"dim": 3}),
+    ):
+        with pytest.raises(InputError, match="audit"):
+            audit_of(tmp_path, stage, method, model, "abc")
+
+
+def folder(path: Path, **changes: Any) -> Path:
+    """A submission folder of another maker."""
+    said: dict[str, Any] = {
+        "name": "x",
+        "val_bpb": 1.06108,
+        "val_loss": 1.06108 * math.log(2) * 3.157152,
+        "val_tokens": 47851520,
+        "seed_results": {
+            str(seed): {"val_bpb": 1.06108, "val_loss": 1.06108 * math.log(2) * 3.157152, "artifact_bytes": 15_900_000}
+            for seed in (1, 2, 3)
+        },
+    } | changes
+    (path / "submission.json").write_text(json.dumps(said))
+    (path / "train_gpt.py").write_text("print(1)\n")
+    for seed in (1, 2, 3):
+        (path / f"train_seed{seed}.log").write_text("log")
+    return path
+
+
+def test_a_sound_folder(tmp_path: Path) -> None:
+    found = audit_submission(folder(tmp_path))
+    assert found["verdict"] == "passed"
+    assert any("unaudited" in finding["what"] for finding in found["findings"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"val_bpb": 1.05}, "not the mean"),
+        ({"val_loss": 2.0}, "bytes per token"),
+        ({"val_tokens": 56_000_000}, "like no known mistake|double space"),
+        ({"seed_results": {"1": {"val_bpb": 1.06108, "artifact_bytes": 16_000_001}}}, "over the cap"),
+        ({"audit": {"verdict": "violated", "id": "1", "violated": ["a"]}}, "proved a rule broken"),
+        ({"val_bpb": None}, "missing"),
+    ],
+)
+def test_an_unsound_folder(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    found = audit_submission(folder(tmp_path, **changes))
+    said = " ".join(finding["what"] for finding in found["findings"] if finding["level"] == "violation")
+    assert found["verdict"] == "violated" and any(word in said for word in words.split("|")), said
