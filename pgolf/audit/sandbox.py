@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -39,6 +40,12 @@ class Reached:
             if self.deny_network:
                 self.refused.append(event)
                 raise PermissionError("no network during evaluation")
+
+    def kept(self) -> list[str]:
+        """Files written that stay: not under the folder for temporary files, no device, no compiled module."""
+        rooms = (Path(gettempdir()).resolve(), Path("/dev"), Path("/proc"))
+        found = {path: Path(path).resolve() for path in self.written if "__pycache__" not in path}
+        return sorted(path for path, place in found.items() if not any(place.is_relative_to(room) for room in rooms))
 
     def foreign(self, allowed: tuple[Path, ...] = ()) -> list[str]:
         """Files read that are neither the interpreter's, nor a package's, nor the system's, nor under `allowed`."""

@@ -19,11 +19,11 @@ def check_isolation(bench: Bench, allowed: tuple[Path, ...] = ()) -> list[Findin
             bench.subject.run(bench.stream.tokens)
         except PermissionError as refusal:
             error = str(refusal)
-    files = reached.foreign(allowed)
+    files = [f"read {path}" for path in reached.foreign(allowed)] + [f"wrote {path}" for path in reached.kept()]
     early = [event for event in bench.base.events if event[0].startswith("early")]
     tokens = sum(stop - start for _, start, stop, _ in early)
     return [
-        verdict(bench, "g", [f"read {path}" for path in files], "no file was read but code and model"),
+        verdict(bench, "g", files, "no file was read but code and model, none was left"),
         verdict(bench, "h", reached.network, "no socket was opened", error),
         verdict(bench, "i", ["look"] * bool(early), "no token was looked at before the clock", f"{tokens:,} tokens"),
     ]
@@ -34,7 +34,7 @@ def verdict(bench: Bench, name: str, seen: list[str], clean: str, more: str = ""
     if not seen:
         return Finding(check=name, verdict=HOLDS, what=clean, n=1)
     what = {
-        "g": f"{len(seen)} other files were read: {', '.join(seen[:LISTED])}",
+        "g": f"{len(seen)} other files: {', '.join(seen[:LISTED])}",
         "h": f"{len(seen)} attempts at the network ({', '.join(sorted({*seen}))}), refused",
         "i": f"{more} were looked at before the clock started",
     }[name]

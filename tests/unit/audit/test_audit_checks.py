@@ -1,6 +1,7 @@
 """The audit's checks on evaluators whose faults are known."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -206,3 +207,25 @@ def test_the_subject_is_fresh_each_run() -> None:
     subject = specimen_subject(PreEvalTtt, 0)
     assert isinstance(subject, InProcess)
     assert (subject.run(stream().tokens).nll == subject.run(stream().tokens).nll).all()
+
+
+def test_files_that_stay_are_seen(tmp_path: Path) -> None:
+    from pgolf.audit.sandbox import watched
+
+    with watched() as reached:
+        (tmp_path / "left.txt").write_text("x")
+        Path(tmp_path / "left.txt").read_text()
+    assert reached.written == reached.read == [str(tmp_path / "left.txt")]
+    assert reached.foreign() == reached.read and reached.foreign((tmp_path,)) == []
+    reached.written.append("/opt/elsewhere")
+    assert reached.kept() == ["/opt/elsewhere"]
+
+
+def test_denied_files_cannot_be_opened(tmp_path: Path) -> None:
+    from pgolf.audit.sandbox import watched
+
+    path = tmp_path / "val.bin"
+    path.write_bytes(b"x")
+    with watched(denied=(path,)) as reached, pytest.raises(PermissionError):
+        path.read_bytes()
+    assert reached.refused == [str(path)] and path.read_bytes() == b"x"
