@@ -1,6 +1,7 @@
 """What the checks of one audit share: the subject, a stream, how much to try, and the noise between equal runs."""
 
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,14 +37,36 @@ class Level:
     """Positions at which the probabilities of all tokens are summed."""
     values: int
     """Tokens tried there at most: the likeliest half, and a draw of the others."""
+    seconds: float = 0.0
+    """After so long no further flip, or sum, is begun; 0: all are."""
+    sweep_targets: int = 0
+    """Targets of the stream on which sums are made; 0: the same stream."""
 
 
 LEVELS = {
     level.name: level
     for level in (
-        Level(name="quick", targets=640, flips=10, flips_total=50, sweeps=8, values=64),
-        Level(name="full", targets=4096, flips=300, flips_total=0, sweeps=64, values=512),
-        Level(name="real", targets=200_000, flips=40, flips_total=0, sweeps=16, values=512),
+        Level(name="quick", targets=640, flips=10, flips_total=50, sweeps=8, values=64, seconds=25.0),
+        Level(
+            name="full",
+            targets=4096,
+            flips=300,
+            flips_total=0,
+            sweeps=64,
+            values=512,
+            seconds=300.0,
+            sweep_targets=1024,
+        ),
+        Level(
+            name="real",
+            targets=200_000,
+            flips=40,
+            flips_total=0,
+            sweeps=16,
+            values=512,
+            seconds=1200.0,
+            sweep_targets=16_384,
+        ),
     )
 }
 
@@ -53,6 +76,10 @@ def level_of(name: str) -> Level:
     if name not in LEVELS:
         raise ConfigError(f"there is no level {name!r}", "--level", f"choose {', '.join(LEVELS)}")
     return LEVELS[name]
+
+
+LEAST = 4
+"""Flips and sums that are made however long they take."""
 
 
 @dataclass
@@ -75,6 +102,10 @@ class Bench:
     def tolerance(self) -> float:
         """Up to where losses count as equal, nats."""
         return 10 * self.noise
+
+    def in_time(self, began: float, done: int) -> bool:
+        """Whether a check that began then, by the monotonic clock, and has done so much goes on."""
+        return done < LEAST or not self.level.seconds or time.monotonic() - began < self.level.seconds
 
     def rng(self, salt: int) -> np.random.Generator:
         """Random numbers of a check of its own."""

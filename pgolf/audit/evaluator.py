@@ -45,6 +45,11 @@ class Asked:
         """Targets of the streams."""
         return self.targets or self.level.targets
 
+    @property
+    def sweep_length(self) -> int:
+        """Targets of the stream for sums, 0 if that is the same one."""
+        return self.level.sweep_targets if 0 < self.level.sweep_targets < self.length else 0
+
 
 def real_stream(dataset: Dataset, length: int, window: int, seed: int) -> Stream:
     """Pieces of the validation split."""
@@ -72,7 +77,7 @@ def audit_method(
     if method.num_loops:
         model = relooped(model, method.num_loops)
     if asked.level.name != "real":
-        method, changes = reduced(method, asked.length)
+        method, changes = reduced(method, asked.sweep_length or asked.length)
     size = model.config.model.vocab_size
     vocabulary = tokenizer_vocabulary(dataset.tokenizer, size, BOS)
     about = {
@@ -85,14 +90,16 @@ def audit_method(
         "data": str(dataset.folder.resolve()),
         "data_sha256": dataset.fingerprint("val"),
         "seed": asked.seed,
-        "targets": asked.length,
+        "targets": asked.sweep_length or asked.length,
         "threads": torch.get_num_threads(),
     }
     subject = InProcess(model.build(torch.device("cpu")), method, vocabulary, about)
     stream = real_stream(dataset, asked.length, method.seq_len, asked.seed)
     checks = QUICK if asked.level.name == "quick" else FULL
     say = told(console, shown["name"])
-    findings = examine(subject, stream, asked.level, asked.seed, checks, say=say)
+    length = asked.sweep_length
+    sweep = real_stream(dataset, length, method.seq_len, asked.seed + 1) if length else None
+    findings = examine(subject, stream, asked.level, asked.seed, checks, sweep, say)
     findings = merged(findings, bytes_finding(dataset.folder, asked.tokenizer, console))
     if model.kind == "artifact":
         findings = with_size(findings, model)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from pgolf.core.errors import RuleError
@@ -130,7 +131,7 @@ class Recording:
         """A checksum of all weights and buffers."""
         total = 0
         for tensor in self.model.state_dict().values():  # type: ignore[attr-defined]
-            total = zlib.crc32(tensor.detach().cpu().contiguous().view(-1).numpy().tobytes(), total)
+            total = zlib.crc32(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy(), total)
         return total
 
     def note(self, position: int, losses: np.ndarray) -> None:

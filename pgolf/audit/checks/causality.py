@@ -1,5 +1,6 @@
 """(a) A score depends on earlier tokens only: change a token, and no score that was final before it may move."""
 
+import time
 from typing import Any
 
 import numpy as np
@@ -68,13 +69,14 @@ def relation(bench: Bench, moved: np.ndarray, target: int) -> dict[str, int]:
 
 
 def places_of(bench: Bench, rng: np.random.Generator) -> list[tuple[str, int]]:
-    """The targets to flip, with their strata: as many of each as the level says."""
+    """The targets to flip, with their strata, in any order: as many of each as the level says."""
     found = strata(bench)
     quota = bench.level.flips
     if bench.level.flips_total:
         quota = max(min(quota, -(-bench.level.flips_total // len(found))), 1)
     draws = {name: rng.choice(places, quota, replace=len(places) < quota) for name, places in found.items()}
-    return [(name, int(target)) for name, chosen in draws.items() for target in chosen]
+    places = [(name, int(target)) for name, chosen in draws.items() for target in chosen]
+    return [places[index] for index in rng.permutation(len(places))]
 
 
 def check_causality(bench: Bench) -> Finding:
@@ -84,7 +86,10 @@ def check_causality(bench: Bench) -> Finding:
     spread: dict[str, int] = {}
     nearest: tuple[int, dict[str, Any]] | None = None
     largest, done = 0.0, set[tuple[int, int]]()
+    began = time.monotonic()
     for index, (name, target) in enumerate(places_of(bench, rng)):
+        if not bench.in_time(began, index):
+            break
         position = target + 1
         token = replacement(bench, position, KINDS[index % len(KINDS)], rng)
         if (position, token) in done:

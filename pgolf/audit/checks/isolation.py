@@ -1,7 +1,5 @@
 """(g), (h), (i): what an evaluation reads, whether it reaches for a network, and what it looks at before the clock."""
 
-from pathlib import Path
-
 from pgolf.audit.bench import Bench
 from pgolf.audit.sandbox import watched
 from pgolf.audit.verdict import HOLDS, VIOLATED, Finding, untested
@@ -9,7 +7,7 @@ from pgolf.audit.verdict import HOLDS, VIOLATED, Finding, untested
 LISTED = 10
 
 
-def check_isolation(bench: Bench, allowed: tuple[Path, ...] = ()) -> list[Finding]:
+def check_isolation(bench: Bench) -> list[Finding]:
     """One run under watch, with sockets refused."""
     if not bench.subject.records:
         return [untested("i", "a program's clock cannot be seen from outside")]
@@ -19,7 +17,7 @@ def check_isolation(bench: Bench, allowed: tuple[Path, ...] = ()) -> list[Findin
             bench.subject.run(bench.stream.tokens)
         except PermissionError as refusal:
             error = str(refusal)
-    files = [f"read {path}" for path in reached.foreign(allowed)] + [f"wrote {path}" for path in reached.kept()]
+    files = [f"read {path}" for path in reached.foreign()] + [f"wrote {path}" for path in reached.kept()]
     early = [event for event in bench.base.events if event[0].startswith("early")]
     tokens = sum(stop - start for _, start, stop, _ in early)
     return [
