@@ -39,6 +39,7 @@ class Asked:
     targets: int = 0
     seed: int = 0
     tokenizer: Path | None = None
+    device: torch.device = torch.device("cpu")
 
     @property
     def length(self) -> int:
@@ -91,9 +92,10 @@ def audit_method(
         "data_sha256": dataset.fingerprint("val"),
         "seed": asked.seed,
         "targets": asked.sweep_length or asked.length,
+        "device": str(asked.device),
         "threads": torch.get_num_threads(),
     }
-    subject = InProcess(model.build(torch.device("cpu")), method, vocabulary, about)
+    subject = InProcess(model.build(asked.device), method, vocabulary, about)
     stream = real_stream(dataset, asked.length, method.seq_len, asked.seed)
     checks = QUICK if asked.level.name == "quick" else FULL
     say = told(console, shown["name"])

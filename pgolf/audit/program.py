@@ -64,6 +64,7 @@ class Program:
     alone: bool = False
     """Whether it runs without a network."""
     jobs: int = 1
+    slack: float = 0.0
     records: bool = False
 
     def run(self, tokens: np.ndarray, limit: int = 0, hashes: bool = False) -> Trial:

@@ -39,6 +39,10 @@ class Subject(Protocol):
     def jobs(self) -> int:
         """How many runs may go on at once."""
 
+    @property
+    def slack(self) -> float:
+        """Nats by which equal losses may differ on its machine."""
+
     def likely(self, tokens: np.ndarray, position: int) -> np.ndarray:
         """All ids (V,), the likeliest token at `position` first, as far as it is known."""
 
@@ -104,6 +108,8 @@ class ThreadWorld(World):
         self.ranks.together(self.rank, None)
 
 
+GPU_SLACK = 1e-6
+"""Nats by which equal losses may differ on a GPU, whose sums have no fixed order."""
 Ledgers = Callable[..., Any]
 
 
@@ -119,6 +125,11 @@ class InProcess:
     world_size: int = 1
     records: bool = True
     jobs: int = 1
+
+    @property
+    def slack(self) -> float:
+        """None on a CPU."""
+        return 0.0 if next(self.model.parameters()).device.type == "cpu" else GPU_SLACK
 
     def run(self, tokens: np.ndarray, limit: int = 0, hashes: bool = False) -> Trial:
         """Evaluate a stream on one rank, or on several in threads."""
@@ -178,6 +189,7 @@ class InProcess:
         """By the model, from as many tokens before as the method gives it."""
         start = max(position - self.method.seq_len, 0)
         ids = torch.from_numpy(np.asarray(tokens[start:position], np.int64))[None]
+        ids = ids.to(next(self.model.parameters()).device)
         with torch.no_grad():
             logits = self.model.head(self.model.hidden(ids)[:, -1:])[0, -1]
         return logits.argsort(descending=True).cpu().numpy()

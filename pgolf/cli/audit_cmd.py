@@ -56,17 +56,20 @@ def run(
     tokenizer: options.Tokenizer = None,
     preset: options.Preset = "",
     sets: options.Sets = None,
+    device: options.Device = "cpu",
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Audit one of pgolf's methods on a model: flips, sums over the vocabulary, order, bytes, files, network and more.
 
-    Exit code 4 if a rule is proved broken, or one that the level demands was not tested. On the CPU in float32.
+    Exit code 4 if a rule is proved broken, or one that the level demands was not tested. On the CPU, where
+    equal means to the last bit, unless --device says otherwise.
 
     Example: pgolf audit run eval.sliding --model runs/a/model.pgz --data data/mine --out runs/a/audit
     """
     from pgolf.audit.bench import level_of
     from pgolf.audit.evaluator import Asked, audit_method
+    from pgolf.core.dist import pick_device
     from pgolf.dataset import open_dataset
     from pgolf.report.console import Console
     from pgolf.stages.inputs import rescored
@@ -77,7 +80,9 @@ def run(
         raise ConfigError(f"{evaluator!r} is no evaluator", "EVALUATOR", "give eval, ttt, eval.METHOD or ttt.METHOD")
     console = Console(quiet)
     chosen = [f"{stage}.method={name}"] * bool(name) + (sets or [])
-    asked = Asked(level=level_of(level), targets=targets, seed=stream_seed, tokenizer=tokenizer)
+    asked = Asked(
+        level=level_of(level), targets=targets, seed=stream_seed, tokenizer=tokenizer, device=pick_device(device, 0)
+    )
     found, resolved = rescored(load_model(model), preset, chosen, console)
     dataset = open_dataset(data, tokenizer, found.config.model.vocab_size)
     document = audit_method(found, dataset, stage, getattr(resolved.config, stage), asked, console)
