@@ -1,5 +1,6 @@
 """A counterexample run again."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,14 @@ CASE_SCHEMA = "pgolf.counterexample/1"
 
 
 def subject_of(about: dict[str, Any], where: str) -> Subject:
+    """Make the subject anew, on as many ranks. InputError if that is impossible."""
+    found = made(about, where)
+    if isinstance(found, InProcess) and "world_size" in about:
+        return replace(found, world_size=about["world_size"])
+    return found
+
+
+def made(about: dict[str, Any], where: str) -> Subject:
     """Make the subject anew. InputError if that is impossible."""
     kind = about.get("kind")
     if kind == "specimen":

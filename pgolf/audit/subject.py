@@ -207,7 +207,7 @@ class InProcess:
 
     def describe(self) -> dict[str, Any]:
         """What it is."""
-        return self.about
+        return self.about | ({"world_size": self.world_size} if self.world_size > 1 else {})
 
 
 def resized(method: Any, batch_seqs: int) -> Any:

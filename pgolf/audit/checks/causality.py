@@ -11,6 +11,8 @@ from pgolf.audit.verdict import HOLDS, VIOLATED, Finding
 
 KINDS = ("same class", "space", "boundary", "byte", "likely", "unlikely")
 """What a token is replaced by, in turn."""
+ON_RANKS = 20
+"""Flips on two ranks, where flips are many."""
 
 
 def strata(bench: Bench) -> dict[str, np.ndarray]:
@@ -79,55 +81,66 @@ def places_of(bench: Bench, rng: np.random.Generator) -> list[tuple[str, int]]:
     return [places[index] for index in rng.permutation(len(places))]
 
 
-def check_causality(bench: Bench) -> Finding:
-    """Flip one token at a time; the counterexample is the nearest score that moved."""
-    rng, base = bench.rng(1), bench.base
-    seen: dict[str, list[int]] = {}
-    spread: dict[str, int] = {}
-    nearest: tuple[int, dict[str, Any]] | None = None
-    largest, done = 0.0, set[tuple[int, int]]()
-    began = time.monotonic()
-    for index, (name, target) in enumerate(places_of(bench, rng)):
-        if not bench.in_time(began, index):
-            break
-        position = target + 1
-        token = replacement(bench, position, KINDS[index % len(KINDS)], rng)
-        if (position, token) in done:
-            continue
-        done.add((position, token))
+class Flips:
+    """What flips have shown so far."""
+
+    def __init__(self) -> None:
+        self.done: set[tuple[str, int, int]] = set()
+        self.counts: dict[str, list[int]] = {}
+        self.spread: dict[str, int] = {}
+        self.largest, self.distance = 0.0, 0
+        self.nearest: dict[str, Any] | None = None
+
+    def take(self, bench: Bench, stratum: str, target: int, rng: np.random.Generator) -> None:
+        """Change the token of a target, and compare the scores that were final before its own."""
+        base, position = bench.base, target + 1
+        token = replacement(bench, position, KINDS[len(self.done) % len(KINDS)], rng)
+        if (stratum, position, token) in self.done:
+            return
+        self.done.add((stratum, position, token))
         before = base.before(target)
         trial = bench.run(bench.stream.edited(position, token), before)
         moved = bench.moved(trial, before)
-        counts = seen.setdefault(name, [0, 0])
+        counts = self.counts.setdefault(stratum, [0, 0])
         counts[0] += 1
         if not len(moved):
-            continue
+            return
         counts[1] += 1
-        largest = max(largest, float(np.abs(base.nll[moved] - trial.nll[moved]).max()))
+        self.largest = max(self.largest, float(np.abs(base.nll[moved] - trial.nll[moved]).max()))
         for key, value in relation(bench, moved, target).items():
-            spread[key] = spread.get(key, 0) + value
+            self.spread[key] = self.spread.get(key, 0) + value
         place = int(moved[np.abs(moved - target).argmin()])
-        if nearest is None or abs(place - target) < nearest[0]:
+        if self.nearest is None or abs(place - target) < self.distance:
+            self.distance = abs(place - target)
             edit = {"position": position, "from": int(bench.stream.tokens[position]), "to": token}
-            nearest = (
-                abs(place - target),
-                {
-                    "edit": edit,
-                    "target": place,
-                    "nll": [base.nll[place], trial.nll[place]],
-                    "tolerance": bench.tolerance,
-                },
-            )
-    flips, hits = sum(count for count, _ in seen.values()), sum(hit for _, hit in seen.values())
-    figures = {
-        "flips": {name: {"n": count, "moved": hit} for name, (count, hit) in seen.items()},
-        "moved_targets": spread,
-        "largest_nats": largest,
-    }
-    if nearest is None:
-        return Finding(
-            check="a", verdict=HOLDS, what=f"{flips:,} flips moved no earlier score", n=flips, figures=figures
-        )
-    what = f"{hits:,} of {flips:,} flips moved scores that were final before, by up to {largest:.3g} nats"
-    case = bench.case("a", **nearest[1])
-    return Finding(check="a", verdict=VIOLATED, what=what, n=flips, figures=figures, counterexample=case)
+            losses = [base.nll[place], trial.nll[place]]
+            self.nearest = bench.case("a", edit=edit, target=place, nll=losses, tolerance=bench.tolerance)
+
+    def finding(self) -> Finding:
+        """The verdict."""
+        flips, hits = (sum(column) for column in zip(*self.counts.values())) if self.counts else (0, 0)
+        figures = {
+            "flips": {name: {"n": count, "moved": hit} for name, (count, hit) in self.counts.items()},
+            "moved_targets": self.spread,
+            "largest_nats": self.largest,
+        }
+        if self.nearest is None:
+            what = f"{flips:,} flips moved no earlier score"
+            return Finding(check="a", verdict=HOLDS, what=what, n=flips, figures=figures)
+        what = f"{hits:,} of {flips:,} flips moved scores that were final before, by up to {self.largest:.3g} nats"
+        return Finding(check="a", verdict=VIOLATED, what=what, n=flips, figures=figures, counterexample=self.nearest)
+
+
+def check_causality(bench: Bench) -> Finding:
+    """Flip one token at a time, on one rank and some on two; the counterexample is the nearest score that moved."""
+    rng, flips, began = bench.rng(1), Flips(), time.monotonic()
+    ranks = bench.subject.variants().get("2 ranks")
+    if ranks is not None and not bench.level.flips_total:
+        two = Bench(ranks, bench.stream, bench.level, bench.seed, ranks.run(bench.stream.tokens), bench.noise)
+        for _, target in places_of(two, rng)[:ON_RANKS]:
+            flips.take(two, "on 2 ranks", target, rng)
+    for index, (name, target) in enumerate(places_of(bench, rng)):
+        if not bench.in_time(began, index):
+            break
+        flips.take(bench, name, target, rng)
+    return flips.finding()

@@ -229,3 +229,18 @@ def test_denied_files_cannot_be_opened(tmp_path: Path) -> None:
     with watched(denied=(path,)) as reached, pytest.raises(PermissionError):
         path.read_bytes()
     assert reached.refused == [str(path)] and path.read_bytes() == b"x"
+
+
+def test_flips_on_two_ranks_replay() -> None:
+    """Some flips are made on two ranks, and a counterexample from there runs again."""
+    from pgolf.audit.again import play
+    from pgolf.audit.checks.causality import ON_RANKS
+
+    level = Level(name="test", targets=TARGETS, flips=1, flips_total=0, sweeps=1, values=2)
+    clean = examine(legal_subject("sliding, cache", 0, TARGETS), stream(), level, 0, "0a")[1]
+    assert clean.verdict == HOLDS and 0 < clean.figures["flips"]["on 2 ranks"]["n"] <= ON_RANKS
+    broken = examine(specimen_subject(PreEvalTtt, 0), stream(), level, 0, "0a")[1]
+    assert broken.verdict == VIOLATED and broken.figures["flips"]["on 2 ranks"]["moved"] > 0
+    case = dict(broken.counterexample or {})
+    case["subject"] = {"kind": "specimen", "name": "PreEvalTtt", "seed": 0, "world_size": 2}
+    assert play(case, "test")["violated"]
