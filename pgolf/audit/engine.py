@@ -71,7 +71,9 @@ def examine(
     if "k" in checks:
         found.append(timed("k", lambda: check_independence(bench)))
     known = {finding.check for finding in found}
-    reason = base.error or (f"equal runs differ by {noise:.3g} nats" if noise > LOUD else "not part of this audit")
+    reason = f"not tried at level {level.name}" if subject.records else "cannot be seen from outside a program"
+    if base.error or noise > LOUD:
+        reason = base.error or f"equal runs differ by {noise:.3g} nats"
     found += [untested(name, reason) for name in PROPERTIES if name not in known]
     return sorted(found, key=lambda finding: finding.check)
 
