@@ -1,15 +1,23 @@
 """Sliding evaluation beside a plain loop over windows, with the share of each measure; and the n-gram pass.
 
 The plain loop computes all logits of one window at a time and looks at those it scores. Then, one after another: the
-logits of the scored positions only, windows in batches, and torch.compile at the batch's one shape. Rounds alternate;
-ratios compare the least times, which on a CPU are those of the process itself, whatever else the machine does. Peak
-memory is what the process has taken beyond what it had before the first pass.
+logits of the scored positions only, the last block at these only (but for keys and values), windows in batches, and
+torch.compile at the batch's one shape. Rounds alternate; ratios compare the least times, which on a CPU are those of
+the process itself, whatever else the machine does. Peak memory is what the process has taken beyond what it had before
+the first pass.
+
+Windows share no prefixes: the state of a token depends on all that its window holds before it, from the second block
+on, and two windows hold different tokens before it.
 """
 
 import argparse
+import copy
 import resource
+import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +27,7 @@ import torch.nn.functional as F
 from benchmarks.report import parser, show, spread
 from pgolf.config.load import resolve
 from pgolf.core.dist import pick_device
+from pgolf.core.evals.compiled import TorchCompile
 from pgolf.core.evals.ledger import evaluate
 from pgolf.core.evals.sliding import SlidingEval, sliding_windows
 from pgolf.core.evals.token_tilt import TokenTilt
@@ -27,33 +36,23 @@ from pgolf.core.model.gpt import GPT
 MIB = 1024
 
 
-def window_by_window(model: GPT, tokens: np.ndarray, method: SlidingEval) -> np.ndarray:
-    """Losses (T,) by the plain loop."""
+def window_by_window(model: GPT, tokens: np.ndarray, method: SlidingEval, needed: bool = False) -> np.ndarray:
+    """Losses (T,) by the plain loop, of all logits or only of those needed."""
     ids, device = torch.from_numpy(tokens), next(model.parameters()).device
     losses = np.zeros(len(tokens) - 1, np.float32)
     with torch.no_grad():
         for start, first, end in sliding_windows(len(losses), method.seq_len, method.stride).tolist():
             row = ids[start : start + end + 1].to(device)
-            logits = model.head(model.hidden(row[None, :-1]))[0]
-            nll = F.cross_entropy(logits, row[1:], reduction="none")
-            losses[start + first : start + end] = nll[first:].cpu().numpy()
+            skip = first if needed else 0
+            logits = model.head(model.hidden(row[None, :-1])[:, skip:])[0]
+            nll = F.cross_entropy(logits, row[skip + 1 :], reduction="none")
+            losses[start + first : start + end] = nll[first - skip :].cpu().numpy()
     return losses
 
 
 def by_ledger(model: GPT, tokens: np.ndarray, method: SlidingEval) -> np.ndarray:
     """Losses (T,) by pgolf."""
     return evaluate(model, tokens, np.ones(len(tokens) - 1, np.uint16), method)[1].losses
-
-
-def compiled(model: GPT) -> Callable[[], None]:
-    """Have the model compile what it scores with; undone by the result."""
-    own = model.nll
-    model.nll = torch.compile(own, dynamic=False)  # type: ignore[method-assign]
-
-    def undo() -> None:
-        model.nll = own  # type: ignore[method-assign]
-
-    return undo
 
 
 def seconds_of(action: Callable[[], Any], device: torch.device) -> float:
@@ -78,23 +77,26 @@ def sliding_rows(options: argparse.Namespace, device: torch.device) -> list[dict
     many = SlidingEval(seq_len=options.window, stride=options.stride, batch_seqs=options.batch)
     ways: dict[str, Callable[[], np.ndarray]] = {
         "window by window": lambda: window_by_window(model, tokens, one),
-        "needed logits only": lambda: by_ledger(model, tokens, one),
-        "in batches": lambda: by_ledger(model, tokens, many),
+        "needed logits only": lambda: window_by_window(model, tokens, one, True),
+        "needed part of the last block": lambda: by_ledger(model, tokens, one),
     }
+    networks = {"in batches": model}
+    if options.compile:
+        networks["compiled"] = copy.deepcopy(model)
+        start = time.perf_counter()
+        replace(many, compiler=TorchCompile()).arrange(networks["compiled"])
+        print(f"compiled in {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+    ways |= {name: partial(by_ledger, network, tokens, many) for name, network in networks.items()}
     times: dict[str, list[float]] = {}
     before, peaks = peak_kib(), {}
-    wanted = window_by_window(model, tokens[: options.window * 2], one)
-    assert np.allclose(by_ledger(model, tokens[: options.window * 2], many), wanted, atol=options.tolerance)
+    probe = tokens[: options.window * 2]
+    wanted = window_by_window(model, probe, one)
+    for network in networks.values():
+        assert np.allclose(by_ledger(network, probe, many), wanted, atol=options.tolerance)
     for _ in range(options.rounds):
         for name, way in ways.items():
             times.setdefault(name, []).append(seconds_of(way, device))
             peaks.setdefault(name, peak_kib() - before)
-    if options.compile:
-        undo = compiled(model)
-        ways["in batches"]()
-        times["compiled"] = [seconds_of(ways["in batches"], device) for _ in range(options.rounds)]
-        peaks["compiled"] = peak_kib() - before
-        undo()
     least = {name: min(spent) for name, spent in times.items()}
     rows, last = list[dict[str, Any]](), 0.0
     for name, spent in times.items():

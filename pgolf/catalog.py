@@ -116,6 +116,10 @@ CATALOG: dict[str, dict[str, str]] = {
         "z_loss": "pgolf.core.model.parts.aux_loss:ZLoss",
         "multi_token": "pgolf.core.model.parts.aux_loss:MultiToken",
     },
+    "Counts": {
+        "none": "pgolf.core.model.slots:Absent",
+        "ngrams": "pgolf.core.model.parts.ngram_counts:NgramCounts",
+    },
     "Precision": {
         "none": "pgolf.core.model.slots:Absent",
         "ternary": "pgolf.core.model.parts.ternary:Ternary",
@@ -199,6 +203,10 @@ CATALOG: dict[str, dict[str, str]] = {
         "sliding": "pgolf.core.evals.sliding:SlidingEval",
         "document": "pgolf.core.evals.document:DocumentEval",
         "overlap": "pgolf.core.evals.overlap:OverlapEval",
+    },
+    "EvalCompiler": {
+        "none": "pgolf.core.evals.base:Eager",
+        "torch": "pgolf.core.evals.compiled:TorchCompile",
     },
     "EvalRope": {
         "as_trained": "pgolf.core.evals.base:RopeAsTrained",

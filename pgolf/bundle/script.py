@@ -18,8 +18,8 @@ from pgolf.core import errors
 from pgolf.core.codecs.base import Codec
 from pgolf.core.codecs.brotli import Brotli
 from pgolf.core.errors import PgolfError, RuleError
-from pgolf.core.evals.base import RopeAsTrained, Unadjusted
-from pgolf.core.model.config import attention_names
+from pgolf.core.evals.base import Eager, RopeAsTrained, Unadjusted
+from pgolf.core.model.config import attention_names, param_specs
 from pgolf.core.model.slots import Absent
 from pgolf.core.optim.schedules import Unscaled
 from pgolf.core.quant.gptq import Gptq
@@ -73,12 +73,16 @@ def with_bases(core: Core, classes: frozenset[str]) -> frozenset[str]:
     return classes if more <= classes else with_bases(core, classes | more)
 
 
-def with_constants(core: Core, definition: Definition, configured: frozenset[str]) -> Definition:
-    """The definition, simplified if it is a class of the recipe or inherits from one."""
+def with_constants(
+    core: Core, definition: Definition, configured: frozenset[str], made: frozenset[str] = frozenset()
+) -> Definition:
+    """The definition, simplified if it is a class of the recipe or inherits from one. Code makes instances of the
+    classes in `made`.
+    """
     node = definition.node
     if not isinstance(node, ast.ClassDef) or not configured & with_bases(core, frozenset({node.name})):
         return definition
-    return replaced(definition, constant_class(node, node.name not in configured))
+    return replaced(definition, constant_class(node, node.name not in configured - made))
 
 
 def with_values(definition: Definition, values: dict[str, dict[str, Any]]) -> Definition:
@@ -89,18 +93,28 @@ def with_values(definition: Definition, values: dict[str, dict[str, Any]]) -> De
     return replaced(definition, Fold(values[node.name]).visit(copied(node)))
 
 
-def fixed_fields(core: Core, recipe: ast.AST, slim: dict[int, Definition]) -> dict[str, dict[str, Any]]:
+def made_classes(core: Core, recipe: ast.AST, slim: dict[int, Definition]) -> frozenset[str]:
+    """The classes of which the code itself makes instances."""
+    definitions = {name: slim[id(d)] for name, d in core.definitions.items()}
+    reached = reach(Core(definitions, tuple(slim[id(d)] for d in core.order), core.externals), used_names(recipe))
+    calls = (node for d in reached for node in ast.walk(d.node) if isinstance(node, ast.Call))
+    called = frozenset(call.func.id for call in calls if isinstance(call.func, ast.Name))
+    return frozenset(name for name in called & core.definitions.keys() if is_class(core.definitions[name]))
+
+
+def fixed_fields(core: Core, recipe: ast.AST, made: frozenset[str]) -> dict[str, dict[str, Any]]:
     """Class -> field -> value of what the recipe fixes."""
     bases = {
         name: tuple(with_bases(core, frozenset({name})) - {name})
         for name, definition in core.definitions.items()
-        if isinstance(definition.node, ast.ClassDef)
+        if is_class(definition)
     }
-    definitions = {name: slim[id(d)] for name, d in core.definitions.items()}
-    reached = reach(Core(definitions, tuple(slim[id(d)] for d in core.order), core.externals), used_names(recipe))
-    calls = (node for d in reached for node in ast.walk(d.node) if isinstance(node, ast.Call))
-    made = frozenset(call.func.id for call in calls if isinstance(call.func, ast.Name) and call.func.id in bases)
     return fixed_values(recipe, bases, made)
+
+
+def is_class(definition: Definition) -> bool:
+    """Whether it defines a class."""
+    return isinstance(definition.node, ast.ClassDef)
 
 
 def without_entries(core: Core, table: str, kept: set[Any]) -> Core:
@@ -149,21 +163,24 @@ def replaced(definition: Definition, node: ast.stmt) -> Definition:
     return Definition(definition.module, definition.names, node, used_names(node) - set(definition.names))
 
 
-def without_methods(definition: Definition, mentioned: Counter[str]) -> Definition:
-    """The definition without methods that nothing but themselves mentions; torch itself calls `forward`, Python the
-    dunder methods.
+def without_members(definition: Definition, mentioned: Counter[str], quoted: set[Any]) -> Definition:
+    """The definition without methods that nothing but themselves mentions, and without values that nothing does, be it
+    in quotes; torch itself calls `forward`, Python the dunder methods.
     """
     node = definition.node
     if not isinstance(node, ast.ClassDef):
         return definition
-    body = [
-        item
-        for item in node.body
-        if not isinstance(item, ast.FunctionDef)
-        or item.name.startswith("__")
-        or item.name == "forward"
-        or mentioned[item.name] > mentions([item])[item.name]
-    ]
+
+    def is_used(item: ast.stmt) -> bool:
+        if isinstance(item, ast.FunctionDef):
+            own = item.name.startswith("__") or item.name == "forward"
+            return own or mentioned[item.name] > mentions([item])[item.name]
+        if isinstance(item, ast.Assign) and isinstance(item.targets[0], ast.Name):
+            name = item.targets[0].id
+            return name in mentioned or name in quoted or name.startswith("__")
+        return True
+
+    body = [item for item in node.body if is_used(item)]
     if len(body) == len(node.body):
         return definition
     kept = ast.ClassDef(node.name, node.bases, node.keywords, body or [ast.Pass()], node.decorator_list)
@@ -228,20 +245,25 @@ def mentions(nodes: Iterable[ast.AST]) -> Counter[str]:
     return Counter(node.attr for outer in nodes for node in ast.walk(outer) if isinstance(node, ast.Attribute))
 
 
+def quotes(nodes: Iterable[ast.AST]) -> set[Any]:
+    """Constants in the nodes, among them names in quotes."""
+    return {node.value for outer in nodes for node in ast.walk(outer) if isinstance(node, ast.Constant)}
+
+
 def idle_fields(recipe: ast.AST, chosen: list[Definition]) -> frozenset[str]:
     """Fields of the recipe, numbers and words and absent parts, that no definition reads, be it by a name in quotes. An
     absent part is skipped wherever parts are gone through.
     """
     words = [word for call in ast.walk(recipe) if isinstance(call, ast.Call) for word in call.keywords if word.arg]
     nodes = [definition.node for definition in chosen]
-    quoted = {node.value for outer in nodes for node in ast.walk(outer) if isinstance(node, ast.Constant)}
     plain = {str(word.arg) for word in words if is_plain(word.value)}
-    return frozenset(plain - {word.arg for word in words if not is_plain(word.value)} - quoted - set(mentions(nodes)))
+    kept = {word.arg for word in words if not is_plain(word.value)}
+    return frozenset(plain - kept - quotes(nodes) - set(mentions(nodes)))
 
 
 def is_plain(value: ast.expr) -> bool:
     """Whether a value of the recipe does nothing by itself."""
-    names = [idle.__name__ for idle in (Absent, Steady, Unscaled, Unadjusted, RopeAsTrained)]
+    names = [idle.__name__ for idle in (Absent, Steady, Unscaled, Unadjusted, RopeAsTrained, Eager)]
     absent = isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id in names
     return absent or isinstance(value, ast.Constant)
 
@@ -260,17 +282,20 @@ def needed(core: Core, tree: ast.AST, configured: frozenset[str]) -> list[Defini
     where no part acts and methods that nothing mentions dropped, until nothing more falls away.
     """
     slim = {id(d): with_constants(core, d, configured) for d in core.order}
-    values = fixed_fields(core, tree, slim)
+    made = made_classes(core, tree, slim)
+    slim = {id(d): with_constants(core, d, configured, with_bases(core, made)) for d in core.order}
+    values = fixed_fields(core, tree, made)
     slim = {key: with_values(definition, values) for key, definition in slim.items()}
     while True:
         definitions = {name: slim[id(d)] for name, d in core.definitions.items()}
         order = tuple(slim[id(d)] for d in core.order)
         chosen = reach(Core(definitions, order, core.externals), used_names(tree))
         nodes = [definition.node for definition in chosen]
-        mentioned, idle = mentions([tree, *nodes]), idle_places(chosen)
+        mentioned, quoted, idle = mentions([tree, *nodes]), quotes(nodes), idle_places(chosen)
         literals = constant_methods(nodes, foreign_names())
         smaller = {
-            key: without_calls(without_idle(without_methods(d, mentioned), idle), literals) for key, d in slim.items()
+            key: without_calls(without_idle(without_members(d, mentioned, quoted), idle), literals)
+            for key, d in slim.items()
         }
         if all(smaller[key] is slim[key] for key in slim if slim[key] in chosen):
             return chosen
@@ -295,6 +320,7 @@ def emit(config: RunConfig, info: str) -> tuple[str, tuple[Definition, ...]]:
     named = used_names(tree)
     attention = {"sdpa", config.train.attention, *attention_names(config.model)}
     core = without_entries(parse_core(), "BACKENDS", attention)
+    core = without_entries(core, "INITS", {spec.init[0] for spec in param_specs(config.model)})
     core = without_entries(core, "NETWORKS", {"eager", config.train.kernels})
     core = without_entries(core, "FORMS", {coded_kind(config.quant)})
     core = without_entries(core, "ORDERS", {"steps"} if getattr(config.compress, "permute", False) else set())

@@ -190,6 +190,22 @@ def test_the_script_plans_steps_and_searches_a_trellis_as_pgolf_does(
     assert found["score"] == claimed(copy_run)
 
 
+def test_the_script_collects_counts_and_scores_with_them_as_pgolf_does(
+    pgolf: Any, copy_run: Path, tmp_path: Path
+) -> None:
+    counts = ("model.counts=ngrams", "model.counts.order=4", "model.counts.entries=300", "eval.cache=exact")
+    sets = [word for value in (*counts, "train.iterations=4") for word in ("--set", value)]
+    pgolf("run", "--out", copy_run, "--from", "train", *sets, "--until", "package", "--quiet").good()
+    place = room(copy_run, tmp_path / "room", "train", "val")
+    found = result(alone(place, "--seed", "1337", "--out", "mine.pgz"))
+    assert (place / "mine.pgz").read_bytes() == (copy_run / "compress" / "model.pgz").read_bytes()
+    assert found["score"] == claimed(copy_run)
+    cold = pgolf(
+        "eval", place / "mine.pgz", "--data", copy_run / "data", "--set", "eval.cache.stored_share=0", "--json"
+    )
+    assert cold.good().document["score"]["nats"] != found["score"]["nats"]
+
+
 def test_the_script_refuses_damaged_files(tiny_run: Path, tmp_path: Path) -> None:
     place = room(tiny_run, tmp_path / "room", "val")
     flip(place / "model.pgz", 5000)
@@ -228,6 +244,8 @@ def classes(source: str) -> set[str]:
         ),
         (["quant=row_quantile", "compress=zlib"], {"RowQuantile", "Zlib"}, {"Gptq", "SdClip", "Brotli", "Zstd"}),
         (["compress=zstd", "quant=sdclip"], {"Zstd", "SdClip"}, {"Brotli", "Gptq", "RowQuantile"}),
+        (["model.counts=ngrams", "eval.cache=exact"], {"NgramCounts", "AdjustedLedger"}, {"TokenTilt"}),
+        (["eval.cache=exact", "eval.compiler=torch"], {"TorchCompile", "ExactCache"}, {"NgramCounts", "TokenTilt"}),
         (["quant.steps=curvature"], {"StepTensor", "Planned", "CurvatureTap"}, {"TrellisTensor", "HessianTap"}),
         (["quant.rounding=trellis"], {"TrellisTensor", "CurvatureTap"}, {"HessianTap"}),
         (["eval=plain", "model.embed=untied"], {"PlainEval", "UntiedEmbed"}, {"SlidingEval", "ChunkTtt", "TiedEmbed"}),
@@ -270,6 +288,7 @@ def test_fields_that_nothing_reads_are_not_in_the_script(script: Script) -> None
     given = {word.arg for word in ast.walk(recipe) if isinstance(word, ast.keyword)}
     assert {"keep_checkpoints", "needs_gpu", "head_gate"}.isdisjoint(given)
     assert {"iterations", "lr", "qk_gain", "loop"} <= given
+    assert "budget_seconds" not in script.minified and "max_tokens" in script.minified
     (train,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "TrainConfig")
     assert not [item for item in train.body if isinstance(item, ast.AnnAssign)] and not train.decorator_list
 

@@ -45,6 +45,10 @@ SMALLEST = {
         *("--model", str(GOLDEN / "checkpoint.safetensors"), "--data", str(GOLDEN / "data"), "--targets", "200"),
         *("--window", "48", "--stride", "24", "--set", "ttt.chunk_tokens=64"),
     ],
+    "stored_counts": [
+        *("--checkpoint", str(GOLDEN / "checkpoint.safetensors"), "--data", str(GOLDEN / "data"), "--targets", "1200"),
+        *("--seq-len", "48", "--stride", "24", "--entries", "50", "--shares", "0", "0.1"),
+    ],
     "eval_speed": [
         *("--preset", "tiny", "--window", "64", "--stride", "32", "--targets", "200", "--ngram-tokens", "4000"),
         *("--rounds", "1"),
@@ -62,6 +66,7 @@ RIVALS = {"lrzip", "zpaq"}
 """Columns that stand only where these programs are installed."""
 KEYS = {
     "evaluation": {"method", "BPB", "gain", "se", "seconds", "kind", "documents"},
+    "stored_counts": {"order", "entries", "bytes", "share", "gain", "se"},
     "eval_speed": {"measure", "min_s", "median_s", "tokens_per_s", "over_the_loop", "over_the_last", "peak_mib"},
     "startup": {"command", "min_s", "median_s", "over_bare_python", "over_import_torch"},
     "train_speed": {"what", "min_s", "median_s", "tokens_per_s", "ratio", "against"},
@@ -194,6 +199,12 @@ def check_mutants(rows: list[dict[str, Any]]) -> None:
     assert all(row["refused"] + row["identical"] == row["rounds"] for row in rows)
 
 
+def check_counts(rows: list[dict[str, Any]]) -> None:
+    """Counts that weigh nothing gain nothing, others change the score."""
+    assert {row["order"] for row in rows} == {4, 6} and all(0 < row["entries"] <= 50 for row in rows)
+    assert all((row["gain"] == row["se"] == 0) == (row["share"] == 0) for row in rows)
+
+
 def check_adaptation(rows: list[dict[str, Any]]) -> None:
     """Every method scores in its own way, and only what learns is called adaptive."""
     assert len({row["BPB"] for row in rows}) > 8
@@ -218,6 +229,7 @@ CHECKS = {
     "decoder_bytes": check_decoder,
     "fuzz_artifacts": check_mutants,
     "test_time_training": check_adaptation,
+    "stored_counts": check_counts,
 }
 
 

@@ -32,6 +32,7 @@ class AdjustedLedger(Ledger):
         super().__init__(*given)
         self.in_flight, self.tuning = 0, True
         self.adjustments: list[Adjustment] = [adjuster.begin(self) for adjuster in self.method.adjusters()]
+        self.tunes = any(adjustment.tunes for adjustment in self.adjustments)
 
     def score(self, windows: np.ndarray, length: int = 0) -> None:
         """As the ledger scores, with a pause for learning wherever an adjuster wants one. RuleError when the windows do
@@ -46,13 +47,12 @@ class AdjustedLedger(Ledger):
                 f"target {self.done}",
                 "set the method's slot, bias, cache, mixer and tilt to none",
             )
-        tunes = any(adjustment.tunes for adjustment in self.adjustments)
-        lot = self.method.batch_seqs * self.watch.world.size if tunes else len(windows)
+        lot = self.method.batch_seqs * self.watch.world.size if self.tunes else len(windows)
         while len(windows):
             for adjustment in self.adjustments:
                 if adjustment.due(self.done):
                     adjustment.learn(self.done)
-            if tunes:
+            if self.tunes:
                 self.tuning = self.watch.adapting(self)
             places = enumerate(begins[1:lot].tolist(), 1)
             count = next((place for place, begin in places if self.pauses(begin)), min(lot, len(windows)))
@@ -90,20 +90,22 @@ class AdjustedLedger(Ledger):
         """Losses of a batch of windows from position `start` on, (B, T - start) float32. RuleError when an adjuster's
         vector is no distribution.
         """
-        hidden = self.model.hidden(ids_BT)
+        begin = 0 if self.tunes else start
+        hidden = self.model.hidden(ids_BT, start=begin)
         tuned: dict[int, Tensor] = {}
         for adjustment in self.adjustments:
             tuned |= adjustment.logits(windows, hidden, ids_BT)
         losses = torch.zeros(len(windows), ids_BT.size(1) - start, device=self.device)
-        for row, (begin, first, end) in enumerate(windows.tolist()):
-            logits = tuned[row] if row in tuned else self.model.head(hidden[row : row + 1, first:end])[0]
-            logp, position, targets = F.log_softmax(logits, -1), begin + first, targets_BT[row, first:end]
+        for row, (place, first, end) in enumerate(windows.tolist()):
+            own = hidden[row : row + 1, first - begin : end - begin]
+            logits = tuned[row] if row in tuned else self.model.head(own)[0]
+            logp, position, targets = F.log_softmax(logits, -1), place + first, targets_BT[row, first:end]
             for adjustment in self.adjustments:
                 logp = adjustment.apply(position, logp)
                 total = float(logp[-1].logsumexp(-1))
                 if not abs(total) <= TOLERANCE:
                     raise RuleError(
-                        f"the probabilities at target {begin + end - 1} do not sum to 1 but to {np.exp(total)}",
+                        f"the probabilities at target {place + end - 1} do not sum to 1 but to {np.exp(total)}",
                         type(adjustment).__name__,
                         "this is a fault of the adjuster",
                     )

@@ -16,7 +16,7 @@ class Adjustment:
     """What an adjuster knows of a stream so far. The methods change nothing until they are overridden."""
 
     tunes = False
-    """Whether it takes time to adapt to each window, which a budget may end."""
+    """Whether it takes time to adapt to each window, which a budget may end, and hidden states of all its context."""
 
     def __init__(self, ledger: "AdjustedLedger") -> None:
         self.ledger = ledger
@@ -29,7 +29,9 @@ class Adjustment:
         """Learn from the targets before `position`; on all ranks at once."""
 
     def logits(self, windows: "np.ndarray", hidden_BTC: "Tensor", ids_BT: "Tensor") -> "dict[int, Tensor]":
-        """Logits (S,V) of the scored positions, for those rows of the batch that are not to have the model's own."""
+        """Logits (S,V) of the scored positions, for those rows of the batch that are not to have the model's own. Only
+        one that `tunes` may look at hidden states, of whole windows.
+        """
         return {}
 
     def apply(self, position: int, logp_SV: "Tensor") -> "Tensor":

@@ -89,6 +89,16 @@ class EvalRope(Protocol):
         """Change the model's frequencies."""
 
 
+class EvalCompiler(Protocol):
+    """Turns the model into a program that scores faster."""
+
+    def compile_for(self, model: "GPT", rows: int, length: int, context: int) -> None:
+        """Have the model score batches of `rows` windows of `length` tokens, of which it skips so many, or none."""
+
+    def fixes_length(self) -> bool:
+        """Whether windows of one length are scored faster than shorter ones."""
+
+
 class EvalSlot(Adjusting, Protocol):
     """Tunes something small to each window's context before its scored part."""
 
@@ -118,6 +128,18 @@ class RopeAsTrained:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Eager:
+    """The model as it is. Source: naive baseline."""
+
+    def compile_for(self, model: "GPT", rows: int, length: int, context: int) -> None:
+        """Nothing to do."""
+
+    def fixes_length(self) -> bool:
+        """Shorter ones are faster."""
+        return False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluator:
     """The options every method has. Adjusters act in the order in which they stand here."""
 
@@ -135,6 +157,8 @@ class Evaluator:
     """Score a looped model with so many passes through its loop, 1 without going back; 0 with as many as it was trained
     with (model.loop.extra_passes + 1).
     """
+    compiler: EvalCompiler = Eager()
+    """Compiling what scores."""
     rope: EvalRope = RopeAsTrained()
     """Rotary frequencies."""
     slot: EvalSlot = Unadjusted()
@@ -159,6 +183,11 @@ class Evaluator:
     def arrange(self, model: "GPT") -> None:
         """Change how the model computes before anything is scored."""
         self.rope.stretch(model)
+        self.compiler.compile_for(model, self.batch_seqs, self.seq_len, self.context())
+
+    def context(self) -> int:
+        """Targets at the start of a window that an earlier one has scored."""
+        return 0
 
     def adjusters(self) -> "tuple[Adjusting, ...]":
         """The adjusters that act, in the order in which they act."""

@@ -40,13 +40,13 @@ class DocumentEval(SlidingEval):
         return np.concatenate(pieces)
 
     def run(self, ledger: "Ledger") -> None:
-        """Score windows of about the same length together; in stream order where adjusters read the stream, and where
-        the model's frequencies depend on how long a row is.
+        """Score windows of about the same length together; all at one length and in stream order where adjusters read
+        the stream, the model's frequencies depend on how long a row is, or one shape was compiled.
         """
         windows = self.windows(ledger.tokens)
         stretches = bool(getattr(ledger.model.config.position, "reference", 0))
         padded = -(-windows[:, 2] // BUCKET) * BUCKET
-        if self.adjusters() or stretches:
+        if self.compiler.fixes_length() or self.adjusters() or stretches:
             padded[:] = self.seq_len
         padded = padded.clip(max=self.seq_len)
         for length in sorted(set(padded.tolist()), reverse=True):

@@ -28,15 +28,21 @@ class ExactCache(Adjuster):
     """From one order to the next."""
     prior: float = 8.0
     """Occurrences that the distribution below an order counts for."""
+    stored_share: float = 0.1
+    """What an occurrence counts for that the model has stored (model.counts), since it knows much of that itself. 0
+    starts from nothing.
+    """
 
     def __post_init__(self) -> None:
         if not 1 <= self.lowest <= self.highest or self.step < 1:
             raise ConfigError("orders need 1 <= lowest <= highest, and a step of at least 1", "lowest")
         if self.prior <= 0:
             raise ConfigError(f"prior must be above 0, not {self.prior}", "prior")
+        if self.stored_share < 0:
+            raise ConfigError(f"stored_share must not be negative, not {self.stored_share}", "stored_share")
 
     def begin(self, ledger: "AdjustedLedger") -> "Caching":
-        """Nothing seen."""
+        """Nothing seen but what the model has stored. ConfigError if that is of another order."""
         return Caching(ledger, self)
 
 
@@ -47,14 +53,27 @@ class Caching(Adjustment):
         super().__init__(ledger)
         self.prior, self.counted = settings.prior, 0
         self.orders = range(settings.lowest, settings.highest + 1, settings.step)
-        self.tables: list[dict[bytes, dict[int, int]]] = [{} for _ in self.orders]
+        self.tables: list[dict[bytes, dict[int, float]]] = [{} for _ in self.orders]
+        for part in ledger.model.parts if settings.stored_share else ():
+            for (*context, token), count in part.stored(ledger.model):
+                self.start(context, token, settings.stored_share * count)
 
-    def contexts(self, content: bytes, target: int) -> list[dict[int, int] | None]:
+    def start(self, context: list[int], token: int, count: float) -> None:
+        """Count what came before the stream. ConfigError if no order has contexts so long."""
+        import numpy as np
+
+        if len(context) + 1 not in self.orders:
+            what = f"the model has counts of order {len(context) + 1}, the cache of {', '.join(map(str, self.orders))}"
+            raise ConfigError(what, "eval.cache", "choose lowest, highest and step so that the model's is among them")
+        table = self.tables[self.orders.index(len(context) + 1)]
+        table.setdefault(np.array(context, np.int64).tobytes(), {})[token] = count
+
+    def contexts(self, content: bytes, target: int) -> list[dict[int, float] | None]:
         """What followed the tokens before a target, by order; None where there are not as many. `content` has them as
         int64.
         """
         stop = 8 * (target + 1)
-        found: list[dict[int, int] | None] = []
+        found: list[dict[int, float] | None] = []
         for order, table in zip(self.orders, self.tables):
             start = stop - 8 * (order - 1)
             found.append(table.setdefault(content[start:stop], {}) if start >= 0 else None)

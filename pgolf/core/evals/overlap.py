@@ -26,7 +26,10 @@ class OverlapEval(Evaluator):
         if not 0 <= self.overlap < self.seq_len:
             raise ConfigError(f"overlap {self.overlap} must lie between 0 and seq_len {self.seq_len} - 1", "overlap")
 
+    def context(self) -> int:
+        """The overlap."""
+        return self.overlap or self.seq_len // 2
+
     def run(self, ledger: "Ledger") -> None:
         """Score the windows in order."""
-        overlap = self.overlap or self.seq_len // 2
-        ledger.score(sliding_windows(ledger.targets, self.seq_len, self.seq_len - overlap))
+        ledger.score(sliding_windows(ledger.targets, self.seq_len, self.seq_len - self.context()))

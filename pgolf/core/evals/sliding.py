@@ -37,6 +37,10 @@ class SlidingEval(Evaluator):
         if not 1 <= self.stride <= self.seq_len:
             raise ConfigError(f"stride {self.stride} must lie between 1 and seq_len {self.seq_len}", "stride")
 
+    def context(self) -> int:
+        """All but the stride."""
+        return self.seq_len - self.stride
+
     def run(self, ledger: "Ledger") -> None:
         """Score the windows in order."""
         ledger.score(sliding_windows(ledger.targets, self.seq_len, self.stride))

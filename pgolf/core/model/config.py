@@ -18,6 +18,7 @@ from pgolf.core.model.parts.x0_mix import X0Mix
 from pgolf.core.model.slots import (
     Absent,
     AuxLoss,
+    Counts,
     Documents,
     Embed,
     HashEmbed,
@@ -115,6 +116,8 @@ class ModelConfig:
     """Added to the training loss."""
     precision: Precision = Absent()
     """What weights are made of in training."""
+    counts: Counts = Absent()
+    """Counts of training text for the evaluation's cache."""
 
     def __post_init__(self) -> None:
         for key in ("vocab_size", "num_layers", "model_dim", "num_heads", "num_kv_heads"):

@@ -61,6 +61,11 @@ class Node(nn.Module):
         return y
 
 
+def since(flow: Flow, function: Callable[[Tensor], Tensor], x_BTC: Tensor) -> Tensor:
+    """A function of single positions (B,T,C) -> (B,T,E), computed from `flow.start` on; zeros before."""
+    return F.pad(function(x_BTC[:, flow.start :]), (0, 0, flow.start, 0)) if flow.start else function(x_BTC)
+
+
 def grow(node: nn.Module, name: str, parameter: nn.Parameter) -> None:
     """Register `parameter` at a dotted name, making the nodes on the way."""
     head, _, rest = name.partition(".")
@@ -74,31 +79,29 @@ def grow(node: nn.Module, name: str, parameter: nn.Parameter) -> None:
     grow(children[head], rest, parameter)
 
 
-@torch.no_grad()
-def initialise(parameter: Tensor, spec: ParamSpec, generator: torch.Generator) -> None:
-    """Fill a float32 CPU tensor as its spec says, drawing from `generator`."""
-    rule, number = spec.init
-    if rule == "fill":
-        parameter.fill_(number)
-    elif rule == "rows":
-        parameter.zero_()[0] = number
-    elif rule == "normal":
-        parameter.normal_(0.0, number, generator=generator)
-    elif rule == "overtone":
-        left, values, right = torch.linalg.svd(parameter.normal_(0.0, number, generator=generator), full_matrices=False)
-        ranks = torch.arange(1, len(values) + 1)
-        parameter.copy_((left * (values[0] / ranks.sqrt())) @ right)
-    elif rule == "split":
-        parameter[0], parameter[1] = number, 1 - number
-    elif rule == "eye":
-        nn.init.eye_(parameter)
-    elif rule == "orthogonal":
-        nn.init.orthogonal_(parameter, number, generator=generator)
-    elif rule == "linear":
-        bound = number / spec.shape[1] ** 0.5
-        parameter.uniform_(-bound, bound, generator=generator)
-    else:
-        raise ValueError(f"unknown init rule {rule}")
+def overtone(weight: Tensor, std: float, generator: torch.Generator) -> None:
+    """Normal numbers, their k-th singular value then set to k^-1/2 times the first."""
+    left, values, right = torch.linalg.svd(weight.normal_(0.0, std, generator=generator), full_matrices=False)
+    weight.copy_((left * (values[0] / torch.arange(1, len(values) + 1).sqrt())) @ right)
+
+
+def uniform(weight: Tensor, gain: float, generator: torch.Generator) -> None:
+    """Within gain / sqrt(columns) of zero."""
+    bound = gain / weight.size(1) ** 0.5
+    weight.uniform_(-bound, bound, generator=generator)
+
+
+INITS: dict[str, Callable[[Tensor, float, torch.Generator], object]] = {
+    "fill": lambda weight, x, generator: weight.fill_(x),
+    "rows": lambda weight, x, generator: weight.zero_()[0].fill_(x),
+    "normal": lambda weight, x, generator: weight.normal_(0.0, x, generator=generator),
+    "overtone": overtone,
+    "split": lambda weight, x, generator: (weight[0].fill_(x), weight[1].fill_(1 - x)),
+    "eye": lambda weight, x, generator: nn.init.eye_(weight),
+    "orthogonal": lambda weight, x, generator: nn.init.orthogonal_(weight, x, generator=generator),
+    "linear": uniform,
+}
+"""How the float32 CPU tensor of a parameter begins, by the rule and the number in its spec."""
 
 
 class GPT(Node):
@@ -112,9 +115,10 @@ class GPT(Node):
         self.compute_dtype, self.attention_backend, self.stretches = torch.float32, "sdpa", 0
         generator = torch.Generator().manual_seed(seed)
         for spec in param_specs(config):
-            weight = torch.empty(spec.shape)
-            initialise(weight, spec, generator)
-            grow(self, spec.name, nn.Parameter(weight))
+            weight = nn.Parameter(torch.empty(spec.shape))
+            with torch.no_grad():
+                INITS[spec.init[0]](weight, spec.init[1], generator)
+            grow(self, spec.name, weight)
         order = [step.layer for step in self.plans[True]]
         blocks: list[Any] = [self.get_submodule(f"blocks.{layer}") for layer in range(config.num_layers)]
         self.layers = [config.loop.passes(block, order.count(layer)) for layer, block in enumerate(blocks)]
@@ -158,7 +162,7 @@ class GPT(Node):
     def attention(self, attn: Any, layer: int, n_BTC: Tensor, flow: Flow) -> Tensor:
         """Grouped-query attention with QK-norm and rotation; normalised input (B,T,C) -> (B,T,C)."""
         config, parts = self.config, self.acting[layer]
-        raw_q = q = attn.c_q.linear(n_BTC).unflatten(-1, (config.num_heads, -1))
+        raw_q = q = since(flow, attn.c_q.linear, n_BTC).unflatten(-1, (config.num_heads, -1))
         k = attn.c_k.linear(n_BTC).unflatten(-1, (config.num_kv_heads, -1))
         v = attn.c_v.linear(n_BTC).unflatten(-1, (config.num_kv_heads, -1))
         for part in parts:
@@ -173,7 +177,7 @@ class GPT(Node):
         y = attend(q, k, v, window, flow.segments_BT, self.attention_backend, flow.memory)
         for part in parts:
             y = part.heads(attn, y, v, n_BTC, raw_q)
-        return attn.proj.linear(y.flatten(2))
+        return since(flow, attn.proj.linear, y.flatten(2))
 
     def mlp(self, mlp: Any, n_BTC: Tensor) -> Tensor:
         """The feed-forward half of a block; normalised input (B,T,C) -> (B,T,C)."""
@@ -200,7 +204,7 @@ class GPT(Node):
         def mix(x: Tensor) -> Tensor:
             return config.mix.apply(block, x, x0_BTC)
 
-        lanes = config.residual.block(self, step.layer, lanes, mix, attention, mlp)
+        lanes = config.residual.block(self, step.layer, lanes, mix, attention, partial(since, flow, mlp))
         for part in parts:
             lanes = tuple(part.closed(block, flow, step.layer, lane) for lane in lanes)
         return lanes
@@ -230,8 +234,10 @@ class GPT(Node):
         """x with a long connection."""
         return self.config.skips.apply(self, x_BTC, skip_BTC, row)
 
-    def hidden(self, ids_BT: Tensor, starts: Tensor | None = None) -> Tensor:
-        """Final normalised hidden states (B,T,C) in the compute dtype."""
+    def hidden(self, ids_BT: Tensor, starts: Tensor | None = None, start: int = 0) -> Tensor:
+        """Final normalised hidden states (B,T-start,C) from position `start` on in the compute dtype. The last block is
+        spared what only earlier positions need: all but their keys and values.
+        """
         config = self.config
         x = config.embed.lookup(self, ids_BT).to(self.compute_dtype)
         flow = self.flow(ids_BT, x, starts)
@@ -247,13 +253,16 @@ class GPT(Node):
                 lanes = config.residual.enter(step.layer, lanes)
             if step.skip >= 0:
                 lanes = config.residual.join(lanes, partial(self.joined, stack.pop(), step.skip))
+            flow.start = start * (step is self.plans[self.looping][-1])
+            for part in self.acting[step.layer]:
+                flow.start = part.required(flow.start)
             lanes = self.step(step, lanes, x, flow)
             if step.push:
                 stack.append(lanes[0])
         x = config.residual.leave(lanes)
         for part in self.parts:
             x = part.departed(self, flow, x)
-        return rms_norm(x)
+        return rms_norm(x[:, start:])
 
     def raw(self, hidden_BTC: Tensor) -> Tensor:
         """Logits (B,T,V) before the soft-cap, in the compute dtype."""
@@ -268,7 +277,7 @@ class GPT(Node):
 
     def nll(self, ids_BT: Tensor, targets_BT: Tensor, start: int = 0) -> Tensor:
         """Negative log-likelihood in nats of the targets from position `start` on: (B, T - start) float32."""
-        logits = self.head(self.hidden(ids_BT)[:, start:])
+        logits = self.head(self.hidden(ids_BT, start=start))
         return F.cross_entropy(logits.flatten(0, 1), targets_BT[:, start:].flatten(), reduction="none").view(
             len(ids_BT), -1
         )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from pgolf.core.model.params import ParamSpec
 
 if TYPE_CHECKING:
+    from numpy import ndarray
     from torch import Tensor
 
 
@@ -50,6 +51,8 @@ class Flow:
     """What the position part needs."""
     memory: dict[str, Any]
     """What one layer leaves for later ones, by name."""
+    start: int = 0
+    """First position that the block under way is computed at; of earlier ones it has keys and values only."""
 
     def before(self, x: "Tensor") -> "Tensor":
         """(B,T,...) one step later in time; zeros first."""
@@ -104,6 +107,15 @@ class Part:
         """Added to the mean loss in training, nats."""
         return 0.0
 
+    # Beside the model
+
+    def collect(self, root: Any, shards: "list[ndarray]") -> None:
+        """What it takes from the training tokens, before training begins."""
+
+    def stored(self, root: Any) -> "Sequence[tuple[tuple[int, ...], int]]":
+        """N-grams of training text that it has kept, and how often each occurred."""
+        return ()
+
     # One block
 
     def input_scale(self, layer: int) -> float:
@@ -139,6 +151,12 @@ class Part:
     def closed(self, block: Any, flow: Flow, layer: int, x_BTC: "Tensor") -> "Tensor":
         """The stream as it leaves a block; each lane, where there are several."""
         return x_BTC
+
+    def required(self, start: int) -> int:
+        """First position that the last block must be computed at if all from `start` on are asked for: an earlier one
+        for a part that mixes positions of what attention has gathered or a block has made.
+        """
+        return start
 
     # Linear maps
 
@@ -319,6 +337,10 @@ class AuxLoss(Protocol):
 
 class Precision(Protocol):
     """The numbers that weights are made of while they are trained."""
+
+
+class Counts(Protocol):
+    """Counts of training text, kept with the model."""
 
 
 """Every slot without methods of its own is filled by a `Part`, most often by the one that does nothing."""

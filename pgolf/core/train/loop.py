@@ -97,6 +97,8 @@ def start_state(
     network = NETWORKS[train.kernels](model, seed).settle(world.device, train.precision, train.attention)
     if network.compute_dtype == torch.bfloat16:
         halve_embeddings(network)
+    for part in network.parts:
+        part.collect(network, shards)
     averages = train.average.kept(network)
     read = train.loader.begin(train, train.average.seen(shards), seed, world)
     state = TrainState(network, Optimizers(network, optim, world), read, Clock(), averages=averages, shards=shards)

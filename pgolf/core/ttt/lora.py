@@ -68,6 +68,8 @@ class LoraTtt(Evaluator):
                 raise ConfigError(f"{key} must lie in [0, 1), not {getattr(self, key)}", key)
         if self.adjusters():
             raise ConfigError("adjusters act on windows of the stream, not on documents apart", "", "leave them out")
+        if self.compiler.fixes_length():
+            raise ConfigError("adapters change the model that would be compiled", "compiler", "set ttt.compiler=none")
         known = ("lm_head", "q", "k", "v", "o", "mlp")
         if strange := {*self.targets.split(",")} - {*known}:
             raise ConfigError(

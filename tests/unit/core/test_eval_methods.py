@@ -11,8 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from pgolf.core.errors import ConfigError
+from pgolf.core.errors import ConfigError, SetupError
+from pgolf.core.evals.compiled import TorchCompile
+from pgolf.core.evals.context_slot import SlotAdamW
 from pgolf.core.evals.document import BUCKET, DocumentEval
+from pgolf.core.evals.exact_cache import ExactCache
 from pgolf.core.evals.ledger import evaluate
 from pgolf.core.evals.overlap import OverlapEval
 from pgolf.core.evals.plain import PlainEval
@@ -23,6 +26,8 @@ from pgolf.core.model.parts.hash_embed import BigramHash
 from pgolf.core.model.parts.rope import Rope
 from pgolf.core.model.parts.smear import GatedSmear
 from pgolf.core.model.parts.yarn import Yarn
+from pgolf.core.ttt.chunk import ChunkTtt
+from pgolf.core.ttt.lora import LoraTtt
 
 
 def losses_of(model, tokens, method):
@@ -199,3 +204,75 @@ def test_a_direct_computation_of_a_documents_loss(tiny_model):
 def test_impossible_settings_are_refused(make):
     with pytest.raises(ConfigError):
         make()
+
+
+# Compiled scoring
+
+COMPILED = [
+    SlidingEval(seq_len=72, stride=5),
+    PlainEval(seq_len=24),
+    DocumentEval(seq_len=24, stride=6),
+    OverlapEval(seq_len=24, overlap=9),
+    SlidingEval(seq_len=24, stride=5, cache=ExactCache(lowest=2, highest=3)),
+    SlidingEval(seq_len=24, stride=8, slot=SlotAdamW(steps=2)),
+    ChunkTtt(seq_len=24, stride=6, chunk_tokens=48, epochs=1, train_seqs=5),
+]
+
+
+@pytest.mark.parametrize("method", COMPILED, ids=lambda method: type(method).__name__)
+def test_a_compiled_model_sees_one_shape_and_scores_as_before(tiny_model, monkeypatch, method):
+    shapes = []
+
+    def compiler(function, dynamic):
+        assert dynamic is False
+
+        def graph(ids, starts, start):
+            assert not torch.is_grad_enabled()
+            shapes.append(tuple(ids.shape))
+            return function(ids, starts, start)
+
+        return graph
+
+    monkeypatch.setattr(torch, "compile", compiler)
+    tokens = stream(31, 7, 64, 90)
+    eager = losses_of(tiny_model, tokens, replace(method, batch_seqs=4))
+    assert shapes == []
+    compiled = losses_of(tiny_model, tokens, replace(method, batch_seqs=4, compiler=TorchCompile()))
+    np.testing.assert_allclose(compiled, eager, rtol=0, atol=1e-5)
+    assert len(shapes) >= 3
+    assert set(shapes) == {(4, method.seq_len)}
+
+
+def test_all_is_compiled_before_the_first_score(tiny_model, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        torch, "compile", lambda function, dynamic: lambda *args: (asked.append(args), function(*args))[1]
+    )
+    SlidingEval(seq_len=96, stride=8, batch_seqs=2, compiler=TorchCompile()).arrange(tiny_model)
+    assert sorted(start for _, _, start in asked) == [0, 32]
+    assert not any(ids.any() for ids, _, _ in asked)
+
+
+def test_what_torch_cannot_compile_is_an_error_of_the_environment(tiny_model, monkeypatch):
+    def broken(function, dynamic):
+        def graph(*args):
+            raise RuntimeError("no compiler found\nand much more")
+
+        return graph
+
+    monkeypatch.setattr(torch, "compile", broken)
+    with pytest.raises(SetupError, match=r"torch.compile failed: no compiler found \(compiler\)") as caught:
+        SlidingEval(seq_len=24, stride=6, compiler=TorchCompile()).arrange(tiny_model)
+    assert caught.value.exit_code == 5
+
+
+def test_adapters_are_not_compiled():
+    with pytest.raises(ConfigError, match="adapters change the model"):
+        LoraTtt(compiler=TorchCompile())
+
+
+@pytest.mark.slow
+def test_torch_compile_itself_agrees(tiny_model):
+    tokens, method = stream(31, 7, 64, 90, 300), SlidingEval(seq_len=128, stride=32, batch_seqs=3)
+    eager, compiled = (losses_of(tiny_model, tokens, one) for one in (method, replace(method, compiler=TorchCompile())))
+    np.testing.assert_allclose(compiled, eager, rtol=0, atol=1e-5)

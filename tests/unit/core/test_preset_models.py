@@ -59,6 +59,15 @@ def test_a_later_token_changes_nothing_before_it(twin: str, looping: bool) -> No
         assert not torch.equal(before[:, place:], after[:, place:])
 
 
+def test_late_losses_are_those_of_the_whole_row(twin: str) -> None:
+    config = model_of(twin)
+    for looping in (False, True):
+        model, ids = moved(config, looping), batch(config)
+        with torch.no_grad():
+            whole, late = (model.nll(ids[:, :-1], ids[:, 1:], start) for start in (0, 31))
+        assert torch.allclose(late, whole[:, 31:], atol=1e-5)
+
+
 def test_documents_are_apart_where_the_preset_says_so(twin: str) -> None:
     config = model_of(twin)
     model, ids = moved(config), batch(config)

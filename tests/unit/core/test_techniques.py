@@ -43,13 +43,16 @@ SIZES: dict[str, dict[str, Any]] = {
     "low_rank": {"rank": 8},
     "pattern": {"tokens": 3},
     "backout": {"after": 2},
+    "ngrams": {"order": 3, "entries": 7},
 }
 ALL = [(slot, kind) for slot, name in SLOTS.items() for kind in CATALOG[name] if kind != "none"]
 IDLE = {
+    "ngrams": {"ngram_counts"},
     "mix": {"blocks.0.attn.vr_lambda"},
     "add": {"blocks.0.attn.vrl_alpha"},
 }
-"""Parameters that get no gradient, by technique: layer 0's value residual has nothing before it."""
+"""Parameters that get no gradient, by technique: layer 0's value residual has nothing before it, counts
+are no weights."""
 
 
 def part(slot: str, kind: str) -> Any:
@@ -80,6 +83,40 @@ def test_a_later_token_changes_nothing_before_it(make_model, slot, kind):
             before, after = model.head(model.hidden(ids)), model.head(model.hidden(other))
         assert torch.equal(before[:, :place], after[:, :place])
         assert not torch.equal(before[:, place:], after[:, place:])
+
+
+@pytest.mark.parametrize(("slot", "kind"), ALL)
+def test_the_last_block_is_spared_what_only_earlier_losses_need(make_model, slot, kind):
+    config, ids = config_with(slot, kind), batch(rows=3, length=97)
+    model = make_model(config).eval()
+    with torch.no_grad():
+        whole = model.nll(ids[:, :-1], ids[:, 1:])
+        for start in (1, 20, 32):
+            late = model.nll(ids[:, :-1], ids[:, 1:], start)
+            assert late.shape == (3, 96 - start)
+            assert torch.allclose(late, whole[:, start:], atol=1e-5)
+
+
+def rows_of(model: GPT, start: int) -> dict[str, list[int]]:
+    """How many positions each linear map of the model's blocks computes, each time it runs."""
+    seen: dict[str, list[int]] = {}
+    for name, node in model.named_modules():
+        if name.startswith("blocks.") and hasattr(node, "weight"):
+            node.tap = lambda x, y, name=name: seen.setdefault(name, []).append(x.size(1))
+    ids = batch()
+    model.nll(ids[:, :-1], ids[:, 1:], start)
+    return seen
+
+
+def test_only_the_last_run_of_the_last_block_is_spared_and_all_but_keys_and_values(make_model):
+    spared = {f"blocks.4.{name}" for name in ("attn.c_q", "attn.proj", "mlp.fc", "mlp.proj")}
+    for loop, runs in ((part("loop", "none"), 1), (LayerLoop(start=3, end=4, extra_passes=1), 2)):
+        seen = rows_of(make_model(ModelConfig(**SMALL, loop=loop)), 15)
+        assert len(seen) == 30
+        for name, rows in seen.items():
+            whole = [23] * (runs if name[7] in "34" else 1)
+            assert rows == ([*whole[1:], 8] if name in spared else whole), name
+    assert {23} == {n for rows in rows_of(make_model(config_with("smear", "cumulative")), 15).values() for n in rows}
 
 
 @pytest.mark.parametrize(("slot", "kind"), ALL)
@@ -171,7 +208,9 @@ def test_any_two_go_together_or_are_refused_with_the_reason(slot, kind):
             for weight in model.parameters():
                 weight.add_(0.2 * torch.randn(weight.shape))
             one, two = model.head(model.hidden(ids)), model.head(model.hidden(other))
+            late = model.head(model.hidden(ids, start=7))
         assert one.isfinite().all() and torch.equal(one[:, :8], two[:, :8]), kind_2
+        assert torch.allclose(late, one[:, 7:], atol=1e-4), kind_2
     assert refused <= REFUSED
 
 

@@ -71,6 +71,10 @@ class CumulativeSmear(Part):
         if getattr(parts.get("documents"), "narrows", False):
             raise ConfigError("it averages over the whole row, across documents", "", "set model.documents=whole_rows")
 
+    def required(self, start: int) -> int:
+        """The mean is one of all positions."""
+        return 0
+
     def closed(self, block: Any, flow: Flow, layer: int, x_BTC: "Tensor") -> "Tensor":
         """Mix with the causal mean, computed in float32."""
         import torch
