@@ -15,6 +15,7 @@ import typer
 from pgolf import __version__
 from pgolf.cli import (
     audit_cmd,
+    compare_cmd,
     config_cmd,
     data_cmd,
     inspect_cmd,
@@ -68,6 +69,7 @@ for module in (
     report_cmd,
     plot_cmd,
     audit_cmd,
+    compare_cmd,
     config_cmd,
 ):
     module.register(app)
