@@ -14,8 +14,8 @@ import numpy as np
 from torch import Tensor
 
 from pgolf.core.model.params import CONTROL
+from pgolf.core.quant.corrected import Factors
 from pgolf.core.quant.grid import StepTensor, TrellisTensor
-from pgolf.core.quant.lqer import Factors
 from pgolf.core.quant.qtensor import QTensor
 from pgolf.core.quant.trellis import walk
 

@@ -25,9 +25,11 @@ from pgolf.core.dist import World
 from pgolf.core.model.config import param_specs
 from pgolf.core.model.params import CONTROL, EMBED
 from pgolf.core.quant.base import quantize_model
+from pgolf.core.quant.corrected import CorrectedTensor, Factors
 from pgolf.core.quant.curvature import Calibration
 from pgolf.core.quant.gptq import Gptq
-from pgolf.core.quant.lqer import Factors, low_rank, pack_asym, pack_rows
+from pgolf.core.quant.gptq_lqer import Lqer
+from pgolf.core.quant.lqer import low_rank, pack_rows
 from pgolf.core.quant.sdclip import Grid, SdClip
 from pgolf.dataset import open_dataset
 from pgolf.report.console import Console
@@ -84,14 +86,6 @@ class Coded:
     scale: float
 
 
-def corrections(model: ModelFile, tensors: dict[str, Any], top: int = 3, rank: int = 4) -> dict[str, Factors]:
-    """LQER as PR #1855 has it: the tensors of the largest errors get the rank-4 part of theirs in 2 and 4 bits."""
-    coded = [spec.name for spec in param_specs(model.config.model) if spec.role != CONTROL]
-    errors = {name: model.weights[name] - tensors[name].dequantize() for name in coded}
-    worst = sorted(coded, key=lambda name: -float(errors[name].norm()))[:top]
-    return {name: pack_asym(*low_rank(errors[name], rank)) for name in worst}
-
-
 def code(method: Method, scale: float, model: ModelFile, found: Calibration) -> Coded:
     """Quantize a model by a method at a scale of its steps."""
     start, config, weights = time.perf_counter(), model.config.model, dict(model.weights)
@@ -105,16 +99,18 @@ def code(method: Method, scale: float, model: ModelFile, found: Calibration) -> 
         quantizer: Any = Gptq(k=K, embed=Grid(bits=8, k=K_EMBED), theta=scale, **method.settings)
     else:
         grids = {name: Grid(bits=8, k=scale * K_EMBED) for name in ("embed", "head")}
-        quantizer = (Gptq if method.compensated else SdClip)(k=scale * K, **grids)
+        kind = Lqer if method.corrected else Gptq if method.compensated else SdClip
+        quantizer = kind(k=scale * K, **grids)
     changed = dataclasses.replace(model, weights=weights)
     known = knowing(quantizer, changed, found)(quantizer) if method.compensated else {}
     result = quantize_model(config, weights, quantizer, known)
-    if method.corrected:
-        factors = corrections(model, result.tensors)
     seconds = time.perf_counter() - start
     final = result.weights()
     for name, one in factors.items():
         final[name] = final[name] + one.product()
+    for name, tensor in result.tensors.items():
+        if isinstance(tensor, CorrectedTensor):
+            result.tensors[name], factors[name] = tensor.base, tensor.factors
     size, bits = ideal_bytes(specs, result.tensors, factors)
     weights_count = sum(spec.numel for spec in specs if spec.role != CONTROL)
     return Coded(final, size, bits, 8 * size / weights_count, seconds, scale)

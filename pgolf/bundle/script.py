@@ -22,7 +22,11 @@ from pgolf.core.evals.base import Eager, RopeAsTrained, Unadjusted
 from pgolf.core.model.config import attention_names, param_specs
 from pgolf.core.model.slots import Absent
 from pgolf.core.optim.schedules import Unscaled
+from pgolf.core.quant.casts import Float8Cast, Int8Rows, KeepFloats
+from pgolf.core.quant.few_values import TernaryCodes
 from pgolf.core.quant.gptq import Gptq
+from pgolf.core.quant.gptq_lqer import Lqer
+from pgolf.core.quant.roles import ByRole, compensating
 from pgolf.core.train.steady import Steady
 
 ERRORS = {name for name, cls in vars(errors).items() if isinstance(cls, type) and issubclass(cls, PgolfError)}
@@ -150,11 +154,17 @@ class WithoutRounds(ast.NodeTransformer):
         return None if values == self.table else node
 
 
-def coded_kind(quantizer: Any) -> int:
-    """The one form that a quantizer's codes have."""
+def coded_kinds(quantizer: Any) -> set[Any]:
+    """The forms that a quantizer's codes may have."""
+    if isinstance(quantizer, ByRole):
+        return set().union(*(coded_kinds(one) for one in quantizer.quantizers().values()))
+    if isinstance(quantizer, KeepFloats):
+        return {Float8Cast: {6}, Int8Rows: {1}}.get(type(quantizer), set())
+    if isinstance(quantizer, TernaryCodes):
+        return {quantizer.group}
     if not isinstance(quantizer, Gptq) or not quantizer.planned:
-        return 1
-    return 5 if quantizer.rounding == "trellis" else 4
+        return {1}
+    return {5 if quantizer.rounding == "trellis" else 4}
 
 
 def replaced(definition: Definition, node: ast.stmt) -> Definition:
@@ -322,8 +332,11 @@ def emit(config: RunConfig, info: str) -> tuple[str, tuple[Definition, ...]]:
     core = without_entries(parse_core(), "BACKENDS", attention)
     core = without_entries(core, "INITS", {spec.init[0] for spec in param_specs(config.model)})
     core = without_entries(core, "NETWORKS", {"eager", config.train.kernels})
-    core = without_entries(core, "FORMS", {coded_kind(config.quant)})
+    core = without_entries(core, "FORMS", coded_kinds(config.quant))
     core = without_entries(core, "ORDERS", {"steps"} if getattr(config.compress, "permute", False) else set())
+    lqer = {"lqer"} if isinstance(config.quant, Lqer) else set()
+    core = without_entries(without_entries(core, "FINISHES", lqer), "CORRECTIONS", lqer)
+    core = without_entries(core, "CALIBRATED", {"gptq"} if compensating(config.quant) else set())
     configured = with_bases(core, frozenset(name for name in used_names(ast.parse(recipe)) if name in core.definitions))
     chosen = needed(core, tree, configured)
     tree = without_arguments(tree, idle_fields(tree, chosen))

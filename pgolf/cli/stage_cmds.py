@@ -356,7 +356,8 @@ def show_budget(found: dict[str, Any]) -> None:
         ]
         for role, one in found["roles"].items()
     ]
-    table("", ["role", "theta", "code bytes", "BPB per kilobyte"], rows, right=(1, 2, 3))
+    if rows:
+        table("", ["role", "theta", "code bytes", "BPB per kilobyte"], rows, right=(1, 2, 3))
     note(
         f"{found['total_bytes']:,} of {found['bytes']:,} bytes with theta {found['theta']:g}, "
         f"found in {found['compressions']} compressions"

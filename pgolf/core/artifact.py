@@ -24,19 +24,31 @@ from pgolf.core.codecs.base import Codec
 from pgolf.core.errors import InputError
 from pgolf.core.model.config import ModelConfig, param_specs
 from pgolf.core.model.params import ATTN, CONTROL, EMBED, HEAD, MLP
+from pgolf.core.quant.corrected import LowRankSections
+from pgolf.core.quant.forms import Float8Tensor, GroupTensor, GroupTensor32, GroupTensor64
 from pgolf.core.quant.free_order import by_steps
 from pgolf.core.quant.grid import StepTensor, TrellisTensor
 from pgolf.core.quant.qtensor import QTensor, QuantizedModel
 
-ARTIFACT_MAGIC, ARTIFACT_VERSION = b"PGA1", 2
-INFO, MANIFEST, SCALES, FLOAT16, FLOAT32, STEPS = 1, 2, 3, 4, 5, 6
-CODES = {EMBED: 16, ATTN: 17, MLP: 18, HEAD: 19}
+ARTIFACT_MAGIC, ARTIFACT_VERSION = b"PGA1", 3
+INFO, MANIFEST, SCALES, FLOAT16, FLOAT32 = 1, 2, 3, 4, 5
+CODES = {EMBED: 16, ATTN: 17, MLP: 18, HEAD: 19, CONTROL: 13}
 MAX_SECTIONS, MAX_HEADER, MAX_RAW = 64, 65536, 512 << 20
 KIND_F16, KIND_F32 = 2, 3
-FORMS: dict[int, type[QTensor]] = {1: QTensor, 4: StepTensor, 5: TrellisTensor}
-"""Kinds of coded tensors; version 1 had the first alone."""
+FORMS: dict[int, type[QTensor]] = {
+    1: QTensor,
+    4: StepTensor,
+    5: TrellisTensor,
+    6: Float8Tensor,
+    32: GroupTensor32,
+    64: GroupTensor64,
+    128: GroupTensor,
+}
+"""Kinds of coded tensors; version 1 had the first alone, version 2 the first three."""
 ORDERS: dict[str, Callable[[QuantizedModel, Codec], QuantizedModel]] = {"steps": by_steps}
 """Ways to use orders that the model does not depend on; they leave it alone where the codec does not ask for it."""
+CORRECTIONS = {"lqer": LowRankSections}
+"""What may be stored beside codes."""
 SECTION = struct.Struct("<BBIII")
 PRELUDE = struct.Struct("<4sBBHI")
 
@@ -59,7 +71,7 @@ def pack_container(sections: list[tuple[int, int, int, bytes]]) -> bytes:
     header = b"".join(
         SECTION.pack(ident, codec, len(body), raw, zlib.crc32(body)) for ident, codec, raw, body in sections
     )
-    version = 1 + any(entry[0] == STEPS for entry in sections)
+    version = 1 + max(entry[0] % 16 // 6 for entry in sections)  # 6 to 11 came with version 2, 12 to 15 with version 3
     prelude = PRELUDE.pack(ARTIFACT_MAGIC, version, 0, len(sections), len(header))
     checksum = struct.pack("<I", zlib.crc32(header, zlib.crc32(prelude)))
     return prelude + checksum + header + b"".join(body for *_, body in sections)
@@ -71,6 +83,8 @@ def encode_artifact(model: QuantizedModel, codec: Codec, info: bytes) -> bytes:
         model = reorder(model, codec)
     raw: dict[int, list[bytes]] = {INFO: [info], MANIFEST: [manifest_bytes(model)]}
     shapes: dict[int, list[tuple[int, ...]]] = {}
+    for extra in CORRECTIONS.values():
+        model = extra.write(model, raw, shapes)
     for spec in param_specs(model.config):
         tensor = model.tensors[spec.name]
         if isinstance(tensor, QTensor):
@@ -157,20 +171,22 @@ def decode_artifact(
             raise InputError("the manifest is too short", where, "the artifact does not belong to this configuration")
         name_id, kind, bits, ndim, *dims = entry.unpack_from(manifest, at)
         at += entry.size
-        if name_id != index or ndim != len(spec.shape) or tuple(dims) != spec.shape:
+        if (name_id, ndim, *dims) != (index, len(dims), *spec.shape):
             raise InputError(
                 f"the manifest does not fit at {spec.name}", where, "the artifact belongs to another configuration"
             )
-        if kind in FORMS and spec.role != CONTROL and 2 <= bits <= 8:
-            form, lengths = FORMS[kind], (*spec.shape, 1)
-            codes = take(CODES[spec.role], "i1", *spec.shape)
+        if kind in FORMS and ndim == 2 and 2 <= bits <= 8:
+            form, lengths = FORMS[kind], (*dims, 1, spec.numel // kind)
+            codes = take(CODES[spec.role], "i1", *dims)
             sides: dict[str, Any] = {name: take(form.section, dtype, lengths[axis]) for name, dtype, axis in form.sides}
             model.tensors[spec.name] = form(codes=codes, bits=bits, **sides)
         elif (kind, bits) in ((KIND_F16, 16), (KIND_F32, 32)):
             ident, dtype = (FLOAT16, "<f2") if kind == KIND_F16 else (FLOAT32, "<f4")
-            model.tensors[spec.name] = take(ident, dtype, *spec.shape)
+            model.tensors[spec.name] = take(ident, dtype, *dims)
         else:
             raise InputError(f"{spec.name} has kind {kind} with {bits} bits", where, "the artifact is damaged")
+    for extra in CORRECTIONS.values():
+        extra.read(model, sections, take, where)
     if len(manifest) - at != 32 or any(cursors[ident] != len(body) for ident, body in sections.items()):
         raise InputError(
             "sections hold more than the configuration needs", where, "the artifact belongs to another configuration"

@@ -38,7 +38,8 @@ def weights_of_tensors(model: ModelFile) -> dict[int, dict[str, float]]:
         if isinstance(tensor, QTensor):
             entropy = code_entropy(tensor.codes) * spec.numel
             found.setdefault(CODES[spec.role], {})[spec.name] = entropy + 1.0
-            sides = sum(part.numel() * part.element_size() for part in tensor.parts()[1:])
+            stored = getattr(tensor, "base", tensor).parts()
+            sides = sum(part.numel() * part.element_size() for part in stored[1:])
             found.setdefault(tensor.section, {})[spec.name] = float(sides)
         else:
             section = FLOAT16 if tensor.element_size() == 2 else FLOAT32

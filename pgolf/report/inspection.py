@@ -13,7 +13,7 @@ from pgolf.core.shards import SHARD_MAGIC, open_shard
 from pgolf.core.tensorfile import load_tensors, tensor_meta
 from pgolf.dataset import BOS, open_dataset
 from pgolf.layouts.methods import method_name
-from pgolf.report.quantized import SCHEMES, code_entropy, coded_bits
+from pgolf.report.quantized import code_entropy, coded_bits, scheme
 from pgolf.stages.calibrate import CALIBRATION_SCHEMA, HESSIANS_SCHEMA
 from pgolf.stages.checkpoints import RESUME_SCHEMA
 from pgolf.stages.manifest import MANIFEST_SCHEMA
@@ -26,12 +26,16 @@ SECTION_NAMES = {
     4: "float16",
     5: "float32",
     6: "steps",
+    12: "scales of groups",
+    13: "codes of gates",
+    14: "low-rank codes",
+    15: "low-rank scales",
     16: "codes of embed",
     17: "codes of attn",
     18: "codes of mlp",
     19: "codes of head",
 }
-VALUE_BYTES = {3: 2, 4: 2, 5: 4}
+VALUE_BYTES = {3: 2, 4: 2, 5: 4, 12: 2}
 """Bytes of a value in sections of floats; all others are counted by bytes, which codes have one each."""
 
 
@@ -109,7 +113,7 @@ def tensor_row(model: ModelFile, name: str, coded: float | None, known: dict[str
     tensor = model.quantized.tensors[name] if model.quantized else weight
     row: dict[str, Any] = {"tensor": name, "shape": "x".join(map(str, weight.shape))}
     if isinstance(tensor, QTensor):
-        row |= {"stored": f"{tensor.bits}-bit {SCHEMES[type(tensor)]}", "entropy_bits": code_entropy(tensor.codes)}
+        row |= {"stored": f"{tensor.bits}-bit {scheme(tensor)}", "entropy_bits": code_entropy(tensor.codes)}
     else:
         stored = str(tensor.dtype).removeprefix("torch.")
         row |= {"stored": stored, "entropy_bits": float(8 * tensor.element_size())}

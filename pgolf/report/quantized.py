@@ -12,13 +12,30 @@ from pgolf.core.codecs.base import Codec
 from pgolf.core.errors import ConfigError, SetupError
 from pgolf.core.files import make_dir, write_bytes
 from pgolf.core.model.config import param_specs
+from pgolf.core.quant.corrected import CorrectedTensor
 from pgolf.core.quant.curvature import Calibration
+from pgolf.core.quant.forms import GROUPED, Float8Tensor
 from pgolf.core.quant.grid import StepTensor, TrellisTensor
 from pgolf.core.quant.qtensor import QTensor, QuantizedModel
 from pgolf.core.quant.steps import curvature_of
 
-SCHEMES: dict[type[QTensor], str] = {QTensor: "rows", StepTensor: "steps", TrellisTensor: "trellis"}
-"""Forms of codes in a word: a scale per row; steps by row and column; the same along a trellis."""
+SCHEMES: dict[type[QTensor], str] = {
+    QTensor: "rows",
+    StepTensor: "steps",
+    TrellisTensor: "trellis",
+    Float8Tensor: "float8",
+    **{form: f"groups of {size}" for size, form in GROUPED.items()},
+}
+"""Forms of codes in a word: a scale per row; steps by row and column; the same along a trellis; floats of eight bits;
+two or three values to a group.
+"""
+
+
+def scheme(tensor: QTensor) -> str:
+    """The form of a tensor's codes in words."""
+    if isinstance(tensor, CorrectedTensor):
+        return f"{scheme(tensor.base)} with rank {tensor.factors.b_codes.size(0)}"
+    return SCHEMES[type(tensor)]
 
 
 def code_entropy(codes: Tensor) -> float:
@@ -51,7 +68,7 @@ def tensor_report(
             "name": spec.name,
             "shape": list(spec.shape),
             "role": spec.role,
-            "scheme": SCHEMES[type(tensor)],
+            "scheme": scheme(tensor),
             "bits": tensor.bits,
             "entropy_bits": round(code_entropy(tensor.codes), 4),
             "relative_error": float(error.square().sum() / weight.square().sum().clamp_min(1e-30)),

@@ -31,12 +31,15 @@ MADE_BY = "<!-- Made by `python -m pgolf.report.reference --write docs`; change 
 
 @dataclass(frozen=True)
 class KeyRow:
-    """One key, its default and meaning. `choices` are those of its slot that have it so; empty if all have."""
+    """One key, its default and meaning. `choices` are those of its slot that have it so; empty if all have. It occurs
+    `again` where a slot is inside one of its own choices: the page does not list it there.
+    """
 
     key: str
     default: str
     meaning: str
     choices: tuple[str, ...] = ()
+    again: bool = False
 
 
 def toml_value(value: Any) -> str:
@@ -44,26 +47,33 @@ def toml_value(value: Any) -> str:
     return json.dumps(value) if isinstance(value, bool | str) else repr(value)
 
 
-def key_rows(config: Any, path: str) -> Iterator[KeyRow]:
-    """Rows of every key below a configuration, the keys of every choice included."""
+def key_rows(config: Any, path: str, within: tuple[str, ...] = ()) -> Iterator[KeyRow]:
+    """Rows of every key below a configuration, the keys of every choice included. `within` are the slots around it."""
     for field in dataclasses.fields(config):
         value, full, slot = getattr(config, field.name), join(path, field.name), slot_of(field.type)
         meaning = field_doc(type(config), field.name)
         if slot:
-            yield from slot_rows(value, full, slot, meaning)
+            yield from slot_rows(value, full, slot, meaning, within)
         elif dataclasses.is_dataclass(value):
-            yield from key_rows(value, full)
+            yield from key_rows(value, full, within)
         else:
             yield KeyRow(full, toml_value(value), meaning)
 
 
-def slot_rows(value: Any, path: str, slot: str, meaning: str) -> Iterator[KeyRow]:
-    """The selector's row, then the keys of every choice; what several choices have alike stands once."""
+def slot_rows(value: Any, path: str, slot: str, meaning: str, within: tuple[str, ...] = ()) -> Iterator[KeyRow]:
+    """The selector's row, then the keys of every choice; what several choices have alike stands once. A slot inside one
+    of its own choices has no choice that contains it again.
+    """
     key, chosen = selector(slot), name_of(slot, type(value))
     yield KeyRow(join(path, key), toml_value(chosen), f"{meaning} One of {', '.join(CATALOG[slot])}.")
+    again = slot in within
     found: dict[KeyRow, tuple[str, ...]] = {}
     for name in CATALOG[slot]:
-        for row in key_rows(value if name == chosen else load(slot, name)(), path):
+        default = value if name == chosen else load(slot, name)()
+        if again and any(slot_of(field.type) in within for field in dataclasses.fields(default)):
+            continue
+        for row in key_rows(default, path, (*within, slot)):
+            row = dataclasses.replace(row, again=again or row.again)
             found[row] = (*found.get(row, ()), name)
     for row, names in found.items():
         everywhere = len(names) == len(CATALOG[slot]) > 1
@@ -110,6 +120,7 @@ def configuration_page() -> str:
         rows = [
             (code(row.key), ", ".join(map(code, row.choices)), code(row.default), row.meaning)
             for row in section_rows(config, section)
+            if not row.again
         ]
         parts.append(f"\n## {section}\n\n{field_doc(RunConfig, section)}\n\n")
         parts.append(markdown_table(("key", "only with", "default", "meaning"), rows))

@@ -19,11 +19,13 @@ from pgolf.config.run import RunConfig
 from pgolf.core.errors import ConfigError, RuleError
 from pgolf.core.model.config import param_specs
 from pgolf.core.model.params import CONTROL
-from pgolf.core.quant.base import code_limit
+from pgolf.core.quant.base import FINISHES, code_limit
+from pgolf.core.quant.corrected import CorrectedTensor
 from pgolf.core.quant.gptq import Gptq
 from pgolf.core.quant.qtensor import QTensor, QuantizedModel
 from pgolf.core.quant.sdclip import SdClip
 from pgolf.core.quant.steps import entropy
+from pgolf.core.quant.variants import CoarseLayers
 from pgolf.report.console import Console
 
 Cost = Callable[[QuantizedModel], Tensor]
@@ -44,6 +46,12 @@ COARSEST, CLIPPED = 1024.0, 1e-4
 def rounded_to(value: float, digits: int) -> float:
     """A number of so many digits, as a script can state it."""
     return float(f"{value:.{digits}g}")
+
+
+def uncorrected(model: QuantizedModel) -> dict[str, QTensor | Tensor]:
+    """The tensors of a model without low-rank corrections."""
+    found = model.tensors.items()
+    return {name: tensor.base if isinstance(tensor, CorrectedTensor) else tensor for name, tensor in found}
 
 
 @dataclass(frozen=True)
@@ -80,6 +88,37 @@ class Fit:
         }
         theta, total = self.quantizer.theta, self.total_bytes
         return {"theta": theta, "total_bytes": total, "compressions": self.compressions, "roles": roles}
+
+
+def outward(layers: int) -> list[int]:
+    """Numbers of layers from the centre outward, the later first."""
+    centre = layers // 2
+    return sorted(range(layers), key=lambda layer: (abs(layer - centre), -layer))
+
+
+def downgraded(
+    budget: int,
+    quantizer: CoarseLayers,
+    config: RunConfig,
+    make: Callable[[CoarseLayers], QuantizedModel],
+    total: Callable[[CoarseLayers, QuantizedModel], int],
+    console: Console,
+) -> Fit:
+    """As few coarse layers, outward from the centre, as it takes for a submission of at most `budget` bytes; one
+    compression for each. RuleError with the smallest size if all layers do not suffice.
+    """
+    given = [int(word) for word in quantizer.layers.split(",") if word]
+    more = [layer for layer in outward(config.model.num_layers) if layer not in given]
+    for count in range(len(more) + 1):
+        layers = ",".join(map(str, given + more[:count]))
+        trial = dataclasses.replace(quantizer, layers=layers)
+        model = make(trial)
+        size = total(trial, model)
+        console.line(f"budget: coarse layers {layers or 'none'} make {size:,} bytes")
+        if size <= budget:
+            return Fit(trial, model, size, {}, count + 1)
+    what = f"a submission of {budget:,} bytes cannot be reached; with all layers coarse it has {size:,}"
+    raise RuleError(what, "--budget", "set quant.coarse.bits lower, or quant.method=gptq")
 
 
 class Fitter:
@@ -124,11 +163,13 @@ class Fitter:
 
     def quantized(self, quantizer: SdClip, base: QuantizedModel | None = None, role: str = "") -> QuantizedModel:
         """The whole model, or `base` with one role quantized anew."""
-        known, made = self.known(quantizer), QuantizedModel(self.config, dict(base.tensors) if base else {})
+        known, made = self.known(quantizer), QuantizedModel(self.config, uncorrected(base) if base else {})
         for spec in self.specs:
             if base is None or spec.role == role:
                 weight = self.weights[spec.name].float()
                 made.tensors[spec.name] = quantizer.quantize(spec, weight, known.get(spec.name))
+        for finish in FINISHES.values():
+            made = finish(quantizer, made, self.weights, known)
         return made
 
     def code_bytes(self, model: QuantizedModel, role: str) -> float:

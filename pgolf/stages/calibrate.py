@@ -11,6 +11,7 @@ from pgolf.core.errors import InputError
 from pgolf.core.quant.calibration import collect_hessians
 from pgolf.core.quant.curvature import Calibration, collect_curvature
 from pgolf.core.quant.gptq import Gptq
+from pgolf.core.quant.roles import compensating
 from pgolf.core.shards import TrainStream
 from pgolf.core.tensorfile import load_tensors, save_tensors
 from pgolf.dataset import Dataset
@@ -162,10 +163,10 @@ def calibrate(
     force: bool = False,
 ) -> dict[str, Any]:
     """Collect everything into a file, gradients included, for any quantizer to come; what was done, for people."""
-    if not isinstance(quantizer, Gptq):
+    if not (wanting := compensating(quantizer)):
         raise InputError("this quantizer needs no calibration", "quant.method", "set quant.method=gptq")
     start = time.monotonic()
-    found, fresh = calibration(model, dataset, quantizer, path, True, world, console, force=force)
+    found, fresh = calibration(model, dataset, wanting[0], path, True, world, console, force=force)
     return {
         "file": str(path),
         "fresh": fresh,

@@ -8,12 +8,11 @@ from pgolf.accounting import Size
 from pgolf.config.run import RunConfig
 from pgolf.core.errors import InputError
 from pgolf.core.model.config import param_specs
-from pgolf.core.model.params import CONTROL
-from pgolf.core.quant.base import keep_float, quantize_model
+from pgolf.core.quant.base import quantize_model
 from pgolf.core.quant.curvature import Calibration
-from pgolf.core.quant.gptq import Gptq
 from pgolf.core.quant.qtensor import QuantizedModel
-from pgolf.core.quant.steps import grid_codes
+from pgolf.core.quant.roles import ByRole, compensating, known_by_role
+from pgolf.core.quant.steps import Planned, grid_codes
 from pgolf.stages.calibrate import read_calibration
 from pgolf.stages.model_files import ModelFile, artifact_info
 from pgolf.stages.packing import encoded, script_bytes
@@ -24,20 +23,23 @@ def rounded_to_nearest(model: ModelFile, quantizer: Any, calibration: Path) -> Q
     percent. Steps by curvature are taken from a calibration if one is kept.
     """
     config = model.config.model
-    if not (isinstance(quantizer, Gptq) and quantizer.planned):
+    if not any(one.planned for one in compensating(quantizer)):
         return quantize_model(config, model.weights, quantizer, {})
     try:
         found = read_calibration(calibration)[0]
     except InputError:
         found = Calibration()
     specs, made = param_specs(config), QuantizedModel(config)
-    plans = quantizer.plan(specs, model.weights, found)
+    if isinstance(quantizer, ByRole):
+        known = known_by_role(quantizer, specs, model.weights, found)
+    else:
+        known = quantizer.plan(specs, model.weights, found)
     for spec in specs:
-        weight = model.weights[spec.name]
-        if spec.role == CONTROL:
-            made.tensors[spec.name] = keep_float(spec, weight)
+        weight, plan = model.weights[spec.name], known.get(spec.name)
+        if isinstance(plan, Planned):
+            made.tensors[spec.name] = grid_codes(weight, dataclasses.replace(plan, factor=None), 1)
         else:
-            made.tensors[spec.name] = grid_codes(weight, dataclasses.replace(plans[spec.name], factor=None), 1)
+            made.tensors[spec.name] = quantizer.quantize(spec, weight, None)
     return made
 
 

@@ -17,13 +17,19 @@ from pgolf.core.errors import ConfigError, InputError
 from pgolf.core.files import parse_json, read_bytes, read_head
 from pgolf.core.model.config import ModelConfig, param_specs
 from pgolf.core.model.gpt import GPT
+from pgolf.core.quant.corrected import CorrectedTensor, Factors, corrected
+from pgolf.core.quant.grid import StepTensor
 from pgolf.core.quant.qtensor import QTensor, QuantizedModel
 from pgolf.core.tensorfile import load_tensors, save_tensors, tensor_meta
 from pgolf.layouts.methods import all_codecs
 
 CHECKPOINT_SCHEMA, ARTIFACT_SCHEMA = "pgolf.checkpoint/1", "pgolf.artifact/1"
-QUANTIZED_SCHEMA, QUANTIZED_ROWS = "pgolf.quantized/2", "pgolf.quantized/1"
-"""Version 1 has tensors with float16 scales by row alone; it is written where that is enough."""
+QUANTIZED_ROWS, QUANTIZED_STEPS, QUANTIZED_SCHEMA = (f"pgolf.quantized/{version}" for version in (1, 2, 3))
+"""Version 1 has tensors with float16 scales by row alone, version 2 steps on the logarithmic grid too; the least that
+is enough is written.
+"""
+FACTORS = ("a_codes", "a_scale", "b_codes", "b_scale")
+"""Parts of a low-rank correction."""
 MAX_ARTIFACT = 512 << 20
 
 
@@ -94,17 +100,23 @@ def save_checkpoint(path: Path, weights: dict[str, Tensor], meta: dict[str, Any]
 
 
 def save_quantized(path: Path, model: QuantizedModel, meta: dict[str, Any]) -> str:
-    """Write a quantized model: NAME.codes, NAME.scale and what else the form has, or NAME for one kept as floats."""
+    """Write a quantized model: NAME.codes, NAME.scale and what else the form has, the factors of a correction, or NAME
+    for one kept as floats.
+    """
     tensors: dict[str, Tensor] = {}
     coded = {name: tensor for name, tensor in model.tensors.items() if isinstance(tensor, QTensor)}
     for name, tensor in model.tensors.items():
         if isinstance(tensor, QTensor):
-            tensors |= {f"{name}.{part}": getattr(tensor, part) for part in parts(type(tensor))}
+            base = tensor.base if isinstance(tensor, CorrectedTensor) else tensor
+            tensors |= {f"{name}.{part}": getattr(base, part) for part in parts(type(base))}
+            if isinstance(tensor, CorrectedTensor):
+                tensors |= {f"{name}.{part}": getattr(tensor.factors, part) for part in FACTORS}
         else:
             tensors[name] = tensor
     facts: dict[str, Any] = {"schema": QUANTIZED_ROWS, "bits": {name: tensor.bits for name, tensor in coded.items()}}
-    if any(type(tensor) is not QTensor for tensor in coded.values()):
-        facts |= {"schema": QUANTIZED_SCHEMA, "forms": {name: tensor.kind for name, tensor in coded.items()}}
+    if forms := {type(tensor) for tensor in coded.values()} - {QTensor}:
+        schema = QUANTIZED_STEPS if all(issubclass(form, StepTensor) for form in forms) else QUANTIZED_SCHEMA
+        facts |= {"schema": schema, "forms": {name: tensor.kind for name, tensor in coded.items()}}
     return save_tensors(path, tensors, {**facts, **meta})
 
 
@@ -126,7 +138,7 @@ def identity(meta: dict[str, Any]) -> str:
 
 def load_quantized(path: Path) -> ModelFile:
     """A quantized model, checked against its configuration."""
-    tensors, meta, _ = load_tensors(path, QUANTIZED_SCHEMA, (QUANTIZED_ROWS,))
+    tensors, meta, _ = load_tensors(path, QUANTIZED_SCHEMA, (QUANTIZED_ROWS, QUANTIZED_STEPS))
     meta = upgrade_quantized(meta) if meta["schema"] == QUANTIZED_ROWS else meta
     digest = identity(meta)
     config = stored_config(meta.get("config"), str(path))
@@ -139,7 +151,10 @@ def load_quantized(path: Path) -> ModelFile:
         for name, width in bits.items():
             form = FORMS[forms[name]]
             fields: dict[str, Any] = {part: tensors.pop(f"{name}.{part}") for part in parts(form)}
-            model.tensors[name] = form(bits=width, **fields)
+            tensor = form(bits=width, **fields)
+            if f"{name}.{FACTORS[0]}" in tensors:
+                tensor = corrected(tensor, Factors(*(tensors.pop(f"{name}.{part}") for part in FACTORS)))
+            model.tensors[name] = tensor
     except KeyError as error:
         raise InputError(f"{error.args[0]} is missing", str(path), "the file is damaged") from None
     model.tensors |= tensors

@@ -286,15 +286,15 @@ class Pipeline:
     def train(self) -> dict[str, Any]:
         """Train, then score the float model."""
         from pgolf.core.dist import join_world
-        from pgolf.core.quant.gptq import Gptq
+        from pgolf.core.quant.roles import compensating
         from pgolf.stages.calibrate import training_stream
         from pgolf.stages.evaluate import score_model
         from pgolf.stages.launch import train_on_ranks
         from pgolf.stages.model_files import load_model
         from pgolf.stages.train import train
 
-        if isinstance(self.resolved.config.quant, Gptq):
-            training_stream(self.dataset(), self.resolved.config.quant)
+        for one in compensating(self.resolved.config.quant)[:1]:
+            training_stream(self.dataset(), one)
         dataset, out, trackers = self.dataset(), self.layout.checkpoint.parent, self.trackers
         if self.ranks:
             entry = train_on_ranks(

@@ -21,11 +21,14 @@ from pgolf.core.quant.base import check_finite, quantize_model
 from pgolf.core.quant.curvature import Calibration
 from pgolf.core.quant.gptq import Gptq
 from pgolf.core.quant.qtensor import QuantizedModel
+from pgolf.core.quant.roles import ByRole, compensating, known_by_role
+from pgolf.core.quant.steps import Planned
+from pgolf.core.quant.variants import CoarseLayers
 from pgolf.dataset import Dataset
 from pgolf.fast_trellis import fast_viterbi
 from pgolf.report.console import Console
 from pgolf.report.quantized import tensor_report
-from pgolf.stages.budget import Fit, Fitter
+from pgolf.stages.budget import Fit, Fitter, downgraded
 from pgolf.stages.calibrate import calibration, kept_beside
 from pgolf.stages.judge import Judge
 from pgolf.stages.manifest import fresh_entry, guarded, provenance, record, stage_key
@@ -38,6 +41,12 @@ def knowing(quantizer: Any, model: ModelFile, found: Calibration) -> Callable[[A
     """What tells a quantizer, this one or it with other thetas, what it needs to know of each parameter, with the
     compiled search where it has a trellis.
     """
+    if isinstance(quantizer, ByRole):
+        known = known_by_role(quantizer, param_specs(model.config.model), model.weights, found)
+        for one in known.values():
+            if isinstance(one, Planned):
+                one.search = fast_viterbi
+        return lambda same: known
     if not (isinstance(quantizer, Gptq) and quantizer.planned):
         return lambda same: found.inputs
     roles: dict[str, Any] = {
@@ -90,6 +99,12 @@ def fitted(
     def total(quantizer: Any, made: QuantizedModel) -> int:
         blob, _ = encoded(made, config.compress, info)
         return len(blob) + script_bytes(dataclasses.replace(config, quant=quantizer), info)
+
+    if isinstance(config.quant, CoarseLayers):
+        specs, weights = config.model, model.weights
+        return downgraded(
+            budget, config.quant, config, lambda one: quantize_model(specs, weights, one, known(one)), total, console
+        )
 
     def cost(made: QuantizedModel) -> torch.Tensor:
         return measure.cost(made.weights()).kl
@@ -186,11 +201,11 @@ def calibrated(
     seconds: dict[str, float],
 ) -> tuple[Calibration, bool]:
     """The calibration a quantizer needs, empty where it needs none, and whether that came from a file."""
-    if not isinstance(quantizer, Gptq):
+    if not (wanting := compensating(quantizer)):
         return Calibration(), False
     start, strict = time.monotonic(), named is not None and not force
-    file, world = named or beside, World(device=device)
-    found, cached = calibration(model, dataset, quantizer, file, quantizer.planned, world, console, strict)
+    file, world, gradients = named or beside, World(device=device), any(one.planned for one in wanting)
+    found, cached = calibration(model, dataset, wanting[0], file, gradients, world, console, strict)
     seconds["hessians"] = time.monotonic() - start
     if not cached:
         check_reserve(model, seconds["hessians"], console)

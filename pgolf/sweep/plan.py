@@ -308,11 +308,14 @@ def model_cell(plan: Plan, model: ModelFile, stage: str, choice: Choice, resolve
 
 
 def shared_files(plan: Plan, quant: dict[str, Any]) -> dict[str, str]:
-    """Files that cells have in common: calibration, if the quantizer has any, and the quantized model, which does not
-    depend on the codec.
+    """Files that cells have in common: calibration, if the quantizer has any or its quantizers by role do, and the
+    quantized model, which does not depend on the codec.
     """
     folder = plan.out / "shared"
-    calibration = {key: value for key, value in quant.items() if key.startswith("calibration")}
+    by_role = [value for value in quant.values() if isinstance(value, dict)]
+    calibration = {
+        key: value for part in (quant, *by_role) for key, value in part.items() if key.startswith("calibration")
+    }
     names = {"quantized": json_hash([plan.inputs, quant])}
     if calibration:
         names["hessians"] = json_hash([plan.inputs, calibration])

@@ -206,6 +206,19 @@ def test_the_script_collects_counts_and_scores_with_them_as_pgolf_does(
     assert cold.good().document["score"]["nats"] != found["score"]["nats"]
 
 
+def test_the_script_quantizes_by_role_as_pgolf_does(pgolf: Any, copy_run: Path, tmp_path: Path) -> None:
+    """Three values, GPTQ, a trellis and float8 in one script, trained and quantized by itself."""
+    mixed = ("quant.method=by_role", "quant.mlp.method=ternary", "quant.mlp.group=32", "quant.embed.method=fp8")
+    size = ("quant.attn.calibration_seqs=8", "quant.attn.calibration_seq_len=64", "quant.head.method=float")
+    more = ("quant.attn.rounding=trellis", "quant.attn.states=4", "quant.max_gap=0", "train.iterations=4")
+    sets = [word for value in (*mixed, *size, *more) for word in ("--set", value)]
+    pgolf("run", "--out", copy_run, "--from", "train", *sets, "--until", "package", "--quiet").good()
+    place = room(copy_run, tmp_path / "room", "train", "val")
+    found = result(alone(place, "--seed", "1337", "--out", "mine.pgz"))
+    assert (place / "mine.pgz").read_bytes() == (copy_run / "compress" / "model.pgz").read_bytes()
+    assert found["score"] == claimed(copy_run)
+
+
 def test_the_script_refuses_damaged_files(tiny_run: Path, tmp_path: Path) -> None:
     place = room(tiny_run, tmp_path / "room", "val")
     flip(place / "model.pgz", 5000)

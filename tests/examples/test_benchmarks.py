@@ -41,6 +41,7 @@ SMALLEST = {
     "ablate": ["--steps", "2", "--seeds", "1", "--targets", "256", "--jobs", "1", "--only", "model.xsa xsa"],
     "tokenize_speed": ["--megabytes", "0.05", "--vocab-size", "400", "--rounds", "1"],
     "quantizer_speed": ["--preset", "tiny", "--rounds", "1"],
+    "budget": ["--preset", "tiny", "--method", "sdclip", "--bytes", "70000"],
     "evaluation": [
         *("--model", str(GOLDEN / "checkpoint.safetensors"), "--data", str(GOLDEN / "data"), "--targets", "200"),
         *("--window", "48", "--stride", "24", "--set", "ttt.chunk_tokens=64"),
@@ -109,6 +110,7 @@ KEYS = {
     "kernels": {"what", "way", "min_s", "median_s", "over_eager", "peak_mb"},
     "ablate": {"technique", "bpb", "gain", "standard_error", "time", "parameters_percent"},
     "quantizer_speed": {"way", "s", "over_gptq"},
+    "budget": {"role", "theta", "code_bytes", "worth"},
     "quantization": {
         *("model", "bits", "method", "what", "bytes", "b/w", "KL", "ratio", "gap", "se", "gap ratio", "s"),
     },
@@ -221,7 +223,14 @@ def check_evaluation(rows: list[dict[str, Any]]) -> None:
         assert abs(rows[0]["BPB"] - row["gain"] - row["BPB"]) < 3e-5
 
 
+def check_budget(rows: list[dict[str, Any]]) -> None:
+    """No role's bytes are worth much more than another's."""
+    assert {row["role"] for row in rows} == {"embed", "attn", "mlp"}
+    assert max(row["worth"] for row in rows) < 1.25 * min(row["worth"] for row in rows)
+
+
 CHECKS = {
+    "budget": check_budget,
     "evaluation": check_evaluation,
     "quantization": check_quantizers,
     "codec_overhead": check_codecs,

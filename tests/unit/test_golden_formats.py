@@ -87,13 +87,13 @@ def test_score_and_manifest() -> None:
 def test_a_newer_version_is_refused(tmp_path: Path) -> None:
     """A file of a later format version is refused with the version in the message."""
     blob = bytearray((GOLDEN / "model.pgz").read_bytes())
-    blob[4] = 3
+    blob[4] = 4
     (tmp_path / "model.pgz").write_bytes(blob)
-    with pytest.raises(InputError, match="version 3"):
+    with pytest.raises(InputError, match="version 4"):
         load_model(tmp_path / "model.pgz")
-    content = (GOLDEN / "quantized.safetensors").read_bytes().replace(b"pgolf.quantized/1", b"pgolf.quantized/3")
+    content = (GOLDEN / "quantized.safetensors").read_bytes().replace(b"pgolf.quantized/1", b"pgolf.quantized/4")
     (tmp_path / "quantized.safetensors").write_bytes(content)
-    with pytest.raises(InputError, match="version 3"):
+    with pytest.raises(InputError, match="version 4"):
         load_model(tmp_path / "quantized.safetensors")
     content = (GOLDEN / "hessians.safetensors").read_bytes().replace(b"pgolf.hessians/1", b"pgolf.hessians/3")
     (tmp_path / "hessians.safetensors").write_bytes(content)

@@ -94,6 +94,20 @@ def check_finite(weights: "Mapping[str, Tensor]") -> None:
             )
 
 
+def low_rank_corrections(
+    quantizer: Quantizer, model: "QuantizedModel", weights: "Mapping[str, Tensor]", known: Mapping[str, Any]
+) -> "QuantizedModel":
+    """A quantized model as LQER leaves it."""
+    from pgolf.core.quant.gptq_lqer import Lqer
+    from pgolf.core.quant.lqer import with_corrections
+
+    return with_corrections(quantizer, model, weights, known) if isinstance(quantizer, Lqer) else model
+
+
+FINISHES = {"lqer": low_rank_corrections}
+"""What may be done to a model all of whose parameters are quantized."""
+
+
 def quantize_model(
     config: "ModelConfig", weights: "Mapping[str, Tensor]", quantizer: Quantizer, known: Mapping[str, Any]
 ) -> "QuantizedModel":
@@ -105,4 +119,6 @@ def quantize_model(
     result = QuantizedModel(config)
     for spec in param_specs(config):
         result.tensors[spec.name] = quantizer.quantize(spec, weights[spec.name].float(), known.get(spec.name))
+    for finish in FINISHES.values():
+        result = finish(quantizer, result, weights, known)
     return result

@@ -11,7 +11,7 @@ from torch import Tensor
 from pgolf.core.codecs.base import Codec
 from pgolf.core.model.config import ModelConfig, param_specs
 from pgolf.core.model.slots import Absent
-from pgolf.core.quant.grid import TrellisTensor
+from pgolf.core.quant.grid import StepTensor, TrellisTensor
 from pgolf.core.quant.qtensor import QTensor, QuantizedModel
 
 UNITS = {"mlp.fc": 0, "mlp.gate": 0, "mlp.proj": 1}
@@ -78,13 +78,14 @@ def side_bytes(tensors: Iterable[QTensor | Tensor], codec: Codec) -> int:
 
 def by_steps(model: QuantizedModel, codec: Codec) -> QuantizedModel:
     """The model with units and channels in the order of their steps, layer by layer where `codec` then takes fewer
-    bytes. Where rows lead through a trellis they stay. Done twice it changes nothing more.
+    bytes. Where rows lead through a trellis they stay, and forms without scales by row. Done twice it changes nothing
+    more.
     """
     found = dict(model.tensors)
     for lead, axes, length in free_orders(model.config) if getattr(codec, "permute", False) else ():
         old, key = {name: found[name] for name in axes}, found[lead]
-        along = any(isinstance(old[name], TrellisTensor) and axis == 0 for name, axis in axes.items())
-        if along or not isinstance(key, QTensor):
+        free = (Tensor, QTensor, StepTensor, TrellisTensor)
+        if not (isinstance(key, QTensor) and all(type(old[name]) in free[: 3 + axis] for name, axis in axes.items())):
             continue
         sizes = {spec.name: spec.shape[axes[spec.name]] for spec in param_specs(model.config) if spec.name in axes}
         order = key.scale.float().view(-1, length).argsort(dim=1, stable=True)

@@ -1,28 +1,18 @@
 """Low-rank correction of quantization errors (LQER, arXiv:2402.02446; PR #1797, #1855; spec: quantization 4)."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-GROUP = 64
-"""Values of the right factor that share a scale."""
+from pgolf.core.quant.corrected import GROUP, Factors, corrected
+from pgolf.core.quant.gptq import factorise
+from pgolf.core.quant.gptq_lqer import Lqer
+from pgolf.core.quant.qtensor import QTensor, QuantizedModel
+from pgolf.core.quant.steps import Planned
 
-
-@dataclass(frozen=True)
-class Factors:
-    """A low-rank matrix in integers: int8 codes a (R,r) and b (r,C) with their float16 scales."""
-
-    a_codes: Tensor
-    a_scale: Tensor
-    b_codes: Tensor
-    b_scale: Tensor
-
-    def product(self) -> Tensor:
-        """float32 (R,C)."""
-        grouped = self.b_codes.float().view(self.b_scale.numel(), -1) * self.b_scale.float().view(-1, 1)
-        left = self.a_codes.float() * self.a_scale.float().view(-1, 1)
-        return left @ grouped.view(self.b_codes.shape)
+Root = tuple[Tensor, Tensor]
 
 
 def low_rank(error_RC: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -51,3 +41,47 @@ def pack_rows(left_Rr: Tensor, right_rC: Tensor, bits: int) -> Factors:
     """The same width for both, one scale for each row."""
     limit = 2 ** (bits - 1) - 1
     return Factors(*scaled(left_Rr, limit, -limit, limit), *scaled(right_rC, limit, -limit, limit))
+
+
+def root_of(known: Any, damping: float) -> Root | None:
+    """L and L^-1 with L L^T the damped H that a quantizer knows of a parameter, (C,C) float32 each; None where there is
+    no usable H.
+    """
+    if known is None:
+        return None
+    factor = known.factor if isinstance(known, Planned) else factorise(known, damping)
+    if factor is None:
+        return None
+    upper, order, _ = factor
+    root, inverse = torch.empty_like(upper), torch.empty_like(upper)
+    root[order] = torch.linalg.solve_triangular(upper, torch.eye(len(upper)), upper=True)
+    inverse[:, order] = upper
+    return root, inverse
+
+
+def correction(error_RC: Tensor, quantizer: Lqer, root: Root | None) -> Factors:
+    """The low-rank part of an error (R,C) in integers, nearest to it by norm, or with a root of H by tr(E H E^T)."""
+    left, right = low_rank(error_RC @ root[0] if root else error_RC, quantizer.rank)
+    return quantizer.packed(left, right @ root[1] if root else right)
+
+
+def gain(error_RC: Tensor, factors: Factors, quantizer: Lqer, root: Root) -> float:
+    """By how much a correction lowers tr(E H E^T), for each bit of its codes."""
+    before, after = ((error @ root[0]).square().sum() for error in (error_RC, error_RC - factors.product()))
+    left_bits = 4 if quantizer.packing == "sym4" else 2
+    return float(before - after) / (left_bits * factors.a_codes.numel() + 4 * factors.b_codes.numel())
+
+
+def with_corrections(
+    quantizer: Lqer, model: QuantizedModel, weights: Mapping[str, Tensor], known: Mapping[str, Any]
+) -> QuantizedModel:
+    """The model with corrections for those tensors that want one most."""
+    found, changed = [], dict(model.tensors)
+    for name, tensor in model.tensors.items():
+        if isinstance(tensor, QTensor) and min(tensor.codes.shape) > quantizer.rank:
+            error = weights[name].float() - tensor.dequantize()
+            if one := quantizer.wanted(error, known.get(name)):
+                found.append((-one[0], name, tensor, error, one[1]))
+    for _, name, tensor, error, root in sorted(found, key=lambda one: one[:2])[: quantizer.top]:
+        changed[name] = corrected(tensor, correction(error, quantizer, root))
+    return QuantizedModel(model.config, changed)

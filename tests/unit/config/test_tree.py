@@ -374,9 +374,13 @@ assignments = st.dictionaries(st.sampled_from(sorted(FREE)), st.none(), max_size
 
 
 def fitting(preset, chosen):
-    """Choices first, values after; the models of records keep their sizes, which their parts depend on."""
+    """Choices first, values after; the models of records keep their sizes, which their parts depend on, and quantizers
+    by role have no bits of their own.
+    """
     record = preset.startswith(("pr", "leader", "ternary"))
+    by_role = preset.startswith("ternary") and "quant.method" not in chosen
     kept = {key: value for key, value in chosen.items() if not (record and key.startswith("model."))}
+    kept = {key: value for key, value in kept.items() if not (by_role and key == "quant.bits")}
     return dict(sorted(kept.items(), key=lambda item: not item[0].endswith(("kind", "method"))))
 
 

@@ -21,13 +21,23 @@ class Ternary(Part):
     group: int = 128
     """Inputs that share a scale (upstream: group_size)."""
     tables: str = "fp8"
-    """What the other matrices act as: fp8 or float (upstream: fp_storage)."""
+    """What the matrices outside the blocks act as: fp8 or float (upstream: fp_storage)."""
+    scales: str = "float32"
+    """What scales are rounded to: float32, which is not at all, or float16, as they are stored, so that
+    quant.method=ternary loses nothing.
+    """
+    blocks: str = "all"
+    """Which matrices of the blocks: all, attn or mlp; the others act as they are."""
 
     def __post_init__(self) -> None:
         if self.group < 1:
             raise ConfigError(f"group must be at least 1, not {self.group}", "group")
         if self.tables not in ("fp8", "float"):
             raise ConfigError(f"{self.tables!r} is neither fp8 nor float", "tables")
+        if self.scales not in ("float32", "float16"):
+            raise ConfigError(f"{self.scales!r} is neither float32 nor float16", "scales")
+        if self.blocks not in ("all", ATTN, MLP):
+            raise ConfigError(f"{self.blocks!r} is none of all, attn, mlp", "blocks")
 
     def suits(self, shape: LayerShape) -> None:
         """Groups fill the model's width."""
@@ -37,22 +47,29 @@ class Ternary(Part):
     def fits(self, parts: dict[str, Any], specs: tuple[ParamSpec, ...]) -> None:
         """Groups fill every row of the blocks' matrices."""
         for spec in specs:
-            if spec.role in (ATTN, MLP) and spec.shape[-1] % self.group:
+            if spec.role in (ATTN, MLP) and self.covers(spec) and spec.shape[-1] % self.group:
                 raise ConfigError(
                     f"the {spec.shape[-1]} columns of {spec.name} are no multiple of {self.group}", "group"
                 )
 
     def cover(self, model: Any) -> None:
-        """Every matrix."""
-        model.treat(self, lambda spec, passes: True)
+        """Every matrix but those of the blocks that are left out."""
+        model.treat(self, lambda spec, passes: self.covers(spec))
+
+    def covers(self, spec: ParamSpec) -> bool:
+        """Whether a matrix is one of those."""
+        return self.blocks in ("all", spec.role) or spec.role not in (ATTN, MLP)
 
     def weights(self, weight: "Tensor", role: str) -> "Tensor":
         """The values used forward, the identity backward."""
         if role not in (ATTN, MLP):
-            return weight if self.tables == "float" else weight + (eighth(weight) - weight).detach()
+            return weight if self.tables == "float" else eighth(weight).detach() + (weight - weight.detach())
         groups = weight.reshape(-1, self.group)
         scale = groups.abs().mean(-1, keepdim=True).clamp_min(1e-8)
-        return weight + (self.codes(groups / scale) * scale - groups).detach().view_as(weight)
+        if self.scales == "float16":
+            scale = scale.half().clamp_min(2.0**-24).to(weight.dtype)
+        values = (self.codes(groups / scale) * scale).detach().view_as(weight)
+        return values + (weight - weight.detach())
 
     def codes(self, ratio: "Tensor") -> "Tensor":
         """-1, 0 or 1."""
