@@ -17,6 +17,7 @@ from pgolf.layouts.arranged import (
     Columns,
 )
 from pgolf.layouts.bits import NARROWEST, WIDEST
+from pgolf.layouts.earlier_rans import EveryRans
 from pgolf.layouts.programs import Program
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ def all_codecs(programs: bool = False) -> "Mapping[int, Codec]":
     """Every codec of the catalog, alone and behind every arrangement, by its codec byte; programs only if asked for."""
     found: dict[int, Codec] = {}
     for name in ALONE:
-        codec = load("Codec", name)()
+        codec = EveryRans() if name == "rans" else load("Codec", name)()
         usable = Withheld(codec.codec_id, name) if isinstance(codec, Program) and not programs else codec
         found[codec.codec_id] = usable
         for layout in ARRANGEMENTS if name in CODERS else ():

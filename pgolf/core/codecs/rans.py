@@ -8,10 +8,11 @@ What is coded is a list of integer matrices, each by one of three models:
 
 order 0: one table of counts, which may go on from that of the matrix before.
 
-prediction: column by column, all rows at once. A column c has a scale a_c and a vector v_c of few numbers, sent ahead.
-Ridge regression on the columns before (G = sum v v^T + ridge, the same for all rows; b_r = sum q_rc v_c) predicts the
-code as b_r . G^-1 v_c; the row's mean error so far, times a_c, says how far off that may be. Both choose the table.
-Embeddings need that: rows of rare tokens resemble one another.
+prediction: column by column, each in parts of rows, one after another. Rows are of two groups, which are sent ahead:
+those of tokens that training never saw are nearly alike. A code is expected at its group's mean in the column so far;
+ridge regression on the columns before, in the rows so far, predicts its distance from that; the row's and the column's
+mean errors so far say how far off this may be. Both choose the table. The inverse of G + ridge, G the products of all
+columns before, is kept for the rows up to each part and grows by one variable a column.
 
 trellis: row by row, two tables. Where codes lead through a trellis (`quant/trellis.py`), those above a code in its
 column tell whether it stands for even or odd multiples of half the step.
@@ -20,7 +21,6 @@ column tell whether it stands for even or odd multiples of half the step.
 import math
 import struct
 from collections.abc import Iterator, Sequence
-from fractions import Fraction
 from typing import Any, Protocol
 
 import numpy as np
@@ -37,20 +37,19 @@ STATE_BYTES = 5
 MAX_LANES = 1024
 LONGEST = 1 << 16
 """Most symbols coded with one state of a table of order 0."""
-SPREADS, SHIFTS = 40, 4
+SPREADS = np.sqrt(np.sqrt(np.ldexp(1.0, np.arange(-8, 32))))
+SHIFTS = 4
 """Tables of a predicted matrix: how wide, four to a doubling, and where between two codes the prediction lies."""
-FIXED = 20
-"""Fractional bits of predictions and of errors."""
 SEEN, TRUST = 32, 128
 """Weight of a symbol seen in a table's counts, and in such units that of what was expected, per code of its width."""
 CODED_HEAD = struct.Struct("<hhH")
 """Least and largest number coded, lanes."""
-PREDICTED, ALONG = 2, 32
-"""Model of a matrix: 0 order 0, 1 order 0 that goes on, 2 + K prediction by K numbers a column, 32 + m a trellis of 2^m
-states.
+SCALED, LEARNT, ALONG = 2, 3, 32
+"""Model of a matrix: 0 order 0, 1 order 0 that goes on, 2 prediction by means and scales alone, 3 by regression too,
+32 + m a trellis of 2^m states.
 """
-RANKS = (0, 1, 4, 8)
-"""Numbers a column that are tried."""
+MOST_TRAITS = 512
+"""Columns that others are predicted from."""
 
 
 def frequencies(counts_NS: np.ndarray) -> np.ndarray:
@@ -159,7 +158,7 @@ class Reader:
             empty = np.flatnonzero(state < LEAST)
             words = self.words[self.place : self.place + len(empty)]
             if len(words) < len(empty):
-                raise InputError("a coded section ends too early", "artifact")
+                raise InputError("a coded section is cut off", "artifact")
             state[empty] = state[empty] << 16 | words
             self.place += len(empty)
             places[part] = found
@@ -195,78 +194,83 @@ def bell(steps: np.ndarray) -> np.ndarray:
 
 
 def expected(reach: int) -> np.ndarray:
-    """Counts (SPREADS * SHIFTS, 2 reach + 1) before anything is seen: logistic, by spread and shift."""
-    spreads = np.sqrt(np.sqrt(np.ldexp(1.0, np.arange(SPREADS) - 8)))
-    shifts = (np.arange(SHIFTS) + 0.5) / SHIFTS - 0.5
-    codes = np.arange(-reach, reach + 1)
-    away = (codes - shifts[:, None])[None] * np.ones((SPREADS, 1, 1))
-    share = bell((away + 0.5) * 1.7 / spreads[:, None, None]) - bell((away - 0.5) * 1.7 / spreads[:, None, None])
-    weights = SEEN * (TRUST * spreads + 16)
-    return np.floor(share * weights[:, None, None]).astype(np.int64).reshape(SPREADS * SHIFTS, -1) + 1
+    """Counts (spreads * SHIFTS, 2 reach + 1) before anything is seen: logistic, by spread and shift."""
+    spreads, shifts = SPREADS[:, None, None], (np.arange(SHIFTS)[:, None] + 0.5) / SHIFTS
+    above = np.arange(-reach, reach + 1) - shifts + 1
+    share = bell(above * 1.7 / spreads) - bell((above - 1) * 1.7 / spreads)
+    return np.floor(share * SEEN * (TRUST * spreads + 16)).astype(np.int64).reshape(-1, 2 * reach + 1) + 1
 
 
-EDGES = np.sqrt(np.sqrt(np.ldexp(1.0, np.arange(1, SPREADS) - 8) / math.sqrt(2)))
-LIMITS = np.floor(EDGES * (1 << FIXED)).astype(np.int64)
-"""Errors up to which a spread holds."""
-
-
-def weights_of(gram: list[list[int]], vector: list[int]) -> list[int]:
-    """G^-1 v with 32 fractional bits, rounded down; G is positive definite."""
-    size = len(vector)
-    rows = [[*map(Fraction, gram[i]), Fraction(vector[i])] for i in range(size)]
-    for i in range(size):
-        for j in range(i + 1, size):
-            factor = rows[j][i] / rows[i][i]
-            rows[j] = [one - factor * other for one, other in zip(rows[j], rows[i])]
-    found = [Fraction(0)] * size
-    for i in reversed(range(size)):
-        found[i] = (rows[i][size] - sum((rows[i][j] * found[j] for j in range(i + 1, size)), Fraction(0))) / rows[i][i]
-    return [math.floor(value * (1 << 32)) for value in found]
+def rounded(values: np.ndarray, bits: int) -> np.ndarray:
+    """To so many fractional bits: sums of products of such numbers are exact, whatever the order a machine adds in."""
+    return np.rint(values * 2.0**bits) / 2.0**bits
 
 
 def predicted(
-    coder: Coder,
-    codes_RC: np.ndarray,
-    low: int,
-    high: int,
-    ridge: int,
-    scales_C: np.ndarray,
-    vectors_CK: np.ndarray,
+    coder: Coder, tables: Tables, codes_RC: np.ndarray, low: int, high: int, learns: bool, groups: np.ndarray
 ) -> None:
-    """Code (or fill) a matrix of codes low .. high, column by column. Scales are in sixteenths of a doubling, the ridge
-    is a power of two.
-    """
-    rows, rank, reach = len(codes_RC), vectors_CK.shape[1], high - low
-    tables = Tables(expected(reach))
-    size = tables.counts.shape[1]
-    gram = [[(i == j) << ridge for j in range(rank)] for i in range(rank)]
-    moments_RK, errors_R, all_errors = np.zeros((rows, rank), np.int64), np.zeros(rows, np.int64), 1 << FIXED
-    units = np.floor(np.sqrt(np.sqrt(np.sqrt(np.sqrt(np.ldexp(1.0, np.arange(256)))))) * 256).astype(np.int64)
-    for column, (scale, vector) in enumerate(zip(units[scales_C], vectors_CK.tolist())):
-        guess = moments_RK @ np.array(weights_of(gram, vector), np.int64) >> 32 - FIXED
-        guess = np.clip(guess, low << FIXED, high << FIXED)
-        near = (guess + (1 << FIXED - 1)) >> FIXED
-        shift = ((guess - (near << FIXED) + (1 << FIXED - 1)) * SHIFTS >> FIXED).clip(0, SHIFTS - 1)
-        error = (errors_R + 4 * all_errors // max(column, 1)) // (column + 4)
-        spread = np.searchsorted(LIMITS, error * scale * 5 // 4 >> 8, "right")
-        off_R = codes_RC[:, column] - near + reach
-        tables.add(coder.code(tables, (spread * SHIFTS + shift) * size, off_R))
+    """Code (or fill) to which of two groups each row belongs, then a matrix of codes low .. high, column by column."""
+    rows, columns = codes_RC.shape
+    order_zero(coder, fresh_table(1), groups)
+    # Rows in an order like a random one: multiples of 2^16 over the golden ratio are spread evenly.
+    order = np.argsort(np.arange(rows) * 40503 % WHOLE, kind="stable")
+    mixed, groups = codes_RC[order], groups[order]
+    parts = [slice(8)]
+    while (stop := parts[-1].stop) < rows:
+        parts.append(slice(stop, min(2 * stop, stop + rows // 8 + 8)))
+    reach, size, most = high - low, tables.counts.shape[1], min(columns, MOST_TRAITS * learns)
+    traits, inverse, coarse = np.zeros((rows, most)), *np.zeros((2, len(parts) - 1, 0, 0))
+    errors, off, usual = np.ones(rows), np.zeros(rows), np.full(2, reach / 16)
+    for column in range(columns):
+        known = min(column, most)
+        units = (errors + 3 * errors.mean() / (column + 1)) / (column + 4)
+        units = np.maximum(units * usual[groups], 0.02)
+        moments, mean, away, total, seen = np.zeros(known), *np.zeros((4, 2))
+        for index, part in enumerate(parts):
+            group, unit, before = groups[part], units[part], traits[part, :known]
+            guess = mean[group]
+            if index:
+                learnt = coarse[index - 1] @ moments
+                guess += unit * (before @ rounded(learnt, 16))
+            guess = np.clip(np.nan_to_num(guess), low, high)
+            near = np.rint(guess).astype(np.int64)
+            shift = ((guess - near + 0.5) * SHIFTS).astype(np.int64).clip(0, SHIFTS - 1)
+            spread = np.searchsorted(SPREADS[1:], unit * ((2 + away) / (2 + seen))[group] * 1.36)
+            code = mixed[part, column] - near + reach
+            tables.add(coder.code(tables, (spread * SHIFTS + shift) * size, code))
+            code += near - reach
+            if (code != np.clip(code, low, high)).any():
+                raise InputError("a coded section is damaged", "artifact")
+            mixed[part, column] = code
+            off[part] = np.abs(code - guess)
+            away += np.bincount(group, rounded(off[part] / unit, 8), 2)
+            seen += np.bincount(group, minlength=2)
+            total += np.bincount(group, code, 2)
+            mean = total / (seen + 0.5)
+            moments += before.T @ rounded((code - mean[group]) / unit, 3)
         tables.refresh()
-        code = off_R + near - reach
-        if int(code.min()) < low or int(code.max()) > high:
-            raise InputError("a coded section holds codes out of range", "artifact")
-        codes_RC[:, column] = code
-        error = (np.abs((code << FIXED) - guess) << 8) // scale
-        errors_R += error
-        all_errors += int(error.sum()) // rows
-        moments_RK += code[:, None] * np.array(vector, np.int64)
-        gram = [[gram[i][j] + vector[i] * vector[j] for j in range(rank)] for i in range(rank)]
+        found = (away + 0.5) / (seen + 0.5)
+        errors += rounded(off / np.maximum(usual * found, 0.02)[groups], 8)
+        usual = usual * (0.9 + 0.1 * found if column else found)
+        if column < most:
+            trait = (mixed[:, column] - mean[groups]) / (units * found[groups])
+            traits[:, column] = rounded(np.clip(trait, -8, 8), 3)
+            products = [traits[part, : column + 1].T @ traits[part, column] for part in parts[:-1]]
+            sums = np.reshape(products, (-1, column + 1)).cumsum(0)
+            border = sums[:, :column, None]
+            edge = coarse @ border + rounded(inverse - coarse, 48) @ border
+            left = sums[:, column] - (rounded(edge, 24) * border).sum((1, 2))
+            edge = np.append(edge, -np.ones((len(left), 1, 1)), 1)
+            inverse = np.pad(inverse, ((0, 0), (0, 1), (0, 1)))
+            inverse += edge * (np.swapaxes(edge, 1, 2) / (np.maximum(left, 0) + 5 * most)[:, None, None])
+            coarse = rounded(inverse, 28)
+    codes_RC[order] = mixed
 
 
 def along(coder: Coder, tables: Tables, codes_RC: np.ndarray, low: int, memory: int) -> None:
     """Code (or fill) a matrix whose columns lead through a trellis, all segments of all columns side by side."""
-    if 1 << memory not in PARITY_CHECKS:
-        raise InputError("a coded section names an unknown trellis", "artifact")
+    if 2.0**memory not in PARITY_CHECKS:
+        raise InputError("a coded section names an unknown model", "artifact")
     size = tables.counts.shape[1]
     state: Any = np.zeros((-(-len(codes_RC) // SEGMENT), codes_RC.shape[1]), np.int64)
     for row in range(min(len(codes_RC), SEGMENT)):
@@ -295,31 +299,35 @@ def bits_of(counts_NS: np.ndarray) -> float:
     return float(-(counts_NS * np.log2(np.where(share > 0, share, 1))).sum())
 
 
-def directions(codes_RC: np.ndarray, rank: int) -> tuple[int, np.ndarray, np.ndarray]:
-    """What is sent ahead of a predicted matrix: ridge, scales (C,) uint8 and vectors (C,K) int8."""
-    left = codes_RC.astype(np.float64)
-    vectors, ridge = np.zeros((left.shape[1], 0), np.int8), 0
-    if rank:
-        values, basis = np.linalg.eigh(left.T @ left)
-        real = basis[:, -rank:] * np.sqrt(np.maximum(values[-rank:], 0) / len(left))
-        left = left - left @ basis[:, -rank:] @ basis[:, -rank:].T
-        unit = 127 / max(float(np.abs(real).max()), 1e-9)
-        vectors = np.rint(real * unit).astype(np.int8)
-        ridge = int(np.clip(np.rint(np.log2(max(float(np.square(left).mean()), 1e-9) * unit**2)), 0, 40))
-    scales = np.rint(16 * np.log2(np.maximum(np.abs(left).mean(0), 1))).astype(np.uint8)
-    return ridge, scales, vectors
+def two_groups(codes_RC: np.ndarray) -> np.ndarray:
+    """Rows (R,) told apart by the means and variances that they have in each column: 0 or 1."""
+    real = codes_RC.astype(np.float64)
+    size = np.square(real).mean(1)
+    groups = (size > np.quantile(size, 0.15)).astype(np.int64)
+    for _ in range(20):
+        costs = []
+        for mine in (real[groups == 0], real[groups == 1]):
+            if len(mine) < 4:
+                return np.zeros_like(groups)
+            spread = mine.var(0) + 0.02 * real.var(0) + 0.3
+            costs.append((np.square(real - mine.mean(0)) / spread + np.log(spread)).sum(1) - 2 * math.log(len(mine)))
+        groups = (costs[1] < costs[0]).astype(np.int64)
+    return groups
 
 
-def varies(codes_RC: np.ndarray) -> bool:
-    """Whether rows or columns differ enough, or a direction has enough of the energy, to try prediction at all."""
+def promise(codes_RC: np.ndarray) -> int:
+    """How many of the two kinds of prediction to try: none unless rows or columns differ enough or a direction has more
+    of the energy than chance gives it, scales alone unless one has far more.
+    """
     if min(codes_RC.shape) < 2:
-        return False
+        return 0
     real = codes_RC.astype(np.float64)
     squares = np.square(real) + 0.1
     uneven = np.log2(squares.mean()) - min(np.log2(squares.mean(0)).mean(), np.log2(squares.mean(1)).mean())
     noise = (1 + math.sqrt(real.shape[1] / real.shape[0])) ** 2 / real.shape[1]
-    first = np.linalg.eigvalsh(real.T @ real)[-1] / squares.sum() if real.shape[1] <= 4096 else 0.0
-    return bool(uneven > 0.05 or first > 2 * noise)
+    real = real.T if real.shape[0] > real.shape[1] else real
+    first = np.linalg.eigvalsh(real @ real.T)[-1] / squares.sum() / noise if len(real) <= 4096 else 0.0
+    return 2 if first > 6 else int(uneven > 0.05 or first > 2)
 
 
 def fresh_table(reach: int, count: int = 1) -> Tables:
@@ -327,73 +335,66 @@ def fresh_table(reach: int, count: int = 1) -> Tables:
     return Tables(np.full((count, reach + 1), SEEN // 2, np.int64))
 
 
+def fresh_tables(reach: int) -> list[Tables]:
+    """Tables of order 0 and of trellises before anything is coded. Those of predictions follow with the first."""
+    return [fresh_table(reach), fresh_table(reach, 2)]
+
+
+def by_model(
+    coder: Coder, tables: list[Tables], model: int, codes_RC: np.ndarray, low: int, high: int, groups_R: np.ndarray
+) -> None:
+    """Code (or fill) a matrix that is not empty."""
+    if model < 2:
+        if not model:
+            tables[0] = fresh_table(high - low)
+        symbols = codes_RC.ravel() - low
+        order_zero(coder, tables[0], symbols)
+        codes_RC[:] = symbols.reshape(codes_RC.shape) + low
+    elif model <= LEARNT:
+        if not tables[2:]:
+            tables.append(Tables(expected(high - low)))
+        predicted(coder, tables[2], codes_RC, low, high, model == LEARNT, groups_R)
+    else:
+        along(coder, tables[1], codes_RC, low, model - ALONG)
+
+
 def encode_matrices(matrices: Sequence[np.ndarray]) -> bytes:
     """Code integer matrices (R,C), any of them empty, whose values lie within 255 of each other. Each goes by the
-    model that takes the fewest bits, what is sent ahead included.
+    model that takes the fewest bits.
     """
     filled = [matrix for matrix in matrices if matrix.size]
-    low, high = (min(map(np.min, filled)), max(map(np.max, filled))) if filled else (0, 0)
-    reach, lanes = int(high) - int(low), max(1, min(sum(matrix.size for matrix in filled) >> 15, MAX_LANES))
-    writer, side, tables, trail = Writer(lanes), b"", fresh_table(reach), fresh_table(reach, 2)
-    for matrix in filled:
-        codes, costs, plans = matrix.astype(np.int64), dict[int, float](), dict[int, Any]()
-        symbols = codes.ravel() - low
-        for model, start in ((0, fresh_table(reach)), (1, Tables(tables.counts.copy()))):
-            order_zero(meter := Meter(), start, symbols)
-            costs[model] = meter.bits
-        if matrix.dtype == np.int8 and (memory := trellis_of(matrix, int(low))):
-            along(meter := Meter(), Tables(trail.counts.copy()), codes, int(low), memory)
-            costs[ALONG + memory] = meter.bits
-        for rank in RANKS if varies(codes) else ():
-            plans[PREDICTED + rank] = directions(codes, rank)
-            predicted(meter := Meter(), codes, int(low), int(high), *plans[PREDICTED + rank])
-            costs[PREDICTED + rank] = meter.bits + 8 * (1 + codes.shape[1] * (1 + rank))
-        model = min(costs, key=costs.__getitem__)
-        side += bytes([model])
-        if model < PREDICTED:
-            tables = tables if model else fresh_table(reach)
-            order_zero(writer, tables, symbols)
-        elif model >= ALONG:
-            along(writer, trail, codes, int(low), model - ALONG)
-        else:
-            ridge, scales, vectors = plans[model]
-            side += bytes([ridge]) + scales.tobytes() + vectors.tobytes()
-            predicted(writer, codes, int(low), int(high), ridge, scales, vectors)
-    return CODED_HEAD.pack(low, high, lanes) + side + writer.finish()
+    low, high = (int(min(map(np.min, filled))), int(max(map(np.max, filled)))) if filled else (0, 0)
+    lanes, models = max(1, min(sum(matrix.size for matrix in filled) // 40_000, MAX_LANES)), b""
+    writer, tables = Writer(lanes), fresh_tables(high - low)
+    for matrix in matrices:
+        best = 1
+        if matrix.size:
+            codes, costs = matrix.astype(np.int64), dict[int, float]()
+            memory, kinds = trellis_of(matrix, low) if matrix.dtype == np.int8 else 0, promise(codes)
+            groups = two_groups(codes) if kinds else np.zeros(len(codes), np.int64)
+            for model in (0, 1, *range(SCALED, SCALED + kinds), *([ALONG + memory] if memory else [])):
+                copies = [Tables(table.counts.copy()) for table in tables]
+                by_model(meter := Meter(), copies, model, codes, low, high, groups)
+                costs[model] = meter.bits
+            best = min(costs, key=costs.__getitem__)
+            by_model(writer, tables, best, codes, low, high, groups)
+        models += bytes([best])
+    return CODED_HEAD.pack(low, high, lanes) + models + writer.finish()
 
 
-def decode_matrices(coded: bytes, shapes: Sequence[tuple[int, int]]) -> list[np.ndarray]:
+def decode_matrices(coded: bytes, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
     """The matrices (R,C), int16, of shapes known from elsewhere. InputError when they cannot be had from the bytes."""
     if len(coded) < CODED_HEAD.size:
         raise InputError("a coded section is cut off", "artifact")
     low, high, lanes = CODED_HEAD.unpack_from(coded)
-    reach, place, ahead = high - low, CODED_HEAD.size, list[tuple[int, bytes]]()
-    if not 0 <= reach < 256 or not 1 <= lanes <= MAX_LANES:
-        raise InputError("a coded section's head is damaged", "artifact")
-    for rows, columns in shapes:
-        if rows * columns:
-            model = coded[place] if place < len(coded) else 0
-            if PREDICTED + RANKS[-1] < model < ALONG:
-                raise InputError("a coded section names an unknown model", "artifact")
-            size = 1 + columns * (model - PREDICTED + 1) if ALONG > model >= PREDICTED else 0
-            ahead.append((model, coded[place + 1 : place + 1 + size]))
-            place += 1 + size
-    reader, found = Reader(coded[place:], lanes), list[np.ndarray]()
-    tables, trail = fresh_table(reach), fresh_table(reach, 2)
-    for rows, columns in shapes:
-        codes = np.zeros((rows, columns), np.int16)
+    if not 0 <= high - low < 256 or not 1 <= lanes <= MAX_LANES:
+        raise InputError("a coded section is damaged", "artifact")
+    stop = CODED_HEAD.size + len(shapes)
+    reader, tables, found = Reader(coded[stop:], lanes), fresh_tables(high - low), list[np.ndarray]()
+    for model, shape in zip(coded[CODED_HEAD.size : stop], shapes):
+        codes = np.zeros(shape, np.int16)
         if codes.size:
-            model, side = ahead.pop(0)
-            if model < PREDICTED:
-                tables = tables if model else fresh_table(reach)
-                order_zero(reader, tables, codes.reshape(-1))
-                codes += low
-            elif model >= ALONG:
-                along(reader, trail, codes, low, model - ALONG)
-            else:
-                vectors = np.frombuffer(side, np.int8, offset=1 + columns).reshape(columns, -1)
-                scales = np.frombuffer(side, np.uint8, columns, 1)
-                predicted(reader, codes, low, high, min(side[0], 40), scales, vectors)
+            by_model(reader, tables, model, codes, low, high, np.zeros(len(codes), np.int64))
         found.append(codes)
     reader.finish()
     return found

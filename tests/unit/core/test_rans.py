@@ -1,8 +1,8 @@
 """pgolf's own coder: round trips, sizes against entropies and an independent coder, and damaged bytes."""
 
 import contextlib
-import math
-from fractions import Fraction
+import struct
+import zlib
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from pgolf.core.codecs.adaptive import MATRICES as MATRICES_KIND
 from pgolf.core.codecs.adaptive import STEPS_OF_2, Rans
 from pgolf.core.codecs.rans import (
+    LEARNT,
     LEAST,
+    SCALED,
     WHOLE,
     Meter,
     Reader,
@@ -26,8 +29,9 @@ from pgolf.core.codecs.rans import (
     frequencies,
     fresh_table,
     order_zero,
+    rounded,
     trellis_of,
-    weights_of,
+    two_groups,
 )
 from pgolf.core.errors import InputError
 from pgolf.core.quant.trellis import PARITY_CHECKS, SEGMENT, next_state, walk
@@ -140,11 +144,53 @@ def test_the_logistic_curve_is_one() -> None:
     assert np.abs(bell(x) - 1 / (1 + np.exp(-x))).max() < 5e-3 and float(bell(np.zeros(1))[0]) == 0.5
 
 
-def test_regression_weights_solve_their_equations() -> None:
-    gram, vector = [[900, 40, -7], [40, 700, 30], [-7, 30, 500]], [5, -100, 60]
-    found = np.array(weights_of(gram, vector)) / 2.0**32
-    assert np.allclose(np.array(gram) @ found, vector, atol=1e-5)
-    assert weights_of([[3]], [1]) == [math.floor(Fraction(1, 3) * 2**32)]
+def test_rounded_numbers_add_up_alike_in_any_order(rng: np.random.Generator) -> None:
+    values = rounded(rng.normal(0, 100, 4096), 8)
+    assert np.array_equal(values * 256, np.rint(values * 256)) and np.abs(values).max() > 100
+    assert len({float(rng.permutation(values).sum()) for _ in range(20)}) == 1
+
+
+def untrained_rows(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
+    """Rows of which every sixth is a column's mean and a little noise, the others noise of their own."""
+    matrix = np.rint(rng.normal(0, 30, (rows, columns))).clip(-127, 127)
+    matrix[::6] = np.rint(rng.normal(0, 20, columns) + rng.normal(0, 1, (len(matrix[::6]), columns)))
+    return matrix.astype(np.int8)
+
+
+def test_rows_nobody_has_trained_are_told_apart(rng: np.random.Generator) -> None:
+    matrix = untrained_rows(rng, 600, 64)
+    groups = two_groups(matrix.astype(np.int64))
+    assert len(set(groups[::6].tolist())) == 1 and (groups == groups[0]).sum() == 100
+    size = round_trip([matrix])
+    noise = entropy_bytes(np.rint(rng.normal(0, 30, 100_000)).astype(np.int8)) / 100_000 * 500 * 64
+    calm = entropy_bytes(np.rint(rng.normal(0, 1, 100_000)).astype(np.int8)) / 100_000 * 100 * 64
+    assert noise + calm < size < 1.06 * (noise + calm) < 0.95 * entropy_bytes(matrix)
+
+
+def test_each_model_is_taken_where_it_pays(rng: np.random.Generator) -> None:
+    scaled = np.rint(rng.normal(0, 3, (800, 60)) * np.exp(rng.normal(0, 0.5, (1, 60)))).clip(-99, 99).astype(np.int8)
+    coded = encode_matrices([gaussian(rng, 300, 200), low_rank(rng, 900, 60), scaled])
+    assert list(coded[6:9]) == [0, LEARNT, SCALED]
+
+
+def test_a_few_rows_come_back(rng: np.random.Generator) -> None:
+    for rows in (1, 2, 7, 8, 9, 17):
+        matrix = np.outer(rng.normal(0, 20, rows), rng.normal(0, 2, 120)).clip(-127, 127).astype(np.int8)
+        round_trip([matrix])
+
+
+def test_rows_that_are_nearly_multiples_of_one_another_stay_in_bounds(rng: np.random.Generator) -> None:
+    """The inverses that grow a variable at a time are then at their worst."""
+    matrix = np.rint(np.outer(rng.normal(0, 8, 2500), rng.normal(0, 4, 100)) + rng.normal(0, 0.4, (2500, 100)))
+    matrix = matrix.clip(-127, 127).astype(np.int8)
+    coded = encode_matrices([matrix])
+    assert coded[6] == LEARNT and len(coded) < 0.6 * entropy_bytes(matrix)
+    assert np.array_equal(decode_matrices(coded, [matrix.shape])[0], matrix)
+
+
+def test_columns_beyond_those_that_others_are_predicted_from(rng: np.random.Generator) -> None:
+    matrix = low_rank(rng, 24, 530)
+    assert 0 < round_trip([matrix]) < entropy_bytes(matrix) * 1.1
 
 
 def test_no_damaged_section_is_taken_or_crashes(rng: np.random.Generator) -> None:
@@ -166,16 +212,27 @@ def test_no_damaged_section_is_taken_or_crashes(rng: np.random.Generator) -> Non
     assert taken < 60
 
 
-@pytest.mark.parametrize("content", [b"", b"\x03", b"\xff", b"\xff\xff\xff", b"\x01", b"\x02\x00\x00\xff\x7f\x01\x00"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x03",
+        b"\xff",
+        b"\xfe",
+        b"\xfe\x01\x00\x02\x00x\x9c",
+        b"\xff\xff\xff",
+        b"\x01",
+        b"\x02\x00\x00\xff\x7f\x01\x00",
+    ],
+)
 def test_nonsense_is_refused(content: bytes) -> None:
     with pytest.raises(InputError):
         Rans().decode(content, 1000)
 
 
 def test_lying_shapes_allocate_nothing() -> None:
-    import struct
-
-    content = struct.pack("<BHII", 255, 1, 2**31, 2**31) + b"\0" * 20
+    sizes = zlib.compress(struct.pack("<II", 2**31, 2**31))
+    content = struct.pack("<BHH", MATRICES_KIND, 1, len(sizes)) + sizes + b"\0" * 20
     with pytest.raises(InputError, match="promises"):
         Rans().decode(content, 1000)
 
@@ -242,7 +299,7 @@ def test_numbers_near_the_one_before_take_less(rng: np.random.Generator) -> None
     assert coded[0] == STEPS_OF_2 and len(coded) < 0.5 * len(shuffled)
 
 
-@pytest.mark.parametrize("model", [11, 31, 32, 33, 36, 41, 255])
+@pytest.mark.parametrize("model", [4, 11, 31, 32, 33, 36, 41, 255])
 def test_unknown_models_are_refused(model: int) -> None:
     coded = bytearray(encode_matrices([np.ones((3, 4), np.int8)]))
     coded[6] = model
