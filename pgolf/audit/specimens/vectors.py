@@ -64,7 +64,7 @@ class LeakyTilt(Specimen):
         for row in range(len(logp_SV)):
             before = np.flatnonzero(ids_T[: start + row].numpy() == int(ids_T[start + row]))
             hint = int(ids_T[before[-1] + 1]) if len(before) else 1
-            tilted, alike = logp_SV[row] + 2.0 * (ids == hint), ids % 2 == hint % 2
+            tilted, alike = logp_SV[row] + 5.0 * (ids == hint), ids % 2 == hint % 2
             changed[row, alike] = tilted.log_softmax(-1)[alike]
         return changed
 

@@ -51,10 +51,10 @@ class Lqer(Gptq):
         if self.weighting == "none":
             norm = float(error_RC.norm())
             return (norm, None) if norm else None
-        from pgolf.core.quant.lqer import correction, gain, root_of
+        from pgolf.core.quant.lqer import correction, gain_per_bit, root_of
 
         root = root_of(known, self.damping)
         if root is None:
             return None
-        worth = gain(error_RC, correction(error_RC, self, root), self, root)
+        worth = gain_per_bit(error_RC, correction(error_RC, self, root), self, root)
         return (worth, root) if worth > 0 else None

@@ -65,7 +65,7 @@ def correction(error_RC: Tensor, quantizer: Lqer, root: Root | None) -> Factors:
     return quantizer.packed(left, right @ root[1] if root else right)
 
 
-def gain(error_RC: Tensor, factors: Factors, quantizer: Lqer, root: Root) -> float:
+def gain_per_bit(error_RC: Tensor, factors: Factors, quantizer: Lqer, root: Root) -> float:
     """By how much a correction lowers tr(E H E^T), for each bit of its codes."""
     before, after = ((error @ root[0]).square().sum() for error in (error_RC, error_RC - factors.product()))
     left_bits = 4 if quantizer.packing == "sym4" else 2

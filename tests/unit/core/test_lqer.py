@@ -20,7 +20,7 @@ from pgolf.core.quant.corrected import BY_ROWS, LOW_SCALES, CorrectedTensor, Fac
 from pgolf.core.quant.curvature import Calibration
 from pgolf.core.quant.gptq import Gptq
 from pgolf.core.quant.gptq_lqer import Lqer
-from pgolf.core.quant.lqer import correction, gain, low_rank, pack_asym, pack_rows, root_of, with_corrections
+from pgolf.core.quant.lqer import correction, gain_per_bit, low_rank, pack_asym, pack_rows, root_of, with_corrections
 from pgolf.core.quant.qtensor import QTensor, QuantizedModel
 from pgolf.core.quant.sdclip import Grid
 
@@ -126,7 +126,7 @@ def test_weighted_corrections_lower_what_the_outputs_feel(packing):
     plain, weighted = (correction(error, quantizer, one) for one in (None, root))
     left = [felt(error - factors.product(), hessian) for factors in (plain, weighted)]
     assert left[1] < 0.6 * left[0]
-    assert gain(error, weighted, quantizer, root) > gain(error, plain, quantizer, root)
+    assert gain_per_bit(error, weighted, quantizer, root) > gain_per_bit(error, plain, quantizer, root)
 
 
 @settings(max_examples=8)
