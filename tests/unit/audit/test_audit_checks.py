@@ -244,3 +244,18 @@ def test_flips_on_two_ranks_replay() -> None:
     case = dict(broken.counterexample or {})
     case["subject"] = {"kind": "specimen", "name": "PreEvalTtt", "seed": 0, "world_size": 2}
     assert play(case, "test")["violated"]
+
+
+def test_every_way_to_score_is_audited() -> None:
+    """Methods and adjusters of the catalog all have a row of their own among the legal ones."""
+    from pgolf.audit.legal import LEGAL
+    from pgolf.catalog import CATALOG
+
+    said = {word for _, sets in LEGAL.values() for word in sets}
+    slots = {"EvalRope": "eval.rope", "EvalSlot": "eval.slot", "EvalBias": "eval.bias", "EvalCache": "eval.cache"}
+    slots |= {"EvalMixer": "eval.mixer", "EvalTilt": "eval.tilt", "EvalMethod": "eval.method", "TttMethod": "ttt.method"}
+    for slot, key in slots.items():
+        usual = {"none", "as_trained"}
+        assert {f"{key}={name}" for name in CATALOG[slot] if name not in usual} <= said, slot
+    optimizers = {f"ttt.optimizer={name}" for name in CATALOG["TttOptimizer"]} - {"ttt.optimizer=sgd"}
+    assert optimizers <= said
