@@ -20,7 +20,7 @@ from pgolf.audit.stream import drawn_stream, plain_vocabulary
 from pgolf.audit.verdict import Finding, violations
 
 TARGETS, WINDOW = 240, 32
-SPECIMEN_LEVEL = Level(name="specimens", targets=TARGETS, flips=6, flips_total=36, sweeps=8, values=VOCABULARY)
+SPECIMEN_LEVEL = Level(name="specimens", targets=TARGETS, flips=6, flips_total=36, sweeps=4, values=VOCABULARY)
 """Few flips are enough where an effect is not rare, and every token is swept."""
 SCORERS: dict[str, type[Specimen]] = {
     "slot-scored": slots.SlotScored,
