@@ -157,7 +157,7 @@ def decode_artifact(
     def take(ident: int, dtype: str, *shape: int) -> Tensor:
         start, count = cursors.get(ident, 0), math.prod(shape)
         stop = start + count * np.dtype(dtype).itemsize
-        if stop > len(sections.get(ident, b"")):
+        if max(stop, 1) > len(sections.get(ident, b"")):
             what = f"section {ident} is too short for {spec.name}"
             raise InputError(what, where, "the artifact does not belong to this configuration")
         cursors[ident] = stop

@@ -270,7 +270,7 @@ def predicted(
 def along(coder: Coder, tables: Tables, codes_RC: np.ndarray, low: int, memory: int) -> None:
     """Code (or fill) a matrix whose columns lead through a trellis, all segments of all columns side by side."""
     if 2.0**memory not in PARITY_CHECKS:
-        raise InputError("a coded section names an unknown model", "artifact")
+        raise InputError("a coded section is damaged", "artifact")
     size = tables.counts.shape[1]
     state: Any = np.zeros((-(-len(codes_RC) // SEGMENT), codes_RC.shape[1]), np.int64)
     for row in range(min(len(codes_RC), SEGMENT)):
