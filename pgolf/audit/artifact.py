@@ -5,15 +5,13 @@ from typing import Any
 
 import torch
 
-from pgolf.accounting import size_on_disk
-from pgolf.audit.checks.size import check_size
+from pgolf.audit.checks.size import check_artifact_size
 from pgolf.audit.report import audit_document
 from pgolf.audit.sandbox import watched
 from pgolf.audit.verdict import HOLDS, VIOLATED, Finding
 from pgolf.core.errors import InputError
 from pgolf.report.console import Console
-from pgolf.stages.model_files import ModelFile, artifact_info, load_model
-from pgolf.stages.packing import script_bytes
+from pgolf.stages.model_files import ModelFile, load_model
 
 PROBE = 64
 """Tokens of the row on which two decodings are compared."""
@@ -36,8 +34,7 @@ def audit_artifact(path: Path, console: Console) -> dict[str, Any]:
             raise InputError(f"a {model.kind} is no artifact", str(path), "give what pgolf compress made")
         first, second = probe(model), probe(load_model(path))
     findings = [same(first, second), files(reached.foreign((path.resolve(),)), path)]
-    info = artifact_info(model.config, model.tokenizer_sha256)
-    size = check_size(size_on_disk([path], script_bytes(model.config, info), model.config.package.cap_bytes))
+    size = check_artifact_size(path, model)
     findings[1] = size if size.verdict == VIOLATED or findings[1].verdict == HOLDS else findings[1]
     network = Finding(check="h", verdict=HOLDS, what="no socket was opened", n=1)
     if reached.network:

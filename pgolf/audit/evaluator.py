@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from pgolf.accounting import size_on_disk
 from pgolf.audit.bench import Level
-from pgolf.audit.checks.size import check_size
+from pgolf.audit.checks.size import check_artifact_size
 from pgolf.audit.dataset import bytes_finding, provenance
 from pgolf.audit.engine import examine
 from pgolf.audit.program import Program, can_isolate
@@ -24,8 +23,7 @@ from pgolf.config.tree import to_values
 from pgolf.dataset import BOS, Dataset
 from pgolf.report.console import Console
 from pgolf.stages.evaluate import relooped, shown_method
-from pgolf.stages.model_files import ModelFile, artifact_info
-from pgolf.stages.packing import script_bytes
+from pgolf.stages.model_files import ModelFile
 
 QUICK, FULL = "0abcdghi", "0abcdghijk"
 """What is tried in runs of the evaluator."""
@@ -112,8 +110,7 @@ def audit_method(
 
 def with_size(findings: list[Finding], model: ModelFile) -> list[Finding]:
     """With the size of the artifact judged too."""
-    info = artifact_info(model.config, model.tokenizer_sha256)
-    finding = check_size(size_on_disk([model.path], script_bytes(model.config, info), model.config.package.cap_bytes))
+    finding = check_artifact_size(model.path, model)
     if finding.verdict == VIOLATED:
         return merged(findings, finding)
     return findings

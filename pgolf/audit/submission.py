@@ -45,7 +45,7 @@ def audit_submission(folder: Path) -> dict[str, Any]:
     for seed in sorted(set(seeds) - logged):
         add("warning", f"seed {seed} has no log (train_seed{seed}.log)")
     if len(seeds) < 3:
-        add("warning", f"{len(seeds)} seeds; a record needs three")
+        add("warning", f"{len(seeds)} seed{'s' * (len(seeds) != 1)}; a record needs three")
     check_size(folder, add)
     check_audit(said.get("audit"), add)
     violated = any(finding["level"] == "violation" for finding in findings)

@@ -62,8 +62,8 @@ def run(
 ) -> None:
     """Audit one of pgolf's methods on a model: flips, sums over the vocabulary, order, bytes, files, network and more.
 
-    Exit code 4 if a rule is proved broken, or one that the level demands was not tested. On the CPU, where
-    equal means to the last bit, unless --device says otherwise.
+    On a CPU equal means to the last bit.
+    Exit code 4 if a rule is proved broken, or one that the level demands was not tested.
 
     Example: pgolf audit run eval.sliding --model runs/a/model.pgz --data data/mine --out runs/a/audit
     """
@@ -122,10 +122,11 @@ def external(
 ) -> None:
     """Audit any program that reads tokens and writes the loss of each target, without looking inside it.
 
-    {tokens} is a shard as the challenge has them (1,024 bytes, then uint16), {scores} what it must write: nats, one per
-    line or .npy, for every token but the first. It runs many times, here, and is told nothing of the audit.
+    {tokens} is a shard as the challenge has them: 1,024 bytes, then uint16.
+    {scores} is what it must write: nats, one per line or .npy, for every token but the first.
+    It runs many times, in this folder, and is told nothing of the audit.
 
-    Example: pgolf audit external --vocab-size 256 -- python examples/unigram_scorer.py {tokens} {scores}
+    Example: pgolf audit external --data data/mine -- python examples/bigram_scorer.py {tokens} {scores} 1024
     """
     import shlex
 
