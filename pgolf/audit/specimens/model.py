@@ -21,7 +21,7 @@ def small_model(seed: int, presets: str = "tiny", *sets: str) -> GPT:
         with torch.no_grad():
             for name, weight in model.named_parameters():
                 if weight.ndim == 2:
-                    weight.normal_(0, 1.0 if "embed" in name else weight.size(1) ** -0.5)
+                    weight.normal_(0, 0.4 if "embed" in name else weight.size(1) ** -0.5)
     return model.settle(torch.device("cpu")).eval()
 
 

@@ -39,9 +39,9 @@ class SlotContext(Specimen):
 
 
 class SlotContextPerBatch(SlotContext):
-    """One vector for four windows, tuned to their contexts: those of later windows hold targets of earlier ones."""
+    """One vector for eight windows, tuned to their contexts: those of later windows hold targets of earlier ones."""
 
-    caught, source, group = "ab", "PR #1333", 4
+    caught, source, group = "ab", "PR #1333", 8
 
 
 class SlotScored(SlotContext):

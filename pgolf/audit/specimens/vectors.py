@@ -58,12 +58,12 @@ class LeakyTilt(Specimen):
     caught, source = "b", "PR #1420"
 
     def distort(self, ledger: Any, position: int, logp_SV: Tensor, ids_T: Tensor) -> Tensor:
-        """Raise what followed the same token last, for even targets or for odd ones, as the hint is."""
+        """Raise what followed the same token last, or the token, for even targets or odd ones, as the hint is."""
         changed, start = logp_SV.clone(), len(ids_T) - len(logp_SV)
         ids = torch.arange(logp_SV.size(1))
         for row in range(len(logp_SV)):
             before = np.flatnonzero(ids_T[: start + row].numpy() == int(ids_T[start + row]))
-            hint = int(ids_T[before[-1] + 1]) if len(before) else 1
+            hint = int(ids_T[before[-1] + 1]) if len(before) else int(ids_T[start + row])
             tilted, alike = logp_SV[row] + 5.0 * (ids == hint), ids % 2 == hint % 2
             changed[row, alike] = tilted.log_softmax(-1)[alike]
         return changed
