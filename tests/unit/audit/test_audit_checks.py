@@ -253,7 +253,8 @@ def test_every_way_to_score_is_audited() -> None:
 
     said = {word for _, sets in LEGAL.values() for word in sets}
     slots = {"EvalRope": "eval.rope", "EvalSlot": "eval.slot", "EvalBias": "eval.bias", "EvalCache": "eval.cache"}
-    slots |= {"EvalMixer": "eval.mixer", "EvalTilt": "eval.tilt", "EvalMethod": "eval.method", "TttMethod": "ttt.method"}
+    slots |= {"EvalMixer": "eval.mixer", "EvalTilt": "eval.tilt"}
+    slots |= {"EvalMethod": "eval.method", "TttMethod": "ttt.method"}
     for slot, key in slots.items():
         usual = {"none", "as_trained"}
         assert {f"{key}={name}" for name in CATALOG[slot] if name not in usual} <= said, slot
