@@ -65,11 +65,6 @@ class Finding:
             "counterexample": self.counterexample,
         }
 
-    @property
-    def line(self) -> str:
-        """The verdict as people read it."""
-        return f"{self.verdict} (n={self.n:,}, f95={self.f95:.2g})" if self.f95 is not None else self.verdict
-
 
 def untested(name: str, reason: str) -> Finding:
     """A property that could not be tested."""

@@ -39,8 +39,8 @@ class Specimen:
         """One pass."""
         ledger.score(self.windows(ledger))
 
-    def hidden(self, ledger: Any, index: int, hidden_TC: Tensor) -> Tensor:
-        """The final hidden states of a window, by its number in the stream."""
+    def hidden(self, hidden_TC: Tensor) -> Tensor:
+        """The final hidden states of a window."""
         return hidden_TC
 
     def distort(self, ledger: Any, position: int, logp_SV: Tensor, ids_T: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ class SpecimenRecording(PlainRecording):  # type: ignore[misc]
         hidden = self.model.hidden(ids_BT)
         losses = torch.zeros(len(windows), ids_BT.size(1) - start)
         for row, (begin, first, end) in enumerate(windows.tolist()):
-            changed = self.method.hidden(self, begin + first, hidden[row])
+            changed = self.method.hidden(hidden[row])
             logp = F.log_softmax(self.model.head(changed[None, first:end])[0], -1)
             logp = self.method.distort(self, begin + first, logp, ids_BT[row, :end])
             losses[row, first - start : end - start] = F.nll_loss(logp, targets_BT[row, first:end], reduction="none")

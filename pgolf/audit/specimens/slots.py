@@ -33,7 +33,7 @@ class SlotContext(Specimen):
             hidden = ledger.model.hidden(ids)
         return tuned_delta(ledger, hidden[:, :context], ids[:, 1 : context + 1])
 
-    def hidden(self, ledger: Any, index: int, hidden_TC: Tensor) -> Tensor:
+    def hidden(self, hidden_TC: Tensor) -> Tensor:
         """With the vector added."""
         return hidden_TC if self.delta is None else hidden_TC + self.delta
 
