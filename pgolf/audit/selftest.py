@@ -1,6 +1,5 @@
 """The specimen matrix as a table: which check caught what, over some seeds."""
 
-import os
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
@@ -31,7 +30,6 @@ def self_test(seeds: int, only: list[str], jobs: int, console: Console) -> dict[
         raise ConfigError(f"no row has {' or '.join(only)} in its name", "--only", "see pgolf audit specimens")
     work = [(case.name, seed) for seed in range(seeds) for case in rows]
     found: dict[str, dict[int, tuple[str, bool]]] = {case.name: {} for case in rows}
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     with console.progress() as line:
         if jobs == 1:
             results = (tried(*one) for one in work)
