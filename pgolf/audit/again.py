@@ -1,5 +1,6 @@
 """A counterexample run again."""
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,39 +8,45 @@ from typing import Any
 import numpy as np
 import torch
 
+from pgolf.audit.bench import LEVELS, Bench, noise_between
+from pgolf.audit.checks.isolation import check_isolation
+from pgolf.audit.checks.once import check_once
 from pgolf.audit.checks.order import late_commits
 from pgolf.audit.legal import legal_subject
-from pgolf.audit.program import Program
+from pgolf.audit.program import Program, check_command, without_network
 from pgolf.audit.reduced import reduced
 from pgolf.audit.specimens.matrix import SCORERS
 from pgolf.audit.specimens.model import specimen_subject
-from pgolf.audit.stream import plain_vocabulary, tokenizer_vocabulary
+from pgolf.audit.stream import Stream, plain_vocabulary, tokenizer_vocabulary
 from pgolf.audit.subject import InProcess, Subject
+from pgolf.audit.verdict import CASE_SCHEMA, VIOLATED
 from pgolf.config.load import resolve
-from pgolf.core.errors import InputError
+from pgolf.core.errors import ConfigError, InputError
 from pgolf.dataset import BOS, open_dataset
 from pgolf.stages.model_files import load_model
 
-CASE_SCHEMA = "pgolf.counterexample/1"
 
-
-def subject_of(about: dict[str, Any], where: str) -> Subject:
+def subject_of(about: dict[str, Any], where: str, run_programs: bool) -> Subject:
     """Make the subject anew, on as many ranks. InputError if that is impossible."""
-    found = made(about, where)
+    found = made(about, where, run_programs)
     if isinstance(found, InProcess) and "world_size" in about:
         return replace(found, world_size=about["world_size"])
     return found
 
 
-def made(about: dict[str, Any], where: str) -> Subject:
-    """Make the subject anew. InputError if that is impossible."""
+def made(about: dict[str, Any], where: str, run_programs: bool) -> Subject:
+    """Make the subject anew. InputError if that is impossible, ConfigError for a program that may not be run."""
     kind = about.get("kind")
     if kind == "specimen":
-        found = next(one for one in SCORERS.values() if one.__name__ == about["name"])
-        return specimen_subject(found, about["seed"])
+        names = {one.__name__: one for one in SCORERS.values()}
+        return specimen_subject(names[about["name"]], about["seed"])
     if kind == "legal":
         return legal_subject(about["name"], about["seed"], about["targets"])
     if kind == "program":
+        if not run_programs:
+            what = f"the file asks to run {shlex.join(map(str, about['command']))} in {about['folder']}"
+            raise ConfigError(what, where, "give --run-programs if you trust it")
+        check_command(about["command"])
         vocabulary = plain_vocabulary(about["vocab_size"], about["bos_id"])
         return Program(tuple(about["command"]), vocabulary, Path(about["folder"]), about["timeout_s"])
     if kind == "evaluator":
@@ -57,31 +64,56 @@ def made(about: dict[str, Any], where: str) -> Subject:
     raise InputError(f"a counterexample about {kind!r} is a finding to read, nothing to run", where)
 
 
-def play(case: Any, where: str) -> dict[str, Any]:
-    """Run it: what came out, and whether the violation is still there. InputError if it is no counterexample."""
+def play(case: Any, where: str, run_programs: bool = False) -> dict[str, Any]:
+    """Run it: what came out, and whether the violation is still there. InputError if it is no counterexample, or one
+    that another command shows; ConfigError if it is about a program and `run_programs` is not set.
+    """
     if not isinstance(case, dict) or case.get("schema") != CASE_SCHEMA:
         raise InputError("not a counterexample", where, "give a counterexample-*.json of pgolf audit")
-    subject = subject_of(case["subject"], where)
-    tokens = np.array(case["tokens"], np.int64)
-    kind = case["property"]
-    if kind == "a":
-        return flip(subject, tokens, case)
-    if kind == "b":
-        return sweep(subject, tokens, case)
-    if kind == "c":
-        late = late_commits(subject, tokens)
-        what = f"{len(late):,} commits came after something had seen their targets"
-        return {"property": kind, "what": what, "violated": bool(late)}
-    if kind == "d":
-        trial = subject.run(tokens)
-        odd = int(((trial.commits != 1) | ~np.isfinite(trial.nll)).sum())
-        return {"property": kind, "what": f"{odd:,} targets without exactly one finite score", "violated": bool(odd)}
-    if kind == "j" and case["variant"] in (variants := subject.variants()):
-        other = variants[case["variant"]].run(tokens)
-        gap = float(np.nanmax(np.abs(other.nll - subject.run(tokens).nll)))
-        what = f"with {case['variant']} losses differ by up to {gap:.6g} nats"
-        return {"property": kind, "what": what, "violated": not gap <= case["allowed"]}
-    raise InputError(f"a counterexample of ({kind}) is a finding to read, nothing to run", where)
+    if "tokens" not in case:
+        raise InputError("this one is shown by another command", where, str(case.get("replay", "read it")))
+    try:
+        subject, tokens = subject_of(case["subject"], where, run_programs), np.array(case["tokens"], np.int64)
+        return {"property": case["property"], **PLAYED[case["property"]](subject, tokens, case)}
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise InputError(f"the counterexample is damaged: {error!r}", where, "audit again") from None
+
+
+def late(subject: Subject, tokens: np.ndarray, case: dict[str, Any]) -> dict[str, Any]:
+    """Commits that came too late."""
+    found = late_commits(subject, tokens)
+    what = f"{len(found):,} commits came after something had seen their targets"
+    return {"what": what, "violated": bool(found)}
+
+
+def counted(subject: Subject, tokens: np.ndarray, case: dict[str, Any]) -> dict[str, Any]:
+    """Commits and losses that are not as they must be."""
+    finding = check_once(bench_of(subject, tokens))
+    return {"what": finding.what, "violated": finding.verdict == VIOLATED}
+
+
+def isolated(subject: Subject, tokens: np.ndarray, case: dict[str, Any]) -> dict[str, Any]:
+    """What it reaches for."""
+    if isinstance(subject, Program):
+        finding = without_network(subject, tokens)
+    else:
+        found = check_isolation(bench_of(subject, tokens))
+        finding = next(one for one in found if one.check == case["property"])
+    return {"what": finding.what, "violated": finding.verdict == VIOLATED}
+
+
+def varied(subject: Subject, tokens: np.ndarray, case: dict[str, Any]) -> dict[str, Any]:
+    """Losses in other batches or on other ranks."""
+    other, mine = subject.variants()[case["variant"]].run(tokens), subject.run(tokens)
+    gap = noise_between([mine, other])
+    what = f"with {case['variant']} losses differ by up to {gap:.6g} nats"
+    return {"what": what, "violated": not gap <= case["allowed"]}
+
+
+def bench_of(subject: Subject, tokens: np.ndarray) -> Bench:
+    """What checks ask for, on this stream."""
+    stream = Stream(tokens, np.flatnonzero(tokens == subject.vocabulary.bos_id), np.zeros((0, 2), np.int64))
+    return Bench(subject, stream, LEVELS["quick"], 0, subject.run(tokens))
 
 
 def flip(subject: Subject, tokens: np.ndarray, case: dict[str, Any]) -> dict[str, Any]:
@@ -94,7 +126,7 @@ def flip(subject: Subject, tokens: np.ndarray, case: dict[str, Any]) -> dict[str
         f"instead of {edit['from']}"
     )
     moved = not abs(before - after) <= case["tolerance"]
-    return {"property": "a", "what": what, "nll": [before, after], "violated": moved}
+    return {"what": what, "nll": [before, after], "violated": moved}
 
 
 def sweep(subject: Subject, tokens: np.ndarray, case: dict[str, Any]) -> dict[str, Any]:
@@ -105,4 +137,8 @@ def sweep(subject: Subject, tokens: np.ndarray, case: dict[str, Any]) -> dict[st
         edited[target + 1] = token
         total += float(np.exp(-np.float64(subject.run(edited).nll[target])))
     what = f"at target {target}, {len(case['values'])} tokens get {total:.9g} together"
-    return {"property": "b", "what": what, "sum": total, "violated": not total <= case["allowed"]}
+    return {"what": what, "sum": total, "violated": not total <= case["allowed"]}
+
+
+PLAYED = {"a": flip, "b": sweep, "c": late, "d": counted, "g": isolated, "h": isolated, "i": isolated, "j": varied}
+"""How a property's counterexample is run again."""

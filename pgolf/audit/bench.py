@@ -11,6 +11,7 @@ import numpy as np
 from pgolf.audit.stream import Stream
 from pgolf.audit.subject import Subject
 from pgolf.audit.trace import Trial
+from pgolf.audit.verdict import case_of
 from pgolf.core.errors import ConfigError
 
 
@@ -126,8 +127,11 @@ class Bench:
         """Evaluate several, as many at once as the subject allows."""
         if self.subject.jobs == 1:
             return [self.run(tokens, wanted) for tokens in streams]
-        with ThreadPoolExecutor(self.subject.jobs) as pool:
+        pool = ThreadPoolExecutor(self.subject.jobs)
+        try:
             return list(pool.map(lambda tokens: self.run(tokens, wanted), streams))
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def moved(self, trial: Trial, targets: np.ndarray) -> np.ndarray:
         """Those of these targets whose losses differ from the base's."""
@@ -139,13 +143,8 @@ class Bench:
 
     def case(self, check: str, **facts: Any) -> dict[str, Any]:
         """A counterexample that can be replayed: the subject, the stream, and what is done to it."""
-        return {
-            "schema": "pgolf.counterexample/1",
-            "property": check,
-            "subject": self.subject.describe(),
-            "tokens": self.stream.tokens.tolist(),
-            **json.loads(json.dumps(facts, default=float)),
-        }
+        plain = json.loads(json.dumps(facts, default=float))
+        return case_of(check, self.subject.describe(), tokens=self.stream.tokens.tolist(), **plain)
 
 
 def noise_between(trials: list[Trial]) -> float:

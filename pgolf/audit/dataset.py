@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from pgolf.audit.checks.provenance import check_hidden, check_swap, provenance_finding
-from pgolf.audit.verdict import HOLDS, VIOLATED, Finding, untested
+from pgolf.audit.verdict import HOLDS, VIOLATED, Finding, case_of, untested
 from pgolf.config.load import Resolved, resolve
 from pgolf.core.dist import World
 from pgolf.core.errors import ConfigError
@@ -43,13 +43,13 @@ def bytes_finding(folder: Path, tokenizer: Path | None, console: Console) -> Fin
     if not wrong:
         what = f"{decoded.documents:,} documents are charged their {decoded.bytes:,} bytes"
         return Finding(check="f", verdict=HOLDS, what=what, n=decoded.documents, figures=figures)
-    case = {
-        "schema": "pgolf.counterexample/1",
-        "property": "f",
-        "subject": {"kind": "charges", "where": str(folder)},
-        "documents": decoded.examples,
-        "charged_symbols": decoded.charged_symbols,
-    }
+    case = case_of(
+        "f",
+        {"kind": "charges", "where": str(folder)},
+        f"pgolf data audit {folder}",
+        documents=decoded.examples,
+        charged_symbols=decoded.charged_symbols,
+    )
     what = f"{decoded.differing:,} of {decoded.documents:,} documents are charged other than their bytes"
     return Finding(check="f", verdict=VIOLATED, what=what, n=decoded.documents, figures=figures, counterexample=case)
 
@@ -117,4 +117,5 @@ def provenance(model: ModelFile, dataset: Dataset, tokenizer: Path | None, conso
         hidden = tuple(dataset.shards["val"])
         faults += check_hidden(lambda: made_of(other, resolved, folder / "third"), hidden)
     tested = "no shared documents; another validation split gives the same codes; training and quantizing never open it"
-    return provenance_finding(faults, 1, tested)
+    replay = f"pgolf audit run eval --level full --model {model.path} --data {dataset.folder}"
+    return provenance_finding(faults, 1, tested, replay)

@@ -1,19 +1,17 @@
 """Audits of pgolf's own methods on a model and a dataset, and of programs."""
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from pgolf.audit.bench import Level
 from pgolf.audit.checks.size import check_artifact_size
 from pgolf.audit.dataset import bytes_finding, provenance
 from pgolf.audit.engine import examine
-from pgolf.audit.program import Program, can_isolate
+from pgolf.audit.program import Program, without_network
 from pgolf.audit.reduced import reduced
 from pgolf.audit.report import audit_document
 from pgolf.audit.stream import Stream, Vocabulary, drawn_stream, plain_vocabulary, text_stream, tokenizer_vocabulary
@@ -72,7 +70,7 @@ def audit_method(
     small, so that short streams hold several.
     """
     changes: dict[str, list[int]] = {}
-    shown = shown_method(stage, method)
+    shown, architecture = shown_method(stage, method), to_values(model.config.model)
     if method.num_loops:
         model = relooped(model, method.num_loops)
     if asked.level.name != "real":
@@ -85,7 +83,7 @@ def audit_method(
         "method": shown,
         "reduced": changes,
         "model": model.describe(),
-        "architecture": to_values(model.config.model),
+        "architecture": architecture,
         "data": str(dataset.folder.resolve()),
         "data_sha256": dataset.fingerprint("val"),
         "seed": asked.seed,
@@ -129,26 +127,12 @@ def audit_program(program: Program, dataset: Dataset | None, asked: Asked, conso
         stream = real_stream(dataset, asked.length, 64, asked.seed)
     about = program.describe() | {"seed": asked.seed, "targets": asked.length}
     findings = examine(program, stream, asked.level, asked.seed, "0abcdjk", say=told(console, "program"))
-    findings = merged(findings, without_network(program, stream))
+    findings = merged(findings, without_network(program, stream.tokens))
     if dataset is not None:
         findings = merged(findings, bytes_finding(dataset.folder, asked.tokenizer, console))
     else:
         findings = merged(findings, untested("f", "there is no text to hold bytes against; give --data"))
     return audit_document(findings, asked.level.name, about)
-
-
-def without_network(program: Program, stream: Stream) -> Finding:
-    """(h): the same losses where there is no network."""
-    if not can_isolate():
-        return untested("h", "this machine cannot run a program without its network")
-    here, alone = program.run(stream.tokens), dataclasses.replace(program, alone=True).run(stream.tokens)
-    if not alone.error and np.array_equal(here.nll, alone.nll, equal_nan=True):
-        return Finding(check="h", verdict=HOLDS, what="the same losses without a network", n=1)
-    if here.error or not np.array_equal(here.nll, program.run(stream.tokens).nll, equal_nan=True):
-        return untested("h", "the program is not steady enough to compare")
-    case = {"schema": "pgolf.counterexample/1", "property": "h", "subject": program.describe()}
-    what = f"without a network the losses differ: {alone.error or 'other numbers'}"
-    return Finding(check="h", verdict=VIOLATED, what=what, n=1, counterexample=case)
 
 
 def program_vocabulary(dataset: Dataset | None, vocab_size: int, bos_id: int) -> Vocabulary:

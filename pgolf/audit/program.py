@@ -1,6 +1,6 @@
 """A program under audit: any command that reads tokens from a file and writes a loss for each target.
 
-It is told nothing else, runs in an empty folder with a plain environment, and has a time limit.
+It is told nothing else, gets of the environment what is listed here alone, and has a time limit.
 """
 
 import contextlib
@@ -20,12 +20,14 @@ import numpy as np
 from pgolf.audit.stream import Vocabulary
 from pgolf.audit.subject import Subject
 from pgolf.audit.trace import Trial, blank
+from pgolf.audit.verdict import HOLDS, VIOLATED, Finding, case_of, untested
 from pgolf.core.errors import ConfigError, InputError
 from pgolf.core.shards import write_shard
 
 TOKENS, SCORES = "{tokens}", "{scores}"
 PASSED = ("PATH", "HOME", "LANG", "TMPDIR", "SYSTEMROOT")
 """What a program is given of the environment."""
+TAIL = 4096
 BYTES_PER_LOSS = 64
 """A scores file may be so long per target, and a kilobyte beside."""
 ALONE = ("unshare", "--user", "--map-root-user", "--net", "--")
@@ -75,7 +77,7 @@ class Program:
             source, scores = Path(place) / "tokens.bin", Path(place) / "scores.txt"
             write_shard(source, np.asarray(tokens, np.uint16))
             filled = [part.replace(TOKENS, str(source)).replace(SCORES, str(scores)) for part in self.command]
-            trial.error = self.execute([*(ALONE if self.alone else ()), *filled])
+            trial.error = self.execute([*(ALONE if self.alone else ()), *filled], Path(place) / "said.txt")
             if trial.error:
                 return trial
             try:
@@ -88,31 +90,33 @@ class Program:
         trial.rank[:], trial.window[:], trial.batch[:] = np.arange(len(trial.nll)), np.arange(len(trial.nll)), 0
         return trial
 
-    def execute(self, command: list[str]) -> str:
-        """Run it in a process group of its own; how it failed, if it did."""
+    def execute(self, command: list[str], said: Path) -> str:
+        """Run it in a process group of its own, its standard error into the file `said`; how it failed, if it did."""
         kept = {name: os.environ[name] for name in PASSED if name in os.environ}
         try:
-            process = subprocess.Popen(
-                command,
-                cwd=self.folder,
-                env=kept,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                start_new_session=True,
-            )
+            with open(said, "wb") as file:
+                process = subprocess.Popen(
+                    command,
+                    cwd=self.folder,
+                    env=kept,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=file,
+                    start_new_session=True,
+                )
         except OSError as error:
             return f"the program does not start: {error.strerror}"
         try:
-            _, said = process.communicate(timeout=self.timeout_s)
+            process.wait(self.timeout_s)
         except subprocess.TimeoutExpired:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
             return f"the program had not ended after {self.timeout_s:g} s"
+        finally:
+            # Whatever it has started goes with it, also when the audit is interrupted.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
         if process.returncode:
-            last = (said.decode(errors="replace").strip().splitlines() or ["it said nothing"])[-1][:200]
-            return f"the program ended with code {process.returncode}: {last}"
+            return f"the program ended with code {process.returncode}: {last_line(said)}"
         return ""
 
     def likely(self, tokens: np.ndarray, position: int) -> np.ndarray:
@@ -136,6 +140,14 @@ class Program:
         }
 
 
+def last_line(path: Path) -> str:
+    """The last line of a text file, shortened, of which no more than its end is read."""
+    with open(path, "rb") as file:
+        file.seek(-min(path.stat().st_size, TAIL), os.SEEK_END)
+        lines = file.read().decode(errors="replace").strip().splitlines()
+    return (lines or ["it said nothing"])[-1][:200]
+
+
 def read_losses(path: Path, targets: int) -> np.ndarray:
     """Losses in nats, (n,) float64 with n <= targets, of a text file with one number per line or a .npy array.
     InputError for anything else, or for more than there are targets.
@@ -155,3 +167,17 @@ def read_losses(path: Path, targets: int) -> np.ndarray:
     if len(found) > targets:
         raise InputError(f"{len(found):,} scores for {targets:,} targets", "scores", "one per target, none for token 0")
     return found
+
+
+def without_network(program: Program, tokens: np.ndarray) -> Finding:
+    """(h): the same losses where there is no network."""
+    if not can_isolate():
+        return untested("h", "this machine cannot run a program without its network")
+    here, alone = program.run(tokens), replace(program, alone=True).run(tokens)
+    if not alone.error and np.array_equal(here.nll, alone.nll, equal_nan=True):
+        return Finding(check="h", verdict=HOLDS, what="the same losses without a network", n=1)
+    if here.error or not np.array_equal(here.nll, program.run(tokens).nll, equal_nan=True):
+        return untested("h", "the program is not steady enough to compare")
+    what = f"without a network the losses differ: {alone.error or 'other numbers'}"
+    case = case_of("h", program.describe(), tokens=tokens.tolist())
+    return Finding(check="h", verdict=VIOLATED, what=what, n=1, counterexample=case)

@@ -72,13 +72,17 @@ def markdown(document: dict[str, Any]) -> str:
 
 
 def write_report(folder: Path, document: dict[str, Any]) -> list[Path]:
-    """Write the report, and each counterexample as a file of its own; the paths of the latter."""
+    """Write the report, and each counterexample as a file of its own, with the command that shows it again; the paths
+    of the latter. Counterexamples of an earlier audit in the folder go.
+    """
     cases = []
     for finding in document["findings"]:
+        path = folder / CASE.format(check=finding["property"])
         if finding["counterexample"]:
-            path = folder / CASE.format(check=finding["property"])
-            write_json(path, finding["counterexample"])
+            write_json(path, {"replay": f"pgolf audit replay {path}", **finding["counterexample"]})
             cases.append(path)
+        else:
+            path.unlink(missing_ok=True)
     write_json(folder / REPORT, document)
     write_bytes(folder / MARKDOWN, markdown(document).encode())
     return cases
@@ -112,8 +116,20 @@ def audit_of(path: Path, stage: str, method: dict[str, Any], model: dict[str, An
     """What a score says of the audit in a report: its summary, and whether it was made with these very weights.
     InputError when the report is about another method (settings with its name) or another architecture.
     """
-    document = read_report(path)
-    subject, where = document["subject"], str(path)
+    document, where = read_report(path), str(path)
+    try:
+        return matched(document, stage, method, model, where) | {
+            "same_weights": document["subject"]["model"]["sha256"] == sha256
+        }
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"the report has not the form of one: {error!r}", where, "audit again") from None
+
+
+def matched(
+    document: dict[str, Any], stage: str, method: dict[str, Any], model: dict[str, Any], where: str
+) -> dict[str, Any]:
+    """The summary of a report, if it is about this method and architecture. InputError if not."""
+    subject = document["subject"]
     if subject.get("kind") != "evaluator" or subject["stage"] != stage:
         raise InputError(f"the audit is not about {stage}", where, f"audit it: pgolf audit run {stage}")
     theirs = subject["method"]
@@ -123,7 +139,7 @@ def audit_of(path: Path, stage: str, method: dict[str, Any], model: dict[str, An
             raise InputError(what, where, "audit the method as it is set")
     if subject["architecture"] != model:
         raise InputError("the audit is about a model of another architecture", where, "audit this model")
-    return summary(document) | {"same_weights": subject["model"]["sha256"] == sha256}
+    return summary(document)
 
 
 def spoken(audit: Any) -> str:

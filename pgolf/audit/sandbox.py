@@ -8,6 +8,7 @@ import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Any
@@ -16,7 +17,7 @@ WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 SYSTEM = ("/proc", "/sys", "/dev", "/usr", "/lib", "/etc", "/run")
 
 
-@dataclass
+@dataclass(eq=False)
 class Reached:
     """Files read and written (paths as given), and network events, in order. What `denied` says of is refused."""
 
@@ -56,7 +57,7 @@ class Reached:
 
 
 WATCHING: list[Reached] = []
-"""Who is told; the interpreter's hook, once there, stays."""
+"""Who is told: of the whole process, since the interpreter has one hook for all of it, which stays once it is there."""
 
 
 def tell(event: str, args: tuple[Any, ...]) -> None:
@@ -65,19 +66,19 @@ def tell(event: str, args: tuple[Any, ...]) -> None:
         reached.see(event, args)
 
 
+@cache
+def listen() -> None:
+    """Have the interpreter tell, once."""
+    sys.addaudithook(tell)
+
+
 @contextmanager
 def watched(denied: tuple[Path, ...] = (), deny_network: bool = True) -> Iterator[Reached]:
     """Everything reached for in the block; opening a `denied` file or a socket in it fails."""
-    if tell not in HOOKED:
-        sys.addaudithook(tell)
-        HOOKED.append(tell)
+    listen()
     reached = Reached(denied=tuple(path.resolve() for path in denied), deny_network=deny_network)
     WATCHING.append(reached)
     try:
         yield reached
     finally:
         WATCHING.remove(reached)
-
-
-HOOKED: list[Any] = []
-"""The hook, when it is there."""

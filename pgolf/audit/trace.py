@@ -81,7 +81,7 @@ class Gate:
         return np.array(self.ledger.stream[self.start : self.stop], dtype=dtype)
 
     def __eq__(self, other: object) -> Any:
-        if other == self.ledger.bos_id:
+        if isinstance(other, int | np.integer) and other == self.ledger.bos_id:
             return self.ledger.stream[self.start : self.stop] == other
         return np.asarray(self) == other
 

@@ -35,6 +35,11 @@ def published(text: str, name: str) -> tuple[float, float]:
     return float(value), 0.5 * 10.0 ** int(exponent) / float(value)
 
 
+def known_bytes(tokens: int) -> int:
+    """Bytes of the validation text in a stream of so many targets, or in that of sp8192."""
+    return {int(stream["tokens"]): int(stream["bytes"]) for stream in rules()["stream"]}.get(tokens, TEXT_BYTES)
+
+
 def judge_bytes(found: float, expected: float, slack: float) -> dict[str, Any]:
     """What a number of bytes is, up to a relative `slack`: its ratio to the text's, and the signatures that fit."""
     ratio = found / expected
@@ -52,8 +57,7 @@ def judge_triple(loss: str, bpb: str, tokens: int, expected: int | None = None) 
     """
     nats, loss_slack = published(loss, "--loss")
     bits, bpb_slack = published(bpb, "--bpb")
-    known = {stream["tokens"]: stream["bytes"] for stream in rules()["stream"]}
-    target = expected or known.get(tokens, TEXT_BYTES)
+    target = expected or known_bytes(tokens)
     found = judge_bytes(nats * tokens / (math.log(2) * bits), target, loss_slack + bpb_slack)
     names = [signature["name"] for signature in found["signatures"]]
     sound = "sound" in names or ("another export" in names and expected is None and tokens == EXPORT_TOKENS)
@@ -66,12 +70,13 @@ def judge_triple(loss: str, bpb: str, tokens: int, expected: int | None = None) 
 
 
 def published_rows() -> list[dict[str, Any]]:
-    """The published figures with what the audit says of them."""
+    """The published figures with their bytes, the loss that follows, and what the audit says of them."""
     rows = []
     for entry in rules()["published"]:
-        known = {stream["tokens"]: stream["bytes"] for stream in rules()["stream"]}
-        target = known.get(entry.get("tokens", 0), TEXT_BYTES)
-        found = judge_bytes(entry["bytes"], target, 0.0)
+        size = entry["bytes"] if "bytes" in entry else entry["tokens"] * entry["bytes_per_token"]
+        found = judge_bytes(size, known_bytes(entry.get("tokens", 0)), 0.0)
         names = [signature["name"] for signature in found["signatures"]]
-        rows.append({**entry, "ratio": found["ratio"], "said": names})
+        complete = "bpb" in entry and "tokens" in entry
+        loss = entry["bpb"] * math.log(2) * size / entry["tokens"] if complete else None
+        rows.append({**entry, "bytes": round(size), "loss": loss, "ratio": found["ratio"], "said": names})
     return rows

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 VIOLATED, HOLDS, STATISTICAL, UNTESTED = "PROVED-VIOLATED", "NOT-VIOLATED", "STATISTICAL", "NOT-TESTED"
+CASE_SCHEMA = "pgolf.counterexample/1"
 PROPERTIES = {
     "0": "same scores when run again",
     "a": "a score depends on earlier tokens only",
@@ -64,6 +65,14 @@ class Finding:
             "figures": self.figures,
             "counterexample": self.counterexample,
         }
+
+
+def case_of(check: str, subject: dict[str, Any], replay: str = "", **facts: Any) -> dict[str, Any]:
+    """A counterexample: of which property, about what, the command that shows it again if that is not `pgolf audit
+    replay` of its file, and what proves it.
+    """
+    shown = {"replay": replay} if replay else {}
+    return {"schema": CASE_SCHEMA, **shown, "property": check, "subject": subject, **facts}
 
 
 def untested(name: str, reason: str) -> Finding:

@@ -205,7 +205,7 @@ def triple(
 
     Exit code 4 if they cannot all be right.
 
-    Example: pgolf audit triple --loss 2.74135 --bpb 1.06128 --tokens 47851520
+    Example: pgolf audit triple --loss 2.32203 --bpb 1.06108 --tokens 47851520
     """
     from pgolf.audit.triple import judge_triple
 
@@ -249,6 +249,9 @@ def specimens(
 
 def replay(
     case: Annotated[Path, typer.Argument(metavar="FILE", help="A counterexample-*.json of an audit.")],
+    run_programs: Annotated[
+        bool, typer.Option("--run-programs", help="Run the program that the file names: only if you trust the file.")
+    ] = False,
     as_json: options.Json = False,
 ) -> None:
     """Run a counterexample again: both scores, or the sum, side by side. Exit code 4 while it is one.
@@ -258,7 +261,7 @@ def replay(
     from pgolf.audit.again import play
     from pgolf.core.files import read_json
 
-    document = play(read_json(case), str(case))
+    document = play(read_json(case), str(case), run_programs)
     if as_json:
         print_json(document)
     else:
@@ -270,6 +273,7 @@ def replay(
 def finish(document: dict[str, Any], out: Path | None, as_json: bool) -> None:
     """Write and print a report; end with its exit code."""
     from pgolf.audit.report import line_of, verdict_error, write_report
+    from pgolf.core.files import read_json
 
     cases = write_report(out, document) if out is not None else []
     if as_json:
@@ -280,7 +284,7 @@ def finish(document: dict[str, Any], out: Path | None, as_json: bool) -> None:
         for limit in document["limits"]:
             note(limit)
         for path in cases:
-            note(f"replay: pgolf audit replay {path}")
+            note(f"counterexample {path}: {read_json(path)['replay']}")
         note(f"audit {document['id']}: {document['verdict']}")
     if error := verdict_error(document):
         fail_after_result(error)

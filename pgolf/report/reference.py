@@ -9,7 +9,6 @@ import argparse
 import dataclasses
 import io
 import json
-import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
@@ -231,17 +230,14 @@ def rules_page() -> str:
     ]
     figures = []
     for row in published_rows():
-        tokens = f"{row['tokens']:,}" if "tokens" in row else "-"
-        loss = "-"
-        if "bpb" in row and "tokens" in row:
-            loss = f"{row['bpb'] * math.log(2) * row['bytes'] / row['tokens']:.5f}"
         figures.append(
             (
                 row["name"],
-                loss,
+                f"{row['loss']:.5f}" if row["loss"] else "-",
                 f"{row['bpb']:g}" if "bpb" in row else "-",
-                tokens,
+                f"{row['tokens']:,}" if "tokens" in row else "-",
                 f"{row['bytes']:,}",
+                row["basis"],
                 f"{row['ratio']:.4f}",
                 ", ".join(row["said"]),
             )
@@ -261,9 +257,10 @@ def rules_page() -> str:
         markdown_table(("signature", "ratio", "what", "source"), signs),
         "## Published figures",
         "",
-        "What `pgolf audit triple` says of published figures. Losses follow from BPB, tokens and bytes as logged.",
+        "What `pgolf audit triple` says of published figures. No loss that we can cite was published: it follows from"
+        " BPB, tokens and bytes, and *basis* says where the bytes come from.",
         "",
-        markdown_table(("submission", "loss", "BPB", "tokens", "bytes", "ratio", "verdict"), figures),
+        markdown_table(("submission", "loss", "BPB", "tokens", "bytes", "basis", "ratio", "verdict"), figures),
     ]
     return "\n".join(parts)
 

@@ -5,11 +5,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from pgolf.audit.triple import TEXT_BYTES
 from pgolf.submission.gather import Scored, doubts, gather, strangers
 from pgolf.submission.significance import Rule, Sample, compared, sample_of
 
 BOARD = Path(__file__).with_name("leaderboard.toml")
 COMPARE_SCHEMA, BOARD_SCHEMA = "pgolf.compare/1", "pgolf.leaderboard/1"
+SAME_TEXT = 1e-4
+"""How far the bytes of two streams of the same text may be apart, a share: windows cut off their ends."""
 ORDER = ("float", "quantized", "artifact")
 
 
@@ -96,7 +99,9 @@ def compare_published(entry: dict[str, Any], new: Path, rules: list[Rule]) -> di
     warnings = doubts(str(new), scores)
     if not old.spread:
         warnings.append(f"{entry['pr']}: no spread over seeds was published; its mean counts as exact")
-    warnings.append(f"{entry['pr']} was scored on the challenge's validation text; check that these runs were too")
+    if others := sorted({score.run for score in scores if not on_the_text(score)}):
+        what = f"{entry['pr']} was scored on the challenge's validation text, which has other bytes than that of"
+        warnings.append(f"{what} {', '.join(others)}: these scores cannot be compared")
     return {
         "schema": COMPARE_SCHEMA,
         "old": entry["pr"],
@@ -108,6 +113,11 @@ def compare_published(entry: dict[str, Any], new: Path, rules: list[Rule]) -> di
     }
 
 
+def on_the_text(score: Scored) -> bool:
+    """Whether a score's bytes are those of the challenge's validation text."""
+    return bool(abs(score.document["score"]["bytes"] / TEXT_BYTES - 1) <= SAME_TEXT)
+
+
 def leaderboard(runs: list[Path]) -> dict[str, Any]:
     """The published table, best first, with the best score of each of one's own runs in its place."""
     rows = [{**entry, "own": False} for entry in published()]
@@ -115,7 +125,8 @@ def leaderboard(runs: list[Path]) -> dict[str, Any]:
         by_view = views(gather(path))
         best = min(by_view.values(), key=lambda scores: sample_of([score.bpb for score in scores]).mean)
         sample = sample_of([score.bpb for score in best])
-        row = {"pr": "-", "name": str(path), "view": best[0].view, "bpb": sample.mean, "status": "own", "own": True}
+        status = "own" if all(map(on_the_text, best)) else "own, on another text"
+        row = {"pr": "-", "name": str(path), "view": best[0].view, "bpb": sample.mean, "status": status, "own": True}
         audits = {str(audit_word(score.document.get("audit"))) for score in best}
         rows.append({**row, "std": sample.std, "seeds": sample.n, "audit": ", ".join(sorted(audits))})
     return {"schema": BOARD_SCHEMA, "rows": sorted(rows, key=lambda row: row["bpb"])}

@@ -130,7 +130,9 @@ def test_its_leaky_version_is_convicted(tmp_path: Path) -> None:
     result = run_here(*argv, "--", *command)
     assert result.code == 4 and result.document["violated"] == ["a", "b"]
     for name in "ab":
-        assert run_here("audit", "replay", tmp_path / f"counterexample-{name}.json").code == 4
+        case = tmp_path / f"counterexample-{name}.json"
+        run_here("audit", "replay", case).refused(2, "bigram_scorer.py", "--run-programs")
+        assert run_here("audit", "replay", case, "--run-programs").code == 4
 
 
 def test_specimens_by_name() -> None:

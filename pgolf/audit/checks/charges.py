@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from pgolf.audit.verdict import HOLDS, VIOLATED, Finding
+from pgolf.audit.verdict import HOLDS, VIOLATED, Finding, case_of
 
 LISTED = 10
 
 
-def check_charges(charged_D: np.ndarray, bytes_D: np.ndarray, where: str = "") -> Finding:
+def check_charges(charged_D: np.ndarray, bytes_D: np.ndarray) -> Finding:
     """Charges and bytes of documents, (D,) each."""
     wrong = np.flatnonzero(charged_D != bytes_D)
     charged, true = int(charged_D.sum()), int(bytes_D.sum())
@@ -17,13 +17,9 @@ def check_charges(charged_D: np.ndarray, bytes_D: np.ndarray, where: str = "") -
         what = f"{len(charged_D):,} documents are charged their {true:,} bytes"
         return Finding(check="f", verdict=HOLDS, what=what, n=len(charged_D), figures=figures)
     what = f"{len(wrong):,} of {len(charged_D):,} documents are charged other than their bytes, {ratio:.4f} of all"
-    case = {
-        "schema": "pgolf.counterexample/1",
-        "property": "f",
-        "subject": {"kind": "charges", "where": where},
-        "documents": [
-            {"document": int(index), "charged": int(charged_D[index]), "bytes": int(bytes_D[index])}
-            for index in wrong[:LISTED]
-        ],
-    }
+    documents = [
+        {"document": int(index), "charged_bytes": int(charged_D[index]), "decoded_bytes": int(bytes_D[index])}
+        for index in wrong[:LISTED]
+    ]
+    case = case_of("f", {"kind": "charges"}, documents=documents)
     return Finding(check="f", verdict=VIOLATED, what=what, n=len(charged_D), figures=figures, counterexample=case)

@@ -8,8 +8,8 @@ from pgolf.audit.bench import Bench
 from pgolf.audit.stream import PHRASE
 from pgolf.audit.verdict import HOLDS, VIOLATED, Finding
 
-EXACT, LARGE = 1e-5, 1e-4
-"""How far above 1 a sum of float32 losses may be, for up to 512 tokens and for more."""
+EXACT = 1e-5
+"""How far above 1 a sum of float32 losses may be."""
 
 
 def sweep_positions(bench: Bench, rng: np.random.Generator) -> np.ndarray:
@@ -50,7 +50,7 @@ def mass(bench: Bench, target: int, values: np.ndarray) -> float:
 def check_normalisation(bench: Bench) -> Finding:
     """Sweep some targets; the counterexample is the largest sum."""
     rng = bench.rng(2)
-    allowed = (EXACT if bench.level.values <= 512 else LARGE) + bench.tolerance
+    allowed = EXACT + bench.tolerance
     sums: dict[int, float] = {}
     values_of: dict[int, np.ndarray] = {}
     began = time.monotonic()

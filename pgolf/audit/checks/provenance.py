@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pgolf.audit.sandbox import watched
-from pgolf.audit.verdict import HOLDS, VIOLATED, Finding
+from pgolf.audit.verdict import HOLDS, VIOLATED, Finding, case_of
 from pgolf.core.errors import PgolfError
 
 Maker = Callable[[], str]
@@ -37,9 +37,9 @@ def check_overlap(val: set[int], train: set[int]) -> list[str]:
     return [f"{shared:,} of {len(val):,} validation documents are in the training split"] * bool(shared)
 
 
-def provenance_finding(faults: list[str], n: int, tested: str) -> Finding:
-    """The verdict of both."""
+def provenance_finding(faults: list[str], n: int, tested: str, replay: str = "") -> Finding:
+    """The verdict of both; `replay` is the command that shows it again."""
     if not faults:
         return Finding(check="e", verdict=HOLDS, what=tested, n=n)
-    case = {"schema": "pgolf.counterexample/1", "property": "e", "subject": {"kind": "pipeline"}, "faults": faults}
+    case = case_of("e", {"kind": "pipeline"}, replay, faults=faults)
     return Finding(check="e", verdict=VIOLATED, what="; ".join(faults), n=n, counterexample=case)

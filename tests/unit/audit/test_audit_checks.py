@@ -260,3 +260,30 @@ def test_every_way_to_score_is_audited() -> None:
         assert {f"{key}={name}" for name in CATALOG[slot] if name not in usual} <= said, slot
     optimizers = {f"ttt.optimizer={name}" for name in CATALOG["TttOptimizer"]} - {"ttt.optimizer=sgd"}
     assert optimizers <= said
+
+
+@pytest.mark.parametrize(("name", "letter"), [("phones home", "h"), ("reads another file", "g")])
+def test_what_a_method_reaches_for_replays(name: str, letter: str) -> None:
+    from pgolf.audit.again import play
+
+    found = {one.check: one for one in examine(specimen_subject(SCORERS[name], 0), stream(), SMALL, 0, "0ghi")}
+    case = found[letter].counterexample
+    assert case is not None and play(case, "test")["violated"]
+
+
+def test_damaged_counterexamples_are_refused() -> None:
+    from pgolf.audit.again import play
+
+    case = {"schema": "pgolf.counterexample/1", "property": "a", "tokens": [1, 2, 3]}
+    plain = {"kind": "legal", "name": "plain", "seed": 0, "targets": 240}
+    for broken in (
+        [],
+        {"schema": "other"},
+        case,
+        case | {"subject": plain},
+        case | {"subject": {"kind": "specimen", "name": "Nobody", "seed": 0}},
+        case | {"subject": plain, "property": "z"},
+        case | {"subject": plain, "edit": {"position": 99, "to": 1, "from": 2}, "target": 0, "tolerance": 0},
+    ):
+        with pytest.raises(InputError):
+            play(broken, "test")

@@ -23,8 +23,7 @@ def test_published_figures_are_told_apart(row: dict[str, Any]) -> None:
     "row", [row for row in published_rows() if "bpb" in row and "tokens" in row], ids=lambda r: r["name"]
 )
 def test_as_triples(row: dict[str, Any]) -> None:
-    loss = row["bpb"] * math.log(2) * row["bytes"] / row["tokens"]
-    found = judge_triple(f"{loss:.5f}", f"{row['bpb']:.5f}", row["tokens"])
+    found = judge_triple(f"{row['loss']:.5f}", f"{row['bpb']:.5f}", row["tokens"])
     assert found["sound"] == (row["expected"] in ("sound", "another export"))
     assert row["expected"] in [one["name"] for one in found["signatures"]]
 
@@ -86,6 +85,20 @@ def test_a_violation_is_an_error_with_a_counterexample(tmp_path: Path) -> None:
     assert error is not None and "a" in error.what and error.exit_code == 4
     assert (tmp_path / "counterexample-a.json").is_file()
     assert is_violated(audit_of(tmp_path, "eval", {"name": "plain", "seq_len": 8}, {"dim": 2}, "abc"))
+
+
+def test_an_audit_that_passes_leaves_no_old_counterexample(tmp_path: Path) -> None:
+    report(tmp_path, VIOLATED)
+    assert "pgolf audit replay" in json.loads((tmp_path / "counterexample-a.json").read_text())["replay"]
+    report(tmp_path)
+    assert not (tmp_path / "counterexample-a.json").exists()
+
+
+def test_a_report_without_its_parts_is_no_crash(tmp_path: Path) -> None:
+    document = audit_document([], "quick", {"kind": "evaluator", "stage": "eval"})
+    (tmp_path / "audit.json").write_text(json.dumps(document))
+    with pytest.raises(InputError, match="form"):
+        audit_of(tmp_path, "eval", {}, {}, "abc")
 
 
 def test_a_score_takes_the_audit_of_its_own_method(tmp_path: Path) -> None:

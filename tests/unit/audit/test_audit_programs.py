@@ -1,6 +1,7 @@
 """Programs under audit: what goes wrong ends in a clear verdict."""
 
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -92,3 +93,24 @@ def test_scores_as_an_array(tmp_path: Path) -> None:
     np.save(tmp_path / "objects.npy", np.array([{}], object), allow_pickle=True)
     with pytest.raises(InputError, match="no numbers"):
         read_losses(tmp_path / "objects.npy", 4)
+
+
+def test_a_file_does_not_make_us_run_a_program(tmp_path: Path) -> None:
+    from pgolf.audit.again import play
+
+    case = found(tmp_path, "x = [2.5 + 0.01 * t[-2]] * n")["a"].counterexample
+    with pytest.raises(ConfigError, match=r"scorer\.py"):
+        play(case, "test")
+    assert play(case, "test", run_programs=True)["violated"]
+
+
+def test_a_program_that_says_much_and_leaves_children(tmp_path: Path) -> None:
+    """Its last line is what counts, and nothing it started goes on."""
+    body = """
+import subprocess
+subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(1.5); open('late', 'w').close()"])
+sys.stderr.write("noise\\n" * 200000 + "the end\\n")
+raise SystemExit(3)"""
+    assert found(tmp_path, body.replace("\\\\", "\\"))["d"].what.endswith("ended with code 3: the end")
+    time.sleep(2.5)
+    assert not (tmp_path / "late").exists()

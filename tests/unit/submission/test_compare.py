@@ -115,6 +115,10 @@ def test_a_run_beside_a_published_score(tmp_path: Path) -> None:
     found = compare_published(entry, made(tmp_path / "a", [1.05, 1.051, 1.0505]), RULES)
     assert found["rows"][0]["old"] == {"n": 3, "bpb": 1.06108, "std": 0.0009, "seeds": []}
     assert found["rows"][0]["rules"][0]["beats"]
+    assert any("cannot be compared" in warning for warning in found["warnings"])
+    for path in (tmp_path / "a").glob("*/eval/score.json"):
+        path.write_text(path.read_text().replace('"bytes": 3000', '"bytes": 151074499'))
+    assert not any("compared" in one for one in compare_published(entry, tmp_path / "a", RULES)["warnings"])
 
 
 def test_the_table_and_ones_own_place_in_it(tmp_path: Path) -> None:
@@ -122,7 +126,7 @@ def test_the_table_and_ones_own_place_in_it(tmp_path: Path) -> None:
     assert [row["bpb"] for row in rows] == sorted(row["bpb"] for row in rows)
     place = next(index for index, row in enumerate(rows) if row["own"])
     assert rows[place - 1]["pr"] == "#1729" and rows[place + 1]["pr"] == "#1667"
-    assert rows[place]["audit"] == "unaudited"
+    assert rows[place]["audit"] == "unaudited" and rows[place]["status"] == "own, on another text"
 
 
 def test_the_published_table_is_complete() -> None:
