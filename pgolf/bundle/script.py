@@ -30,7 +30,10 @@ from pgolf.core.quant.roles import ByRole, compensating
 from pgolf.core.train.steady import Steady
 
 ERRORS = {name for name, cls in vars(errors).items() if isinstance(cls, type) and issubclass(cls, PgolfError)}
-MAIN = 'if __name__ == "__main__":\n    sys.exit(run_submission(RECIPE, Path(__file__), sys.argv[1:]))\n'
+MAIN = 'if __name__ == "__main__":\n    os._exit(run_submission(RECIPE, Path(__file__), sys.argv[1:]))\n'
+"""Everything is printed and written by then. Taking the interpreter down besides can abort a rank, whose connections'
+threads may still ask for it (pytorch issue 38228).
+"""
 
 
 @dataclass(frozen=True)

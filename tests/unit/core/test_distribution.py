@@ -146,6 +146,7 @@ def one_rank(rank: int, work: Work, size: int, port: int, folder: Path) -> None:
         torch.save(found, folder / f"{size}.pt")
     world.barrier()
     world.close()
+    os._exit(0)  # threads of connections may abort an interpreter that is taken down (pytorch issue 38228)
 
 
 def on_ranks(work: Work, folder: Path) -> dict[int, dict[str, Any]]:
