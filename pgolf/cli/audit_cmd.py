@@ -174,21 +174,15 @@ def submission(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Check what a submission folder says of itself: sizes, figures, and that each loss, BPB and count fit together.
+    """Check a submission folder without running it, as package-submission --check does: files, schema, sizes, figures
+    that must fit together, imports, network.
 
     Example: pgolf audit submission records/track_10min_16mb/2026-04-27_Example
     """
-    from pgolf.audit.submission import audit_submission
+    from pgolf.cli.package_cmd import show_check
+    from pgolf.submission.checking import check_submission
 
-    document = audit_submission(folder)
-    if as_json:
-        print_json(document)
-    else:
-        for finding in document["findings"]:
-            note(f"{finding['level']:<9} {finding['what']}")
-        note(f"{document['verdict']}: {len(document['findings'])} findings")
-    if document["verdict"] == "violated":
-        fail_after_result(RuleError("what the folder says does not hold", str(folder), "the findings say what"))
+    show_check(check_submission(folder), as_json)
 
 
 def triple(

@@ -15,6 +15,7 @@ import typer
 from pgolf import __version__
 from pgolf.cli import (
     audit_cmd,
+    bundle_cmd,
     compare_cmd,
     config_cmd,
     data_cmd,
@@ -66,6 +67,7 @@ for module in (
     sweep_cmd,
     package_cmd,
     inspect_cmd,
+    bundle_cmd,
     report_cmd,
     plot_cmd,
     audit_cmd,

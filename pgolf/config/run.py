@@ -82,17 +82,25 @@ class PackageConfig:
     """10min_16mb or non_record_16mb."""
     claim: str = "eval"
     """Which stage's score the submission claims and its script computes: eval or ttt."""
+    against: str = ""
+    """Published score that submission.json compares the claim with, by pull request or preset (`pgolf leaderboard`);
+    empty takes the best merged one.
+    """
     prove: bool = True
-    """Run the script alone in an empty directory and compare its score before anything is written."""
+    """Run the script alone in an empty directory before anything is written, and compare its score with the claim."""
+    prove_steps: int = 3
+    """With `prove`, train so many steps of one row alone and with pgolf, and compare the artifacts; 0 trains none."""
 
     def __post_init__(self) -> None:
         if self.cap_bytes < 1:
             raise ConfigError(f"cap_bytes must be at least 1, not {self.cap_bytes}", "cap_bytes")
+        if not 0 <= self.prove_steps <= 1000:
+            raise ConfigError(f"prove_steps must lie between 0 and 1,000, not {self.prove_steps}", "prove_steps")
         if self.track not in ("10min_16mb", "non_record_16mb"):
             raise ConfigError(f"{self.track!r} is neither 10min_16mb nor non_record_16mb", "track")
         if self.claim not in ("eval", "ttt"):
             raise ConfigError(f"{self.claim!r} is neither eval nor ttt", "claim")
-        for key in ("name", "author", "github_id", "blurb"):
+        for key in ("name", "author", "github_id", "blurb", "against"):
             if not getattr(self, key).isprintable():
                 raise ConfigError(f"{key} has control characters", key)
 

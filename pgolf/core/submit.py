@@ -49,16 +49,16 @@ def say(world: World, text: str) -> None:
 
 def log_event(world: World, event: dict[str, Any], iterations: int) -> None:
     """Training events in the form the challenge's reviewers know."""
-    head, ms = f"step:{event['step']}/{iterations}", 1000 * event["elapsed_s"]
+    head, ms = f"{event['step']}/{iterations}", f"train_time: {1000 * event['elapsed_s']:.0f}ms"
     if event["event"] == "stop":
-        say(world, f"stopped: {event['reason']} train_time:{ms:.0f}ms step:{event['step']}/{iterations}")
+        say(world, f"stopping: {event['reason']} {ms} step: {head}")
     elif event["event"] == "mode":
-        say(world, f"{head} layer_loop:{event['looping']} train_time:{ms:.0f}ms")
+        say(world, f"{head} layer_loop: {event['looping']} {ms}")
     elif "val_loss" in event:
-        scores = f"val_loss:{event['val_loss']:.8f} val_bpb:{event['val_bpb']:.8f}"
-        say(world, f"{head} {scores} train_time:{ms:.0f}ms {event['event']}")
+        say(world, f"{head} val_loss: {event['val_loss']:.8f} val_bpb: {event['val_bpb']:.8f} {ms}")
     elif event["shown"]:
-        say(world, f"{head} train_loss:{event['loss']:.4f} train_time:{ms:.0f}ms tok/s:{event['tokens_per_s']:.0f}")
+        speed = f"train_time: {event['elapsed_s'] / 60:.1f}m tok/s: {event['tokens_per_s']:.0f}"
+        say(world, f"{head} train_loss: {event['loss']:.4f} {speed}")
 
 
 def train_recipe(
@@ -107,7 +107,7 @@ def run_submission(recipe: Submission, code: Path, argv: list[str]) -> int:
         "--data",
         type=Path,
         default=Path(f"./data/datasets/fineweb10B_sp{size}"),
-        help="directory with the token shards",
+        help="token shards",
     )
     parser.add_argument(
         "--tokenizer",
@@ -117,8 +117,8 @@ def run_submission(recipe: Submission, code: Path, argv: list[str]) -> int:
     )
     parser.add_argument("--seed", type=int, default=recipe.train.seed, help="seed of the initial weights")
     parser.add_argument("--artifact", type=Path, help="score this artifact and train nothing")
-    parser.add_argument("--out", type=Path, default=Path("model.pgz"), help="where to write the artifact")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--out", type=Path, default=Path("model.pgz"), help="artifact to write")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N")
     try:
         return score_submission(recipe, code, parser.parse_args(argv))
     except PgolfError as error:

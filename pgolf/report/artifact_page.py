@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from pgolf.core.artifact import CODES, FLOAT16, FLOAT32
-from pgolf.core.errors import InputError
 from pgolf.core.files import read_bytes
 from pgolf.core.model.config import param_specs
 from pgolf.core.quant.qtensor import QTensor
@@ -14,19 +13,7 @@ from pgolf.report.page import Section, html_table, page
 from pgolf.report.quantized import code_entropy
 from pgolf.report.treemap import Group, Leaf, treemap
 from pgolf.stages.model_files import MAX_ARTIFACT, ModelFile, load_artifact
-
-PLACES = ("model.pgz", "compress/model.pgz", "submission/model.pgz")
-"""Where a folder's artifact may be."""
-
-
-def find_artifact(path: Path) -> Path:
-    """The artifact itself, or that of a run's or submission's folder. InputError if there is none."""
-    if not path.is_dir():
-        return path
-    found = [path / place for place in PLACES if (path / place).is_file()]
-    if not found:
-        raise InputError(f"there is none of {', '.join(PLACES)} in it", str(path), "name an artifact")
-    return found[0]
+from pgolf.submission.entries import find_artifact
 
 
 def weights_of_tensors(model: ModelFile) -> dict[int, dict[str, float]]:

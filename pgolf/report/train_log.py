@@ -58,12 +58,14 @@ class TrainLog:
         """Record an event; steps and validations become lines in the form of the challenge's scripts."""
         append_text(self.events, json.dumps(event) + "\n")
         ms, total = event["elapsed_s"] * 1000, self.config.train.iterations
-        head = f"step:{event['step']}/{total}"
-        times = f"train_time:{ms:.0f}ms step_avg:{ms / max(event['step'], 1):.2f}ms"
+        head = f"{event['step']}/{total}"
+        average = f"step_avg:{ms / max(event['step'], 1):.2f}ms"
+        times = f"train_time:{ms:.0f}ms {average}"
         if event["event"] == "step" and event["shown"]:
-            self.text(f"{head} train_loss:{event['loss']:.4f} {times} tok/s:{event['tokens_per_s']:.0f}")
+            speed = f"train_time: {ms / 60_000:.1f}m tok/s: {event['tokens_per_s']:.0f}"
+            self.text(f"{head} train_loss: {event['loss']:.4f} {speed} {average}")
         elif event["event"] == "val":
-            self.text(f"{head} val_loss:{event['val_loss']:.4f} val_bpb:{event['val_bpb']:.4f} {times}")
+            self.text(f"{head} val_loss: {event['val_loss']:.4f} val_bpb: {event['val_bpb']:.4f} {times}")
         elif event["event"] == "average":
             kind = name_of("Average", type(self.config.train.average))
             chosen = f" {event['average']}" if "average" in event else ""
@@ -84,7 +86,7 @@ class TrainLog:
             self.text(f"{head} other processes on the GPU: {in_words(event['others']) or 'none'}")
         elif event["event"] == "stop":
             if event["reason"] == "wallclock_cap":
-                self.text(f"stopping_early: wallclock_cap train_time:{ms:.0f}ms step:{event['step']}/{total}")
+                self.text(f"stopping_early: wallclock_cap train_time: {ms:.0f}ms step: {event['step']}/{total}")
             if torch.cuda.is_available():
                 used, kept = torch.cuda.max_memory_allocated() >> 20, torch.cuda.max_memory_reserved() >> 20
                 self.text(f"peak memory allocated: {used} MiB reserved: {kept} MiB")

@@ -26,7 +26,10 @@ from pgolf.stages.manifest import (
 )
 from pgolf.stages.model_files import ModelFile, load_model
 from pgolf.stages.quantize import rounded
-from pgolf.submission.folder import Entry, build_folder
+from pgolf.submission.document import RECORD_SEEDS, reference
+from pgolf.submission.entries import Entry, entry_of_run, find_artifact
+from pgolf.submission.folder import build_folder, folder_name
+from pgolf.submission.remedies import checkpoint_of
 
 
 def nearby_scores(artifact: Path) -> list[dict[str, Any]]:
@@ -92,16 +95,6 @@ def artifact_config(artifact: Path, preset: str, sets: list[str]) -> Resolved:
     return resolved
 
 
-def training_of(artifact: Path) -> tuple[dict[str, Any], Path | None]:
-    """Figures and log of the training run this artifact's directory belongs to."""
-    for folder in (artifact.resolve().parent, artifact.resolve().parent.parent / "train"):
-        entry = read_entries(folder).get("checkpoint.safetensors")
-        if isinstance(entry, dict) and isinstance(entry.get("figures"), dict):
-            log = folder / "train.log"
-            return entry["figures"], log if log.is_file() else None
-    return {}, None
-
-
 def open_data(place: Path | None, model: ModelFile) -> Dataset:
     """The dataset to score or prove on. ConfigError when nobody says where it is."""
     if place is None:
@@ -118,6 +111,7 @@ def entry_of(artifact: Path, config: Any, data: Path | None, device: str, consol
     model = load_model(artifact)
     if model.kind != "artifact":
         raise InputError(f"a {model.kind} cannot be submitted", str(artifact), "give the output of pgolf compress")
+    check_origin(artifact, model)
     claim = config.package.claim
     if getattr(config, claim).num_loops:
         what = "the script runs a model's loop as it was trained"
@@ -154,8 +148,7 @@ def entry_of(artifact: Path, config: Any, data: Path | None, device: str, consol
         )
     if not score.get("clock", {}).get("kept", True):
         console.warn(f"scoring {artifact.name} took longer than its budget, here on {score['device']}")
-    figures, log = training_of(artifact)
-    return Entry(artifact, config.train.seed, score, figures, log), dataset
+    return entry_of_run(artifact, config.train.seed, score), dataset
 
 
 def package(
@@ -168,14 +161,24 @@ def package(
     console: Console,
     force: bool = False,
     title: str = "pgolf submission",
+    records: bool = False,
 ) -> dict[str, Any]:
-    """Build the submission folder; returns submission.json with "fresh" set when nothing had to be done."""
+    """Build the submission folder; returns submission.json with "fresh" set when nothing had to be done. With `records`
+    the folder gets its name in `out`, by track, date, title and score.
+    """
     start = time.monotonic()
+    artifacts = [find_artifact(path) for path in artifacts]
     resolved = [artifact_config(artifact, preset, sets) for artifact in artifacts]
     config = resolved[0].config
+    reference(config.package.against)
     pairs = [entry_of(path, item.config, data, device, console) for path, item in zip(artifacts, resolved)]
     entries, dataset = [pair[0] for pair in pairs], pairs[0][1]
     check_seeds(entries, [item.config for item in resolved])
+    name = config.package.name or preset or title
+    if records:
+        bpb = sum(bpb_of(entry.score["score"]) for entry in entries) / len(entries)
+        out = folder_name(out, config, name, str(entries[0].score.get("date", ""))[:10], bpb)
+    tell_doubts(entries, console)
     inputs = {str(entry.seed): entry.score["model"]["sha256"] for entry in entries}
     inputs["data"] = dataset.fingerprint("val")
     if remarks := [note for entry in entries for note in entry.train.get("notes", [])]:
@@ -194,7 +197,6 @@ def package(
             facts = describe_output(part / marker.name, "package", key, resolved[0].values, inputs, document, seconds)
             write_entry(part, marker.name, facts)
 
-        name = config.package.name or preset or title
         proving = " and proving the script alone" if config.package.prove else ""
         console.line(f"package: building the folder{proving}")
         document = build_folder(entries, config, name, dataset, out, force, seal)
@@ -211,12 +213,43 @@ def score_device(name: str) -> str:
     return str(pick_device(name, 0))
 
 
+def check_origin(artifact: Path, model: ModelFile) -> None:
+    """InputError when the records around an artifact are about another one, or about another checkpoint's."""
+    folder = artifact.resolve().parent
+    entry = read_entries(folder).get(artifact.name) or {}
+    if entry.get("sha256") not in (None, sha256_file(artifact)):
+        fix = "compress again, or keep the artifact apart from that manifest"
+        raise InputError("the manifest beside the artifact is about another file", str(artifact), fix)
+    made_of = (entry.get("inputs") or {}).get("quantized")
+    chain = (("quantize", "quantized.safetensors"), ("train", "checkpoint.safetensors"))
+    for (stage, name), used in zip(chain, (made_of, checkpoint_of(artifact))):
+        path = folder.parent / stage / name
+        if used and path.is_file() and load_model(path).sha256 != used:
+            what = f"the artifact was not made from the {stage}d model in its run, {path}".replace("traind", "trained")
+            raise InputError(what, str(artifact), "run the stages after it again")
+
+
+def tell_doubts(entries: list[Entry], console: Console) -> None:
+    """Warnings about what a reviewer will miss."""
+    for entry in entries:
+        if entry.log is None:
+            console.warn(f"seed {entry.seed}: there is no training log beside {entry.artifact}; reviewers want one")
+        if not isinstance(entry.score.get("audit"), dict):
+            console.warn(f"seed {entry.seed}: the score is unaudited; pgolf eval --audit FILE puts an audit into it")
+    if len(entries) < RECORD_SEEDS:
+        console.warn(f"a record needs {RECORD_SEEDS} seeds, here {'is one' if len(entries) == 1 else 'are two'}")
+
+
 def check_seeds(entries: list[Entry], configs: list[Any]) -> None:
     """InputError when runs of different configurations or equal seeds are put into one folder."""
     seeds = [entry.seed for entry in entries]
     if len(set(seeds)) != len(seeds):
         raise InputError(
             f"two artifacts have the same seed: {seeds}", "package-submission", "give one artifact per seed"
+        )
+    if len({entry.score["data"]["sha256"] for entry in entries}) > 1:
+        raise InputError(
+            "the artifacts were scored on different validation data", "package-submission", "score all on one dataset"
         )
     for config, entry in zip(configs, entries):
         first, own = to_values(configs[0]), to_values(config)

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from pgolf.accounting import CAP_BYTES, size_on_disk
-from pgolf.core.errors import InputError, PgolfError
+from pgolf.core.errors import InputError
 from pgolf.core.files import read_bytes, read_head
 from pgolf.core.shards import SHARD_MAGIC
+from pgolf.submission.imports import programs
 
 SCRIPT = "train_gpt.py"
 READABLE = ("train_gpt_readable.py", "train_gpt_human.py", "train_gpt_decode.py")
@@ -34,16 +35,11 @@ class Counted:
 
 
 def program(script: Path) -> list[ast.Module]:
-    """The program of a script, and of the source inside where it is packed as pgolf packs; empty if it is no Python."""
-    from pgolf.bundle.script import unpack
-
-    raw, found = read_bytes(script, MAX_TEXT), []
+    """The program of a script, and that inside where it is packed; empty if it is no Python."""
     try:
-        found.append(ast.parse(raw))
-        found.append(ast.parse(unpack(raw)))
-    except (SyntaxError, ValueError, PgolfError):
-        pass
-    return found
+        return programs(read_bytes(script, MAX_TEXT), str(script))
+    except InputError:
+        return []
 
 
 def local_imports(script: Path) -> set[str]:

@@ -115,7 +115,12 @@ def compare_published(entry: dict[str, Any], new: Path, rules: list[Rule]) -> di
 
 def on_the_text(score: Scored) -> bool:
     """Whether a score's bytes are those of the challenge's validation text."""
-    return bool(abs(score.document["score"]["bytes"] / TEXT_BYTES - 1) <= SAME_TEXT)
+    return fits_text(score.document["score"]["bytes"])
+
+
+def fits_text(count: int) -> bool:
+    """Whether this is the number of bytes of the challenge's validation text."""
+    return bool(abs(count / TEXT_BYTES - 1) <= SAME_TEXT)
 
 
 def leaderboard(runs: list[Path]) -> dict[str, Any]:

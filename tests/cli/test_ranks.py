@@ -95,7 +95,7 @@ def test_two_ranks_train_like_one(spawn: Any, tiny_run: Path, alone: Path, tmp_p
     document = result.document
     assert (document["world_size"], document["steps"], document["warnings"]) == (2, 12, [])
     assert losses(tmp_path / "two") == pytest.approx(losses(alone), rel=1e-5) and len(losses(alone)) == 12
-    assert result.err.count("step:10/12 train_loss") == 1 and "torchrun" not in result.err
+    assert result.err.count("10/12 train_loss: ") == 1 and "torchrun" not in result.err
     assert stray_files(tmp_path) == []
     manifest = json.loads((tmp_path / "two" / "manifest.json").read_text())
     assert "--gpus" in manifest["outputs"]["checkpoint.safetensors"]["argv"]

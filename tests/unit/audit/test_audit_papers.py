@@ -1,14 +1,12 @@
 """Published figures, reports and folders under audit."""
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pgolf.audit.report import audit_document, audit_of, is_violated, read_report, spoken, verdict_error, write_report
-from pgolf.audit.submission import audit_submission
 from pgolf.audit.triple import judge_triple, published_rows, rules
 from pgolf.audit.verdict import HOLDS, VIOLATED, Finding
 from pgolf.core.errors import ConfigError, InputError
@@ -114,45 +112,3 @@ def test_a_score_takes_the_audit_of_its_own_method(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match="audit"):
             audit_of(tmp_path, stage, method, model, "abc")
-
-
-def folder(path: Path, **changes: Any) -> Path:
-    """A submission folder of another maker."""
-    said: dict[str, Any] = {
-        "name": "x",
-        "val_bpb": 1.06108,
-        "val_loss": 1.06108 * math.log(2) * 3.157152,
-        "val_tokens": 47851520,
-        "seed_results": {
-            str(seed): {"val_bpb": 1.06108, "val_loss": 1.06108 * math.log(2) * 3.157152, "artifact_bytes": 15_900_000}
-            for seed in (1, 2, 3)
-        },
-    } | changes
-    (path / "submission.json").write_text(json.dumps(said))
-    (path / "train_gpt.py").write_text("print(1)\n")
-    for seed in (1, 2, 3):
-        (path / f"train_seed{seed}.log").write_text("log")
-    return path
-
-
-def test_a_sound_folder(tmp_path: Path) -> None:
-    found = audit_submission(folder(tmp_path))
-    assert found["verdict"] == "passed"
-    assert any("unaudited" in finding["what"] for finding in found["findings"])
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"val_bpb": 1.05}, "not the mean"),
-        ({"val_loss": 2.0}, "bytes per token"),
-        ({"val_tokens": 56_000_000}, "like no known mistake|double space"),
-        ({"seed_results": {"1": {"val_bpb": 1.06108, "artifact_bytes": 16_000_001}}}, "over the cap"),
-        ({"audit": {"verdict": "violated", "id": "1", "violated": ["a"]}}, "proved a rule broken"),
-        ({"val_bpb": None}, "missing"),
-    ],
-)
-def test_an_unsound_folder(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
-    found = audit_submission(folder(tmp_path, **changes))
-    said = " ".join(finding["what"] for finding in found["findings"] if finding["level"] == "violation")
-    assert found["verdict"] == "violated" and any(word in said for word in words.split("|")), said

@@ -1,0 +1,57 @@
+"""Where a script's bytes are: every definition's characters after minification, and what the packed file would save
+without it.
+"""
+
+import ast
+import lzma
+from dataclasses import dataclass
+from typing import Any
+
+from pgolf.bundle.script import Script, latin1_literal, minify
+
+CHAIN: list[dict[str, Any]] = [{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 20, "lc": 3, "lp": 0, "pb": 0}]
+"""One setting of the compressor, so that differences are the definitions'."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A top-level statement of a script: name, core module, characters minified, and the bytes its absence saves."""
+
+    name: str
+    module: str
+    characters: int
+    bytes: int
+
+
+def coded_bytes(source: str) -> int:
+    """Bytes of a minified program in a packed file, by one setting."""
+    return len(latin1_literal(lzma.compress(source.encode(), lzma.FORMAT_RAW, filters=CHAIN)))
+
+
+def name_of_statement(node: ast.stmt) -> str:
+    """What a top-level statement defines, or what it is."""
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        return node.name
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        return "imports"
+    if isinstance(node, ast.Assign):
+        return ast.unparse(node.targets[0])
+    return "the call of the program"
+
+
+def explain(script: Script) -> list[Piece]:
+    """Every statement of the script, the costliest first; imports together. What definitions share with each other is
+    in none of their savings, so these do not add up to the packed file.
+    """
+    modules = {name: definition.module for definition in script.definitions for name in definition.names}
+    tree = ast.parse(script.minified)
+    groups: dict[str, list[int]] = {}
+    for index, node in enumerate(tree.body):
+        groups.setdefault(name_of_statement(node), []).append(index)
+    whole, found = coded_bytes(script.minified), []
+    texts = [minify(ast.unparse(node)) for node in tree.body]
+    for name, places in groups.items():
+        rest = "\n".join(text for index, text in enumerate(texts) if index not in places)
+        characters = sum(len(texts[index]) for index in places)
+        found.append(Piece(name, modules.get(name, "-"), characters, whole - coded_bytes(rest)))
+    return sorted(found, key=lambda piece: (-piece.bytes, piece.name))

@@ -1,0 +1,89 @@
+"""What is known of one seed of a submission: its artifact, its score, and what its run's manifests and scores tell."""
+
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pgolf.accounting import bpb_of
+from pgolf.core.errors import InputError
+from pgolf.stages.manifest import read_entries
+from pgolf.submission.gather import Scored, scores_in
+
+PLACES = ("model.pgz", "compress/model.pgz", "submission/model.pgz")
+"""Where a folder's artifact may be."""
+STAGES = ("tokenize", "train", "quantize", "compress", "eval", "ttt")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One seed's artifact with its score document, the figures of its training and quantization, its training log, the
+    other scores of its run, and the command lines that made it, in order.
+    """
+
+    artifact: Path
+    seed: int
+    score: dict[str, Any]
+    train: dict[str, Any] = field(default_factory=dict)
+    quantize: dict[str, Any] = field(default_factory=dict)
+    log: Path | None = None
+    scores: tuple[Scored, ...] = ()
+    commands: tuple[str, ...] = ()
+
+    def bpb_of_form(self, form: str) -> float | None:
+        """Bits per byte of the float or quantized model on all that the claim covers; None where it was not scored."""
+        claim = self.score["score"]
+        same = [
+            bpb_of(other.document["score"])
+            for other in self.scores
+            if other.form == form and other.stage == "eval" and other.document["score"]["tokens"] == claim["tokens"]
+        ]
+        return same[0] if same else None
+
+
+def find_artifact(path: Path) -> Path:
+    """The artifact itself, or that of a run's or submission's folder. InputError if there is none."""
+    if not path.is_dir():
+        return path
+    found = [path / place for place in PLACES if (path / place).is_file()]
+    if not found:
+        raise InputError(f"there is none of {', '.join(PLACES)} in it", str(path), "name an artifact")
+    return found[0]
+
+
+def entry_of_run(artifact: Path, seed: int, score: dict[str, Any]) -> Entry:
+    """The entry of an artifact, with what the directory it lies in, or the run around that, knows of it."""
+    folder = artifact.resolve().parent
+    run = folder.parent if (folder.parent / "train").is_dir() else folder
+    train = figures_of(run, "train", "checkpoint.safetensors")
+    quantize = figures_of(run, "quantize", "quantized.safetensors")
+    logs = [path for path in (folder / "train.log", run / "train" / "train.log") if path.is_file()]
+    log = logs[0] if logs and train else None
+    return Entry(artifact, seed, score, train, quantize, log, tuple(scores_in(run)), commands(run))
+
+
+def places(run: Path) -> list[Path]:
+    """The directories in which a run's stages have left manifests."""
+    return [run / name for name in ("data", *STAGES[1:]) if (run / name).is_dir()] + [run]
+
+
+def figures_of(run: Path, stage: str, name: str) -> dict[str, Any]:
+    """The figures with which a stage recorded its output, empty if nothing did."""
+    for place in (run / stage, run):
+        entry = read_entries(place).get(name)
+        if isinstance(entry, dict) and isinstance(entry.get("figures"), dict):
+            seconds = entry.get("seconds")
+            return {**entry["figures"], "seconds": seconds if isinstance(seconds, dict) else {}}
+    return {}
+
+
+def commands(run: Path) -> tuple[str, ...]:
+    """The command lines on record in a run, each once, in the order of the stages."""
+    found: dict[str, int] = {}
+    for place in places(run):
+        for entry in read_entries(place).values():
+            words = entry.get("argv") if isinstance(entry, dict) else None
+            if isinstance(words, list) and words and entry.get("stage") in STAGES:
+                line = shlex.join(["pgolf", *map(str, words)])
+                found[line] = min(found.get(line, len(STAGES)), STAGES.index(entry["stage"]))
+    return tuple(sorted(found, key=lambda line: found[line]))
