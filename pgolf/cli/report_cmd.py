@@ -15,21 +15,24 @@ def register(app: typer.Typer) -> None:
 
 
 def report(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="An artifact, or a run's or submission's folder.")],
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A run's or submission's folder, or an artifact.")],
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="HTML page to write.")] = Path("report.html"),
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """A self-contained HTML page about an artifact: a treemap of its bytes, and by what they are coded.
+    """A self-contained HTML page about a run: its pipeline with times, curves, scores, a treemap of the artifact's
+    bytes, quantization by tensor, audits, and where all of it comes from. It loads nothing from anywhere.
 
     Example: pgolf report runs/a --out report.html
     """
     from pgolf.core.files import write_bytes
-    from pgolf.report.artifact_page import artifact_page
+    from pgolf.report.run_page import run_page
 
-    found = artifact_page(path)
-    write_bytes(out, found["html"].encode())
+    found = run_page(path)
+    content = found["html"].encode()
+    write_bytes(out, content)
     if as_json:
-        print_json({"schema": "pgolf.report/1", "file": found["file"], "bytes": found["bytes"], "out": str(out)})
+        facts = {"run": str(path), "sections": found["sections"], "bytes": len(content), "out": str(out)}
+        print_json({"schema": "pgolf.report/2", **facts})
     elif not quiet:
-        note(f"wrote {out}: the {found['bytes']:,} bytes of {found['file']}")
+        note(f"wrote {out}: {', '.join(found['sections'])}")

@@ -1,19 +1,13 @@
 """What `pgolf report` shows of an artifact: where its bytes are."""
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
 from pgolf.core.artifact import CODES, FLOAT16, FLOAT32
-from pgolf.core.files import read_bytes
 from pgolf.core.model.config import param_specs
 from pgolf.core.quant.qtensor import QTensor
 from pgolf.report.inspection import SECTION_NAMES, section_table
-from pgolf.report.page import Section, html_table, page
+from pgolf.report.page import Section, html_table
 from pgolf.report.quantized import code_entropy
 from pgolf.report.treemap import Group, Leaf, treemap
-from pgolf.stages.model_files import MAX_ARTIFACT, ModelFile, load_artifact
-from pgolf.submission.entries import find_artifact
+from pgolf.stages.model_files import ModelFile
 
 
 def weights_of_tensors(model: ModelFile) -> dict[int, dict[str, float]]:
@@ -67,15 +61,3 @@ def bytes_section(model: ModelFile, blob: bytes) -> Section:
         f"The artifact's {len(blob):,} bytes",
         f'{treemap(groups, "Bytes of the artifact")}<p class="note">{remark}</p>{table}',
     )
-
-
-SECTIONS: tuple[Callable[[ModelFile, bytes], Section], ...] = (bytes_section,)
-"""What the page shows of an artifact, in this order."""
-
-
-def artifact_page(path: Path) -> dict[str, Any]:
-    """The page about an artifact, or the one in a folder: `file`, `bytes` and `html`."""
-    artifact = find_artifact(path)
-    model, blob = load_artifact(artifact), read_bytes(artifact, MAX_ARTIFACT)
-    sections = [make(model, blob) for make in SECTIONS]
-    return {"file": str(artifact), "bytes": len(blob), "html": page(f"{artifact.name}: pgolf report", sections)}

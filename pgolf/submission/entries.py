@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from pgolf.accounting import bpb_of
-from pgolf.core.errors import InputError
+from pgolf.core.errors import InputError, PgolfError
+from pgolf.core.files import read_json
+from pgolf.dataset import DATASET_SCHEMA
 from pgolf.stages.manifest import read_entries
 from pgolf.submission.gather import Scored, scores_in
 
@@ -77,13 +79,27 @@ def figures_of(run: Path, stage: str, name: str) -> dict[str, Any]:
     return {}
 
 
+def dataset_record(run: Path) -> dict[str, Any]:
+    """What the manifest of a run's own dataset says, as the entry of a stage; empty where there is none."""
+    try:
+        found = read_json(run / "data" / "manifest.json")
+    except PgolfError:
+        return {}
+    if not isinstance(found, dict) or found.get("schema") != DATASET_SCHEMA:
+        return {}
+    splits = found["splits"].items() if isinstance(found.get("splits"), dict) else ()
+    tokens = {name: split.get("tokens", 0) for name, split in splits if isinstance(split, dict)}
+    shards = [path.stat().st_size for path in (run / "data").glob("*.bin")]
+    return {**found, "stage": "tokenize", "figures": {"tokens": tokens}, "bytes": sum(shards)}
+
+
 def commands(run: Path) -> tuple[str, ...]:
     """The command lines on record in a run, each once, in the order of the stages."""
     found: dict[str, int] = {}
-    for place in places(run):
-        for entry in read_entries(place).values():
-            words = entry.get("argv") if isinstance(entry, dict) else None
-            if isinstance(words, list) and words and entry.get("stage") in STAGES:
-                line = shlex.join(["pgolf", *map(str, words)])
-                found[line] = min(found.get(line, len(STAGES)), STAGES.index(entry["stage"]))
+    entries = [entry for place in places(run) for entry in read_entries(place).values()]
+    for entry in (dataset_record(run), *entries):
+        words = entry.get("argv") if isinstance(entry, dict) else None
+        if isinstance(words, list) and words and entry.get("stage") in STAGES:
+            line = shlex.join(["pgolf", *map(str, words)])
+            found[line] = min(found.get(line, len(STAGES)), STAGES.index(entry["stage"]))
     return tuple(sorted(found, key=lambda line: found[line]))

@@ -51,7 +51,9 @@ class Tags(HTMLParser):
         self.loads: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.loads += [str(value) for key, value in attrs if key in ("src", "href", "data", "srcset")]
+        self.loads += [
+            str(value) for key, value in attrs if key in ("src", "href", "data", "srcset") and str(value)[:1] != "#"
+        ]
         assert tag not in ("script", "link", "iframe", "img")
         if tag not in ("meta",):
             self.open.append(tag)
