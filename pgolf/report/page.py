@@ -18,6 +18,7 @@ body { margin: 2rem auto; max-width: 62rem; padding: 0 1rem; background: var(--p
   font: 15px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
 p.note { color: var(--soft); }
+section { overflow-x: auto; }
 table { border-collapse: collapse; margin: 1rem 0; }
 th, td { padding: .2rem .8rem .2rem 0; border-bottom: 1px solid var(--line); text-align: left; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
@@ -32,7 +33,7 @@ svg text.tick, svg text.axis { fill: var(--soft); font: 11px system-ui, sans-ser
 p.legend span { margin-right: 1.2rem; } i.swatch { display: inline-block; width: 1.2rem; height: .25rem;
   margin-right: .4rem; vertical-align: middle; background: currentColor; }
 pre { overflow-x: auto; padding: .6rem; border: 1px solid var(--line); font: 12px/1.5 ui-monospace, monospace; }
-td { overflow-wrap: anywhere; } details summary { cursor: pointer; }
+td { overflow-wrap: break-word; } details summary { cursor: pointer; }
 """ + "".join(
     f".tone{tone} {{ fill: var(--t{tone}); }}\npath.ink{tone} {{ stroke: var(--i{tone}); }} "
     f"circle.ink{tone} {{ fill: var(--i{tone}); }} i.ink{tone} {{ color: var(--i{tone}); }}\n"

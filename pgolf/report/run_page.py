@@ -47,6 +47,10 @@ class Run:
         """Where to look."""
         return self.path if self.path.is_dir() else self.path.resolve().parent
 
+    def name(self, path: Path) -> str:
+        """A file's name within it."""
+        return str(path.relative_to(self.root)) if path.is_relative_to(self.root) else path.name
+
     @cached_property
     def artifact(self) -> Path | None:
         """Its artifact, if there is one."""
@@ -108,7 +112,7 @@ def pipeline(run: Run) -> Section | None:
         rows.append(
             [
                 WORDS.get(stage, stage),
-                str(path.relative_to(run.root)) if path.is_relative_to(run.root) else path.name,
+                run.name(path),
                 seconds_text(float(seconds.get("total", 0.0))),
                 int(entry.get("bytes", 0)),
                 result_of(figures),
@@ -257,7 +261,9 @@ def provenance(run: Run) -> Section | None:
     facts += [[name, str(value)] for name, value in (last.get("hardware") or {}).items()]
     if last.get("git_commit"):
         facts.append(["commit", str(last["git_commit"]) + (" and changes" if last.get("git_dirty") else "")])
-    facts += [[f"SHA-256 of {path.name}", str(entry["sha256"])] for _, path, entry in run.outputs if "sha256" in entry]
+    facts += [
+        [f"SHA-256 of {run.name(path)}", str(entry["sha256"])] for _, path, entry in run.outputs if "sha256" in entry
+    ]
     lines = "\n".join(commands(run.root))
     resolved = last.get("resolved") if isinstance(last.get("resolved"), dict) else {}
     keys: list[list[str | int | float]] = [[key, str(value)] for key, value in sorted(flatten(resolved or {}).items())]
