@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 ORDER = "order.json"
 PATIENCE_S = 600
 """How long ranks may take to save and end after the first signal; a second one ends them at once."""
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 AGAIN = "the other ranks were stopped; the same command goes on from what was saved last"
 
 
@@ -329,21 +330,31 @@ def redirect(folder: Path, rank: int) -> None:
 
 
 def main(folder: Path, rank: int) -> int:
-    """One rank; the exit code says how it ended, and its report more."""
+    """One rank; the exit code says how it ended, and its report more. Where ranks fail together, the signal that stops
+    this one may come while it is noting its own failure: that is no reason to say nothing.
+    """
     install()
     redirect(folder, rank)
     try:
-        report, code = work_as_rank(folder), 0
-    except PgolfError as error:
-        report = {"error": type(error).__name__, "what": error.what, "where": error.where, "fix": error.fix}
-        code = error.exit_code
+        report, code = attempt(folder)
     except Interrupted as interruption:
         report, code = {"signal": interruption.number, "message": str(interruption)}, 128 + interruption.number
-    except Exception as error:
-        report, code = {"bug": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}, 1
+    for number in ENDING:
+        signal.signal(number, signal.SIG_IGN)
     if folder.is_dir():
         write_json(report_path(folder, rank), report | {"time": time.time()})
     return code
+
+
+def attempt(folder: Path) -> tuple[dict[str, Any], int]:
+    """Do what the order says; the report, be it of a failure, and the exit code."""
+    try:
+        return work_as_rank(folder), 0
+    except PgolfError as error:
+        kept = {"error": type(error).__name__, "what": error.what, "where": error.where, "fix": error.fix}
+        return kept, error.exit_code
+    except Exception as error:
+        return {"bug": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}, 1
 
 
 if __name__ == "__main__":
