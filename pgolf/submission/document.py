@@ -113,7 +113,7 @@ def used_techniques(config: RunConfig) -> list[dict[str, str]]:
     for row in technique_rows():
         section, key = row["key"].partition(".")[0], keys.get(row["key"])
         other = section in ("eval", "ttt") and section != scored
-        if key is None or other or values.get(key) != row["name"] or row["file"].endswith("model/slots.py"):
+        if key is None or other or row["name"] == "none" or values.get(key) != row["name"]:
             continue
         rows.append({**row, "baseline": "yes" if plain.get(key) == row["name"] else ""})
     return rows
