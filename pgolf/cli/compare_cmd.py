@@ -102,7 +102,8 @@ def leaderboard(
         spread = f" ± {row['std']:.5f}" if row.get("std") else ""
         was = "".join(f" (was {one['before']:g}: {one['reason']})" for one in row.get("corrections", []))
         name = f"{row['name']}, {row['view']}" if row["own"] else row["name"]
-        rows.append([f"{row['bpb']:.5f}{spread}", row["pr"], row["status"], row.get("date", ""), name + was])
-    table("Published scores", ["BPB", "PR", "status", "date", "what"], rows)
+        facts = [row["pr"], row["status"], row.get("date", ""), row.get("source", "")]
+        rows.append([f"{row['bpb']:.5f}{spread}", *facts, name + was])
+    table("Published scores", ["BPB", "PR", "status", "date", "source", "what"], rows)
     if hidden:
         note(f"{hidden} not shown (open, closed, disputed, or own and unaudited): --all")

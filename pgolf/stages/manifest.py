@@ -33,7 +33,7 @@ from pgolf.core.files import (
 )
 
 MANIFEST_SCHEMA = "pgolf.manifest/1"
-STAGE_FORMAT = {"tokenize": 1, "train": 1, "quantize": 1, "compress": 2, "eval": 2, "ttt": 2, "package": 1, "import": 1}
+STAGE_FORMAT = {"tokenize": 1, "train": 1, "quantize": 1, "compress": 2, "eval": 2, "ttt": 2, "package": 2, "import": 1}
 """Raised when a stage's output changes for the same inputs, so that old outputs count as stale."""
 
 

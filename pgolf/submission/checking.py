@@ -23,7 +23,7 @@ MEAN, RATIO, LOGGED = 5e-6, 1e-4, 5e-4
 """How far val_bpb may be from the mean of its seeds, a seed's ratio of loss to BPB from the others', and a seed's BPB
 from the last one in its log, which may be printed with four decimals."""
 LOG = re.compile(r"train_seed(-?\d+)\.log")
-METRIC = re.compile(rb"val_bpb: ?([\d.]+)")
+METRIC = re.compile(rb"val_bpb: ?(\d+(?:\.\d+)?)")
 STATED = re.compile(rb"Total submission size[^:\n]*: *([\d,]+) bytes")
 DATED = re.compile(r"^(20\d\d-\d\d-\d\d)_")
 REQUIREMENT = re.compile(r"^\s*([A-Za-z0-9][A-Za-z0-9._-]*)")
@@ -53,8 +53,7 @@ def check_submission(folder: Path) -> dict[str, Any]:
     def add(level: str, what: str) -> None:
         findings.append({"level": level, "what": what})
 
-    results = said.get("seed_results")
-    seeds = {seed: row for seed, row in results.items() if isinstance(row, dict)} if isinstance(results, dict) else {}
+    seeds = seed_rows(said)
     for error in schema_errors(said):
         add("violation", f"submission.json, {error}")
     check_files(folder, said, add)
@@ -65,6 +64,12 @@ def check_submission(folder: Path) -> dict[str, Any]:
     check_script(folder, add)
     check_audit(said.get("audit"), add)
     return verdict(folder, findings)
+
+
+def seed_rows(said: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Results by seed, those that have the form of one."""
+    found = said.get("seed_results")
+    return {seed: row for seed, row in found.items() if isinstance(row, dict)} if isinstance(found, dict) else {}
 
 
 def verdict(folder: Path, findings: list[dict[str, str]]) -> dict[str, Any]:
@@ -236,7 +241,8 @@ def run_submission_folder(folder: Path, dataset: Dataset) -> dict[str, Any]:
         fix = "pgolf audit external audits any program that writes its losses"
         raise ConfigError("only a folder that pgolf has made tells how its script is run", "--run", fix)
     findings = list(document["findings"])
-    for seed, row in said["seed_results"].items():
+    for seed, row in seed_rows(said).items():
+        claim = number(row.get("val_bpb"))
         names = [name for name in (f"model_seed{seed}.pgz", "model.pgz") if (folder / name).is_file()]
         if not names:
             findings.append({"level": "violation", "what": f"seed {seed} has no artifact to run"})
@@ -244,7 +250,7 @@ def run_submission_folder(folder: Path, dataset: Dataset) -> dict[str, Any]:
         files = {name: (folder / name).read_bytes() for name in (SCRIPT, "tokenizer.model", names[0])}
         with empty_room(files, dataset, ("val",)) as room:
             found = last_document(run_alone(room, command(SCRIPT, names[0], "data"), "auto"))["score"]
-        same = abs(found["bpb"] - row["val_bpb"]) <= MEAN
-        what = f"seed {seed}: the script scores {found['bpb']:.8f} BPB, the claim is {row['val_bpb']:.8f}"
+        same = claim is not None and abs(found["bpb"] - claim) <= MEAN
+        what = f"seed {seed}: the script scores {found['bpb']:.8f} BPB, the claim is {claim}"
         findings.append({"level": "note" if same else "violation", "what": what})
     return verdict(folder, findings)

@@ -86,7 +86,9 @@ def on_challenge_machine(entry: Entry) -> bool:
 
 
 def compliance(entries: list[Entry], size: Size, config: RunConfig) -> dict[str, bool]:
-    """The conditions that submissions state, each as it was found; times are those of the machine at hand."""
+    """The conditions that submissions state, each as it was found; times are those of the machine at hand. No stage of
+    pgolf trains on validation data before it is scored, so that no_pre_quant_ttt and score_first_ttt always hold.
+    """
     method = getattr(config, config.package.claim)
     chosen = flatten(to_values(method))
     trained = [training_seconds(entry) for entry in entries]

@@ -96,8 +96,8 @@ def programs(raw: bytes, where: str) -> list[ast.Module]:
     """A script's own program, and that packed inside it. InputError if the file is no Python."""
     try:
         found = [ast.parse(raw)]
-    except (SyntaxError, ValueError) as error:
-        raise InputError(f"not a Python program: {error.args[0]}", where) from None
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise InputError(f"not a Python program: {(error.args or ['nested too deeply'])[0]}", where) from None
     for tree in found:
         for node in ast.walk(tree):
             if isinstance(node, ast.Constant) and isinstance(node.value, str | bytes) and len(node.value) >= LEAST:
@@ -111,7 +111,10 @@ def needed_packages(source: str | bytes, where: str, local: frozenset[str] = fro
     """What a program, packed or not, takes from outside; `local` are modules beside it."""
     found = Found()
     for tree in programs(source.encode() if isinstance(source, str) else source, where):
-        Imports(found, local, probes(tree)).visit(tree)
+        try:
+            Imports(found, local, probes(tree)).visit(tree)
+        except RecursionError:
+            raise InputError("the program is nested too deeply to be read", where) from None
     found.optional -= found.needed
     return found
 

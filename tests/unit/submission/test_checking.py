@@ -179,6 +179,9 @@ def choose():
 def test_a_program_that_is_none_is_refused() -> None:
     with pytest.raises(InputError, match="not a Python program"):
         needed_packages("def :", "x.py")
+    for deep in ("(" * 5000 + ")" * 5000, "x = " + "+".join(["y"] * 20_000), "-" * 100_000 + "1"):
+        with pytest.raises(InputError, match=r"not a Python program|nested too deeply"):
+            needed_packages(deep, "x.py")
     assert needed_packages("x = '" + "é" * 300 + "'", "x").needed == set()
 
 

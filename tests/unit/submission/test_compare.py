@@ -131,7 +131,7 @@ def test_the_table_and_ones_own_place_in_it(tmp_path: Path) -> None:
 
 def test_the_published_table_is_complete() -> None:
     for entry in published():
-        assert {"pr", "name", "bpb", "status"} <= set(entry) and entry["status"] in (
+        assert {"pr", "name", "bpb", "status", "source"} <= set(entry) and entry["status"] in (
             "merged",
             "open",
             "closed",
