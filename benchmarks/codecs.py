@@ -10,7 +10,6 @@ stored, whichever is smallest. The entropies are of the codes of a role with one
 
 import io
 import lzma
-import math
 import shutil
 import time
 import zlib
@@ -154,10 +153,11 @@ def main() -> None:
         files = {f"gaussian {options.preset}": model_matrices(gaussian_model(options.preset))}
     for file, roles in files.items():
         for row in measure(file, roles, names, options.check):
-            best = min((row[name] for name in names if name != "rans"), default=math.nan)
+            rivals = [row[name] for name in names if name != "rans"]
             if "rans" in row:
                 row["rans_over_entropy"] = round(row["rans"] / max(row["entropy"], 1), 4)
-                row["rans_over_best_rival"] = round(row["rans"] / best, 4)
+            if "rans" in row and rivals:
+                row["rans_over_best_rival"] = round(row["rans"] / min(rivals), 4)
             result.append({key: round(value) if key.startswith("entropy") else value for key, value in row.items()})
     missing = [name for name in RIVALS if name not in present]
     remarks = [f"not installed, so not compared: {', '.join(missing)}"] if missing else []

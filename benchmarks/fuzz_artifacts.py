@@ -31,7 +31,7 @@ from pgolf.core.quant.grid import StepTensor, TrellisTensor
 from pgolf.core.quant.qtensor import QTensor, QuantizedModel
 from pgolf.layouts.methods import Layouts, Packed, PerGroup, all_codecs, arranged_artifact, method_name
 
-CONFIG = ModelConfig(vocab_size=24, num_layers=2, model_dim=8, num_heads=2, num_kv_heads=1)
+CONFIG = ModelConfig(vocab_size=48, num_layers=2, model_dim=16, num_heads=2, num_kv_heads=1)
 METHODS: dict[str, Any] = {name: load("Codec", name) for name in ("store", "zlib", "lzma", "brotli", "zstd", "rans")}
 METHODS |= {f"packed, {coder}": lambda coder=coder: Packed(coder=coder) for coder in ("store", "lzma")}
 METHODS |= {f"pergroup, {coder}": lambda coder=coder: PerGroup(coder=coder) for coder in ("zlib", "brotli")}
@@ -40,7 +40,9 @@ LENGTHS = (0, 1, 2, 255, 65535, 1 << 24, 1 << 29, (1 << 31) - 1, (1 << 32) - 1)
 
 
 def small_model(form: str, limit: int) -> QuantizedModel:
-    """A quantized model of one form of codes within ±limit. Rows resemble one another: rans predicts."""
+    """A quantized model of one form of codes within ±limit. Rows resemble one another: rans predicts. Where they are
+    "scaled" or "recurring" it takes levels, or zlib.
+    """
     rng, model = np.random.default_rng(limit), QuantizedModel(CONFIG)
     for spec in param_specs(CONFIG):
         if spec.role == CONTROL or spec.name.endswith("c_v.weight"):
@@ -49,8 +51,12 @@ def small_model(form: str, limit: int) -> QuantizedModel:
             continue
         rows, columns = spec.shape
         bell = np.outer(rng.standard_normal(rows), rng.standard_normal(columns)) + rng.standard_normal(spec.shape) / 4
+        if form == "scaled":
+            bell = rng.standard_normal(spec.shape) * 2.0 ** -rng.integers(0, 6, columns)
+        elif form == "recurring":
+            bell = rng.standard_normal((3, columns))[np.arange(rows) % 3]
         codes = torch.from_numpy(np.rint(limit * bell / 2).clip(-limit, limit).astype(np.int8))
-        if form == "rows":
+        if form not in ("steps", "trellis"):
             model.tensors[spec.name] = QTensor(codes, torch.rand(rows).half() + 0.5, limit.bit_length() + 1)
             continue
         steps: dict[str, Any] = {"scale": torch.arange(rows, dtype=torch.int16) - 40}
@@ -65,11 +71,13 @@ def small_model(form: str, limit: int) -> QuantizedModel:
 
 
 def specimens() -> list[tuple[str, bytes, str]]:
-    """Name, artifact and hash of the state: every method on every form and on ternary codes."""
+    """Name, artifact and hash of the state: every method on every form and on ternary codes, rans on two more."""
     found = []
-    for form, limit in (*((form, 31) for form in FORMS), ("rows", 1)):
+    for form, limit in (*((form, 31) for form in FORMS), ("rows", 1), ("scaled", 31), ("recurring", 31)):
         model = small_model(form, limit)
         for name, make in METHODS.items():
+            if form in ("scaled", "recurring") and name != "rans":
+                continue
             method = make()
             encode = arranged_artifact if isinstance(method, Layouts) else encode_artifact
             found.append((f"{name} {form} {limit}", encode(model, method, b'{"a": 1}'), model.digest()))

@@ -9,6 +9,16 @@ from typing import TYPE_CHECKING
 
 from pgolf.core.codecs.adaptive import Rans
 from pgolf.core.errors import InputError
+from pgolf.layouts.second_rans import (
+    ALONG_THEN,
+    SECOND_MATRICES,
+    STEPS_THEN,
+    STRIDES_THEN,
+    along_then,
+    decode_second,
+    order_zero_then,
+    table_then,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,18 +27,21 @@ if TYPE_CHECKING:
 
 MATRICES_THEN = 255
 """First byte of such a section."""
-PREDICTED, MOST_NUMBERS, ALONG_THEN = 2, 8, 32
+PREDICTED, MOST_NUMBERS = 2, 8
 """Model of a matrix: 0 order 0, 1 order 0 that goes on, 2 + K prediction by K numbers, 32 + m a trellis of 2^m."""
 FIXED = 20
 """Fractional bits of predictions and of errors."""
 
 
 class EveryRans(Rans):
-    """The codec of today that reads those sections too."""
+    """The codec of today that reads those sections too, and those of the second version."""
 
     def decode(self, coded: bytes, raw_len: int) -> bytes:
         """Decompress to exactly `raw_len` bytes, bounded in memory. InputError otherwise."""
-        if coded[:1] != bytes([MATRICES_THEN]):
+        kind = coded[0] if coded else 0
+        if kind in (*STRIDES_THEN, STEPS_THEN, SECOND_MATRICES):
+            return decode_second(coded, raw_len)
+        if kind != MATRICES_THEN:
             return super().decode(coded, raw_len)
         import numpy as np
 
@@ -47,7 +60,7 @@ def decode_earlier(coded: bytes, shapes: list[tuple[int, int]]) -> "list[np.ndar
     """The matrices (R,C), int16. InputError when they cannot be had from the bytes."""
     import numpy as np
 
-    from pgolf.core.codecs.rans import CODED_HEAD, MAX_LANES, Reader, along, fresh_table, order_zero
+    from pgolf.core.codecs.rans import CODED_HEAD, MAX_LANES, Reader
 
     if len(coded) < CODED_HEAD.size:
         raise InputError("a coded section is cut off", "artifact")
@@ -64,17 +77,17 @@ def decode_earlier(coded: bytes, shapes: list[tuple[int, int]]) -> "list[np.ndar
             ahead.append((model, coded[place + 1 : place + 1 + size]))
             place += 1 + size
     reader, found = Reader(coded[place:], lanes), list[np.ndarray]()
-    tables, trail = fresh_table(reach), fresh_table(reach, 2)
+    tables, trail = table_then(reach), table_then(reach, 2)
     for shape in shapes:
         codes = np.zeros(shape, np.int16)
         if codes.size:
             model, side = ahead.pop(0)
             if model < PREDICTED:
-                tables = tables if model else fresh_table(reach)
-                order_zero(reader, tables, codes.reshape(-1))
+                tables = tables if model else table_then(reach)
+                order_zero_then(reader, tables, codes.reshape(-1))
                 codes += low
             elif model >= ALONG_THEN:
-                along(reader, trail, codes, low, model - ALONG_THEN)
+                along_then(reader, trail, codes, low, model - ALONG_THEN)
             else:
                 predicted_earlier(reader, codes, low, high, side)
         found.append(codes)

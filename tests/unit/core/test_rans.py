@@ -15,10 +15,14 @@ from hypothesis.extra import numpy as hnp
 from pgolf.core.codecs.adaptive import MATRICES as MATRICES_KIND
 from pgolf.core.codecs.adaptive import STEPS_OF_2, Rans
 from pgolf.core.codecs.rans import (
+    ALONG,
+    FLAT,
     LEARNT,
     LEAST,
-    SCALED,
+    LEVELS,
+    SPREADS,
     WHOLE,
+    WORDS,
     Meter,
     Reader,
     Tables,
@@ -26,8 +30,8 @@ from pgolf.core.codecs.rans import (
     bell,
     decode_matrices,
     encode_matrices,
-    frequencies,
-    fresh_table,
+    expected,
+    level_numbers,
     order_zero,
     rounded,
     trellis_of,
@@ -57,11 +61,15 @@ def low_rank(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
 
 
 def round_trip(matrices: list[np.ndarray]) -> int:
-    coded = encode_matrices(matrices)
-    back = decode_matrices(coded, [matrix.shape for matrix in matrices])
+    coded, words = encode_matrices(matrices)
+    back = decode_matrices(coded, [matrix.shape for matrix in matrices], words)
     assert all(np.array_equal(one, other) for one, other in zip(matrices, back, strict=True))
-    assert coded == encode_matrices(matrices)
-    return len(coded)
+    assert (coded, words) == encode_matrices(matrices)
+    return len(coded) + len(zlib.compress(words, 9) if words else b"")
+
+
+def flat_table(size: int) -> Tables:
+    return Tables(np.ones((1, size), np.int64))
 
 
 @settings(deadline=None, max_examples=60)
@@ -127,15 +135,27 @@ def test_words_are_those_of_constriction(rng: np.random.Generator) -> None:
 @settings(deadline=None, max_examples=50)
 @given(hnp.arrays(np.int64, (3, 9), elements=st.integers(1, 10**9)))
 def test_frequencies_are_positive_and_whole(counts: np.ndarray) -> None:
-    found = frequencies(counts)
-    assert bool((found >= 1).all()) and found.sum(1).tolist() == [WHOLE] * 3
+    bounds = Tables(counts).bounds
+    assert bool((np.diff(bounds) >= 1).all()) and bounds[::9].tolist() == [0, WHOLE, 2 * WHOLE, 3 * WHOLE]
+
+
+@pytest.mark.parametrize(("low", "high"), [(-31, 31), (-1, 1), (0, 255), (-128, 127), (5, 9)])
+def test_tables_begin_as_curves_of_their_width_and_one_flat(low: int, high: int) -> None:
+    counts = expected(low, high, 1)
+    assert counts.shape == (FLAT + 1, high - low + 1) == (len(SPREADS), high - low + 1)
+    assert bool((counts > 0).all()) and set(counts[FLAT].tolist()) == {1}
+    if (low, high) == (-31, 31):
+        shares = (counts[:FLAT] - 1) / (counts[:FLAT] - 1).sum(1, keepdims=True)
+        spread = np.sqrt(shares @ np.square(np.arange(low, high + 1)))
+        assert bool((np.diff(spread) > 0).all()) and np.abs(np.log2(spread[8:20] / SPREADS[8:20])).max() < 0.2
+        assert np.abs(shares - shares[:, ::-1]).max() < 5e-3
 
 
 def test_the_meter_tells_what_is_written(rng: np.random.Generator) -> None:
     symbols = gaussian(rng, 1, 300_000).ravel().astype(np.int64) + 31
     meter, writer = Meter(), Writer(8)
-    order_zero(meter, fresh_table(62), symbols)
-    order_zero(writer, fresh_table(62), symbols)
+    order_zero(meter, flat_table(63), symbols)
+    order_zero(writer, flat_table(63), symbols)
     assert 0 <= len(writer.finish()) - meter.bits / 8 < 8 * 5 + 0.0001 * meter.bits / 8
 
 
@@ -169,8 +189,47 @@ def test_rows_nobody_has_trained_are_told_apart(rng: np.random.Generator) -> Non
 
 def test_each_model_is_taken_where_it_pays(rng: np.random.Generator) -> None:
     scaled = np.rint(rng.normal(0, 3, (800, 60)) * np.exp(rng.normal(0, 0.5, (1, 60)))).clip(-99, 99).astype(np.int8)
-    coded = encode_matrices([gaussian(rng, 300, 200), low_rank(rng, 900, 60), scaled])
-    assert list(coded[6:9]) == [0, LEARNT, SCALED]
+    few = rng.integers(-9, 10, (20, 64)).astype(np.int8)[rng.integers(0, 20, 400)]
+    uniform = rng.integers(-99, 100, (100, 100)).astype(np.int8)
+    trellis = trellis_codes(rng, 512, 60, 64)
+    empty = np.zeros((0, 7), np.int8)
+    matrices = [gaussian(rng, 300, 200), low_rank(rng, 900, 60), scaled, few, uniform, trellis, empty]
+    coded, words = encode_matrices(matrices)
+    models = list(coded[6:13])
+    assert models[1:4] + models[5:] == [LEARNT, LEVELS, WORDS, ALONG + 6, FLAT] and words == few.tobytes()
+    assert abs(SPREADS[models[0]] / 2.4 - 1) < 0.2 and SPREADS[models[4]] > 50
+    raw = b"".join(matrix.tobytes() for matrix in matrices)
+    section = Rans().encode(raw, [matrix.shape for matrix in matrices])
+    assert section[0] == MATRICES_KIND and Rans().decode(section, len(raw)) == raw
+
+
+def test_what_recurs_word_by_word_goes_by_zlib(rng: np.random.Generator) -> None:
+    matrix = rng.integers(-1, 2, (24, 128)).astype(np.int8)[rng.integers(0, 24, 512)]
+    assert round_trip([matrix, matrix[::-1]]) < 0.15 * 2 * entropy_bytes(matrix)
+    coded, words = encode_matrices([matrix])
+    for wrong in (words[:-1], words + b"\0", b""):
+        with pytest.raises(InputError):
+            decode_matrices(coded, [matrix.shape], wrong)
+
+
+def test_levels_are_found_and_cost_little(rng: np.random.Generator) -> None:
+    """Rows of two widths: each kind takes its entropy; where there is one width nearly all have its number."""
+    wide = rng.integers(0, 2, 512) == 1
+    matrix = np.rint(rng.normal(0, 1, (512, 400)) * np.where(wide, 4.0, 1.5)[:, None]).clip(-31, 31).astype(np.int8)
+    numbers = level_numbers(matrix.astype(np.int64), -31, 31)
+    assert numbers[:512][wide].min() > numbers[:512][~wide].max()
+    size, best = round_trip([matrix]), entropy_bytes(matrix[wide]) + entropy_bytes(matrix[~wide])
+    assert best < size < 1.005 * best < 0.98 * entropy_bytes(matrix)
+    alike = level_numbers(gaussian(rng, 512, 400).astype(np.int64), -31, 31)
+    assert (alike != np.repeat((np.median(alike[:512]), np.median(alike[512:])), (512, 400))).mean() < 0.02
+
+
+@settings(deadline=None, max_examples=40)
+@given(hnp.arrays(np.int8, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=30)))
+def test_levels_of_any_matrix_name_tables(matrix: np.ndarray) -> None:
+    low, high = int(matrix.min()), int(matrix.max())
+    numbers = level_numbers(matrix.astype(np.int64), low, high)
+    assert len(numbers) == sum(matrix.shape) and numbers.min() >= 0 and numbers.max() < FLAT
 
 
 def test_a_few_rows_come_back(rng: np.random.Generator) -> None:
@@ -183,7 +242,7 @@ def test_rows_that_are_nearly_multiples_of_one_another_stay_in_bounds(rng: np.ra
     """The inverses that grow a variable at a time are then at their worst."""
     matrix = np.rint(np.outer(rng.normal(0, 8, 2500), rng.normal(0, 4, 100)) + rng.normal(0, 0.4, (2500, 100)))
     matrix = matrix.clip(-127, 127).astype(np.int8)
-    coded = encode_matrices([matrix])
+    coded, _ = encode_matrices([matrix])
     assert coded[6] == LEARNT and len(coded) < 0.6 * entropy_bytes(matrix)
     assert np.array_equal(decode_matrices(coded, [matrix.shape])[0], matrix)
 
@@ -218,11 +277,13 @@ def test_no_damaged_section_is_taken_or_crashes(rng: np.random.Generator) -> Non
         b"",
         b"\x03",
         b"\xff",
-        b"\xfe",
-        b"\xfe\x01\x00\x02\x00x\x9c",
+        b"\xfd",
+        b"\xfd\x01\x00\x02\x00\x00\x00\x00\x00\x00\x00x\x9c",
         b"\xff\xff\xff",
-        b"\x01",
-        b"\x02\x00\x00\xff\x7f\x01\x00",
+        b"\x05",
+        b"\x06\x00\x00\xff\x7f\x01\x00",
+        b"\x05\x00\x00\x00\x00\x01\x00\x28",
+        b"\x05\x00\x00\x00\x00\x01\x00\x28\x00\x00\x00\x00\x01\x07",
     ],
 )
 def test_nonsense_is_refused(content: bytes) -> None:
@@ -232,17 +293,26 @@ def test_nonsense_is_refused(content: bytes) -> None:
 
 def test_lying_shapes_allocate_nothing() -> None:
     sizes = zlib.compress(struct.pack("<II", 2**31, 2**31))
-    content = struct.pack("<BHH", MATRICES_KIND, 1, len(sizes)) + sizes + b"\0" * 20
-    with pytest.raises(InputError, match="promises"):
+    content = struct.pack("<BHII", MATRICES_KIND, 1, len(sizes), 0) + sizes + b"\0" * 20
+    with pytest.raises(InputError, match="damaged"):
         Rans().decode(content, 1000)
+
+
+def test_zlib_ahead_of_matrices_is_bounded() -> None:
+    """It may hold the shapes and as many codes as the section has bytes, and must hold what it says."""
+    ahead = zlib.compress(struct.pack("<II", 10, 100) + bytes(1 << 20))
+    for words in (1 << 20, 1000, 0, (1 << 32) - 1):
+        content = struct.pack("<BHII", MATRICES_KIND, 1, len(ahead), words) + ahead + b"\0" * 20
+        with pytest.raises(InputError, match="promises"):
+            Rans().decode(content, 1000)
 
 
 def test_states_end_where_they_began(rng: np.random.Generator) -> None:
     symbols = gaussian(rng, 1, 5000).ravel().astype(np.int64) + 31
     writer = Writer(4)
-    order_zero(writer, fresh_table(62), symbols)
+    order_zero(writer, flat_table(63), symbols)
     reader: Any = Reader(writer.finish(), 4)
-    order_zero(reader, fresh_table(62), found := np.zeros_like(symbols))
+    order_zero(reader, flat_table(63), found := np.zeros_like(symbols))
     assert np.array_equal(found, symbols) and reader.states.tolist() == [LEAST] * 4
     reader.finish()
 
@@ -299,9 +369,9 @@ def test_numbers_near_the_one_before_take_less(rng: np.random.Generator) -> None
     assert coded[0] == STEPS_OF_2 and len(coded) < 0.5 * len(shuffled)
 
 
-@pytest.mark.parametrize("model", [4, 11, 31, 32, 33, 36, 41, 255])
+@pytest.mark.parametrize("model", [WORDS, 44, 63, ALONG, ALONG + 1, ALONG + 4, ALONG + 9, 255])
 def test_unknown_models_are_refused(model: int) -> None:
-    coded = bytearray(encode_matrices([np.ones((3, 4), np.int8)]))
+    coded = bytearray(encode_matrices([np.ones((3, 4), np.int8)])[0])
     coded[6] = model
     with pytest.raises(InputError):
         decode_matrices(bytes(coded), [(3, 4)])
