@@ -9,8 +9,16 @@ import numpy as np
 
 from pgolf.core.bpb import ByteTable, byte_table, is_transformed, load_tokenizer
 from pgolf.core.errors import InputError
-from pgolf.core.files import read_bytes, read_json, sha256_file
-from pgolf.core.shards import SHARD_NAME, SIDECAR_NAME, list_shards, list_sidecars, load_sidecars, load_split
+from pgolf.core.files import check_regular, read_bytes, read_head, read_json, sha256_file
+from pgolf.core.shards import (
+    HEADER_BYTES,
+    SHARD_NAME,
+    SIDECAR_NAME,
+    list_shards,
+    list_sidecars,
+    load_sidecars,
+    load_split,
+)
 from pgolf.corpus.tokenizer import MAX_TOKENIZER, read_tokenizer
 
 DATASET_SCHEMA = "pgolf.dataset/1"
@@ -150,6 +158,24 @@ def manifest_dataset(folder: Path, manifest: Any) -> Dataset:
     return Dataset(folder, tokenizer, vocab_size, paths, sidecar_paths, documents, transformed, hashes)
 
 
+def open_documents(path: Path) -> np.ndarray:
+    """Memory-map a document list, (D,) of `DOCUMENT`. InputError if the file is not one."""
+    try:
+        entries: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise InputError("no such file", str(path), "restore it or make the dataset anew") from None
+    except Exception as error:  # numpy reads the header as Python source, which can fail in many ways
+        reason = str(error).splitlines()[0] if str(error) else "empty"
+        raise InputError(f"not a document list: {reason}", str(path), "make the dataset anew") from None
+    if entries.dtype != DOCUMENT or entries.ndim != 1:
+        raise InputError(
+            f"not a document list: an array {entries.dtype} of {entries.ndim} dimensions",
+            str(path),
+            "make the dataset anew",
+        )
+    return entries
+
+
 def find_tokenizer(folder: Path, vocab_size: int) -> Path:
     """The tokenizer of published shards: beside them, or where the challenge keeps tokenizers; else InputError."""
     beside = sorted(folder.glob("*.model"))
@@ -171,6 +197,16 @@ def round_trips(tokenizer: Any, ids: np.ndarray) -> bool:
     return bool(same * 2 >= len(documents))
 
 
+def check_unused(path: Path) -> None:
+    """InputError unless the words of a shard's header that have no meaning are zero, which is all that can be said of
+    them where no manifest has the shard's hash.
+    """
+    if any(read_head(path, HEADER_BYTES)[12:]):
+        raise InputError(
+            "the header has something in words that have no meaning", str(path), "the shard is damaged; fetch it again"
+        )
+
+
 def adopt(folder: Path, tokenizer: Path | None, vocab_size: int) -> Dataset:
     """Published shards without a manifest: checked for structure, ids and a sample round trip; leaves a warning."""
     if (folder / PARTIAL).is_dir():
@@ -182,6 +218,8 @@ def adopt(folder: Path, tokenizer: Path | None, vocab_size: int) -> Dataset:
         raise InputError(
             "no dataset: neither manifest.json nor token shards", str(folder), "make one with pgolf tokenize"
         )
+    for path in (*shards["train"], *shards["val"]):
+        check_regular(path)
     content = read_tokenizer(tokenizer or find_tokenizer(folder, vocab_size))
     processor = load_tokenizer(content, str(tokenizer or folder))
     transformed = is_transformed(processor)
@@ -190,6 +228,8 @@ def adopt(folder: Path, tokenizer: Path | None, vocab_size: int) -> Dataset:
     for split in shards:
         if shards[split]:
             sample = load_split(shards[split], dataset.vocab_size)[0]
+            for path in (*shards[split], *(sidecars if split == "val" else [])):
+                check_unused(path)
             if not round_trips(processor, np.asarray(sample)):
                 raise InputError(
                     "the tokenizer does not belong to these shards: decoded documents encode to other ids",
@@ -199,7 +239,8 @@ def adopt(folder: Path, tokenizer: Path | None, vocab_size: int) -> Dataset:
     known = {path.name for path in (*shards["train"], *shards["val"], *sidecars)}
     strange = sorted(path.name for path in folder.glob("*.bin") if path.name not in known)
     dataset.warnings.append(
-        f"{folder} has no manifest: shards were checked for structure, id range and a sample round trip only"
+        f"{folder} has no manifest: shards were checked for structure, zeros where the header has no meaning, id range "
+        "and a sample round trip only"
     )
     if strange:
         dataset.warnings.append(

@@ -4,75 +4,37 @@ The architecture is read off tensor names and shapes (foreign_names.py), then of
 --set say what neither tells, and what is left is guessed and listed as such.
 """
 
-import io
 import struct
-import zlib
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pgolf.config.load import Resolved, read_preset
 from pgolf.config.run import RunConfig
 from pgolf.config.tree import Layer, build_config, flatten, parse_set, to_values
 from pgolf.core.artifact import ARTIFACT_MAGIC
-from pgolf.core.errors import ConfigError, InputError, SetupError
-from pgolf.core.files import parse_json, read_bytes, read_head
+from pgolf.core.errors import ConfigError, InputError
+from pgolf.core.files import check_regular, parse_json, read_bytes, read_head
 from pgolf.core.model.config import param_specs
 from pgolf.core.model.params import CONTROL
 from pgolf.core.quant.qtensor import QTensor, QuantizedModel
 from pgolf.foreign_names import BLIND, Found, canonical, depth, facts, guesses, stripped, told, unbank
+from pgolf.restricted import MAX_FOREIGN, read_torch
 from pgolf.stages.model_files import check_weights, load_artifact, save_checkpoint, save_quantized
 
-MAX_FOREIGN = 2 << 30
 GUESS = "a guess"
-
-
-def torch_is_safe() -> bool:
-    """Whether this torch's weights_only reader has no known hole (CVE-2026-24747 was closed in 2.10)."""
-    major, minor = (int(part) for part in torch.__version__.split(".")[:2])
-    return (major, minor) >= (2, 10)
-
-
-def read_torch(blob: bytes, where: str) -> Any:
-    """A torch file's objects; only tensors and plain containers are ever made. SetupError on a torch before 2.10."""
-    if not torch_is_safe():
-        raise SetupError(
-            f"torch {torch.__version__} cannot read foreign .pt files safely",
-            where,
-            "import with torch 2.10 or later, or convert the file to .safetensors",
-        )
-    try:
-        return torch.load(io.BytesIO(blob), map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else "unreadable"
-        raise InputError(
-            f"torch's restricted reader refuses the file: {reason}", where, "only plain tensors can be imported"
-        ) from None
-
-
-def inflate(blob: bytes, where: str) -> bytes:
-    """Contents of a zlib stream, at most 2 GiB."""
-    stream = zlib.decompressobj()
-    try:
-        raw = stream.decompress(blob, MAX_FOREIGN)
-    except zlib.error as error:
-        raise InputError(f"not a zlib stream: {error}", where, "a .ptz file is zlib over a torch file") from None
-    if not stream.eof:
-        raise InputError("the zlib stream is cut off, or holds more than 2 GiB", where)
-    return raw
 
 
 def read_foreign(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """The objects of a foreign file by name, and the options that its metadata tells, if it has any."""
-    blob = read_bytes(path, MAX_FOREIGN)
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load
 
+        blob = read_bytes(path, MAX_FOREIGN)
         try:
             return dict(load(blob)), metadata(blob, str(path))
         except SafetensorError as error:
@@ -81,7 +43,7 @@ def read_foreign(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         raise InputError(
             f"{path.suffix or 'a file without suffix'} cannot be imported", str(path), "give .pt, .ptz or .safetensors"
         )
-    found = read_torch(inflate(blob, str(path)) if path.suffix == ".ptz" else blob, str(path))
+    found = read_torch(path)
     if isinstance(found, dict) and isinstance(found.get("model"), dict):
         found = found["model"]
     if not isinstance(found, dict):
@@ -100,14 +62,9 @@ def metadata(blob: bytes, where: str) -> dict[str, str]:
     return named | {name: str(value) for name, value in config.items()}
 
 
-def plain(found: dict[str, Any], where: str) -> dict[str, Tensor]:
-    """The tensors among objects. InputError for one that is larger than what the file stores of it."""
-    tensors = {str(name): tensor for name, tensor in found.items() if isinstance(tensor, Tensor)}
-    for name, tensor in tensors.items():
-        dense = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
-        if not dense or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise InputError(f"{name} is not a plain tensor with a value of its own in every place", where)
-    return tensors
+def plain(found: dict[str, Any]) -> dict[str, Tensor]:
+    """The tensors among objects."""
+    return {name: tensor for name, tensor in found.items() if isinstance(tensor, Tensor)}
 
 
 @dataclass
@@ -174,7 +131,7 @@ def import_weights(
     found: dict[str, Any], options: dict[str, str], path: Path, preset: str, sets: list[str]
 ) -> tuple[dict[str, Tensor], Resolved, dict[str, Any]]:
     """A float32 state dict, its configuration, and notes on that."""
-    foreign = Foreign.of(plain(found, str(path)), options, path)
+    foreign = Foreign.of(plain(found), options, path)
     resolved, notes = foreign.infer(preset, sets)
     weights = foreign.weights()
     for name, tensor in weights.items():
@@ -192,7 +149,7 @@ def import_int8(
     where, tables = str(path), [found.get(key) for key in ("quantized", "scales", "passthrough")]
     if not all(isinstance(table, dict) for table in tables):
         raise InputError("the int8 archive lacks quantized, scales or passthrough", where)
-    codes, scales, kept = (plain(table, where) for table in tables if table is not None)
+    codes, scales, kept = (plain(table) for table in tables if table is not None)
     foreign = Foreign.of(codes | kept, {}, path)
     resolved, notes = foreign.infer(preset, sets)
     model, weights = QuantizedModel(resolved.config.model), foreign.weights()
@@ -236,6 +193,7 @@ def import_file(
 
     With `dry_run` everything is checked and nothing written.
     """
+    check_regular(path)
     if read_head(path, 4) == ARTIFACT_MAGIC:
         return unpack_artifact(path, out, programs, dry_run)
     found, options = read_foreign(path)

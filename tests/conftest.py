@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import error_record
 import numpy as np
 import pytest
 import torch
@@ -13,6 +14,23 @@ from pgolf.core.model.gpt import GPT
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Note the errors that tests provoke."""
+    parser.addoption("--errors", metavar="FILE", help="append every error of pgolf that a test provokes")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tell reports which rows of docs/reliability.md a test covers."""
+    for item in items:
+        item.user_properties += [("fault", mark.kwargs["row"]) for mark in item.iter_markers("fault")]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Begin before the first test."""
+    error_record.start(config)
+
 
 settings.register_profile("pgolf", deadline=None, max_examples=25, derandomize=True, database=None)
 settings.load_profile("pgolf")

@@ -22,6 +22,7 @@ from pgolf.audit.subject import Subject
 from pgolf.audit.trace import Trial, blank
 from pgolf.audit.verdict import HOLDS, VIOLATED, Finding, case_of, untested
 from pgolf.core.errors import ConfigError, InputError
+from pgolf.core.files import open_log, open_pieces, read_bytes
 from pgolf.core.shards import write_shard
 
 TOKENS, SCORES = "{tokens}", "{scores}"
@@ -94,7 +95,7 @@ class Program:
         """Run it in a process group of its own, its standard error into the file `said`; how it failed, if it did."""
         kept = {name: os.environ[name] for name in PASSED if name in os.environ}
         try:
-            with open(said, "wb") as file:
+            with open_log(said) as file:
                 process = subprocess.Popen(
                     command,
                     cwd=self.folder,
@@ -142,9 +143,9 @@ class Program:
 
 def last_line(path: Path) -> str:
     """The last line of a text file, shortened, of which no more than its end is read."""
-    with open(path, "rb") as file:
+    with open_pieces(path) as file:
         file.seek(-min(path.stat().st_size, TAIL), os.SEEK_END)
-        lines = file.read().decode(errors="replace").strip().splitlines()
+        lines: list[str] = file.read().decode(errors="replace").strip().splitlines()
     return (lines or ["it said nothing"])[-1][:200]
 
 
@@ -154,9 +155,10 @@ def read_losses(path: Path, targets: int) -> np.ndarray:
     """
     if not path.is_file():
         raise InputError("the program wrote no scores", "scores", "it must write them to {scores}")
-    if path.stat().st_size > BYTES_PER_LOSS * targets + 1024:
+    most = BYTES_PER_LOSS * targets + 1024
+    if path.stat().st_size > most:
         raise InputError(f"the scores take {path.stat().st_size:,} bytes, too many for {targets:,} targets", "scores")
-    content = path.read_bytes()
+    content = read_bytes(path, most)
     try:
         if content.startswith(b"\x93NUMPY"):
             found = np.asarray(np.load(io.BytesIO(content), allow_pickle=False), np.float64).reshape(-1)

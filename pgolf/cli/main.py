@@ -33,7 +33,7 @@ from pgolf.core.errors import PgolfError, SetupError, StorageError
 
 EPILOG = (
     "Exit codes: 0 ok · 1 a bug in pgolf · 2 usage · 3 bad input · 4 a limit or rule · 5 something missing · "
-    "6 disk or network · 7 locked · 130, 143 interrupted"
+    "6 disk or network · 7 locked · 129, 130, 143 interrupted"
 )
 
 app = typer.Typer(
@@ -164,10 +164,15 @@ def prepare_streams() -> None:
 
 def entry() -> None:
     """The console script."""
+    from pgolf.stages.signals import Interrupted, ending
+
     prepare_streams()
-    code = main(began_s=time.monotonic() - process_age_s())
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    try:
+        code = main(began_s=time.monotonic() - process_age_s())
+        for number in ending():
+            signal.signal(number, signal.SIG_IGN)
+    except Interrupted as late:
+        code = 128 + late.number
     try:
         sys.stdout.flush()
     except BrokenPipeError:

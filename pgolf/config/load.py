@@ -61,7 +61,7 @@ def read_preset(name: str, seen: tuple[str, ...] = ()) -> list[Layer]:
     path = preset_path(name)
     try:
         values = tomllib.loads(read_bytes(path, 1 << 20).decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"not valid TOML: {error}", str(path)) from None
     parent = values.pop("extends", "")
     values.pop("description", None)

@@ -63,7 +63,7 @@ def scalar(value: Any, annotation: Any, path: str, source: str) -> Any:
         except (ValueError, KeyError):
             raise ConfigError(f"{str(value)!r} is not a value of type {wanted}", where) from None
     elif annotation is float and type(value) is int:
-        value = float(value)
+        value = float(value) if abs(value) < 1 << 1000 else math.inf
     if type(value) is not annotation:
         raise ConfigError(f"{value!r} is not a value of type {wanted}", where)
     if annotation is float and not math.isfinite(value):

@@ -55,12 +55,12 @@ def make_dir(path: Path) -> None:
 
 
 def clean_parts(folder: Path) -> None:
-    """Remove temporary files whose writers are no longer alive."""
+    """Remove temporary files, and folders of them, whose writers are no longer alive."""
     for part in folder.glob(".*.part") if folder.is_dir() else ():
         owner = part.name.split(".")[-2]
         with contextlib.suppress(OSError):
             if owner.isdigit() and not alive(int(owner)):
-                part.unlink()
+                (shutil.rmtree if part.is_dir() else os.unlink)(part)
 
 
 def alive(process: int) -> bool:
@@ -203,6 +203,21 @@ def append_text(path: Path, text: str) -> None:
         raise storage_error(error, path, "writing") from None
 
 
+def cut_half_line(path: Path) -> None:
+    """Cut off what follows the last line break, where a process was ended while it appended to a file of lines."""
+    if not path.is_file():
+        return
+    try:
+        with open(path, "r+b") as file:
+            start = max(file.seek(0, os.SEEK_END) - CHUNK_BYTES, 0)
+            file.seek(start)
+            tail = file.read()
+            if b"\n" in tail:
+                file.truncate(start + tail.rfind(b"\n") + 1)
+    except OSError as error:
+        raise storage_error(error, path, "writing") from None
+
+
 def append_durably(path: Path, content: bytes, keep_bytes: int) -> None:
     """Write `content` behind the first `keep_bytes` of a file, cutting off what follows them, and sync it. The file is
     cut back to `keep_bytes` if that fails. Whoever calls holds the file's lock.
@@ -249,6 +264,39 @@ def read_head(path: Path, count: int) -> bytes:
             return file.read(count)
     except OSError as error:
         raise storage_error(error, path, "reading") from None
+
+
+def check_regular(path: Path) -> None:
+    """InputError for a pipe, a socket or a device, which reading might wait for without end."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise InputError("this is no file but a pipe, a socket or a device", str(path), "name a file")
+
+
+def open_pieces(path: Path) -> Any:
+    """A file opened to be read in pieces, whatever its size; the caller bounds what it holds of it."""
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        raise storage_error(error, path, "reading") from None
+
+
+def open_log(path: Path, append: bool = False) -> Any:
+    """A file for another process, or the libraries of this one, to say things in: no result, and never renamed."""
+    try:
+        return open(path, "ab" if append else "wb")
+    except OSError as error:
+        raise storage_error(error, path, "writing") from None
+
+
+def try_writing(folder: Path) -> None:
+    """StorageError unless files can be made in a directory; leaves none."""
+    import tempfile
+
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise storage_error(error, folder, "writing") from None
 
 
 def unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

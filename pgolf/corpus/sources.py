@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pgolf.core.errors import ConfigError, InputError, SetupError
-from pgolf.core.files import storage_error
+from pgolf.core.files import open_pieces, storage_error
 
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 STDIN = Path("-")
@@ -88,7 +88,8 @@ def chunks(path: Path) -> Iterator[bytes]:
         elif path.name.endswith(".zst"):
             yield from gathered(zstd_chunks(path))
         else:
-            with gzip.open(path) if path.name.endswith(".gz") else open(path, "rb") as file:
+            with open_pieces(path) as raw:
+                file = gzip.GzipFile(fileobj=raw) if path.name.endswith(".gz") else raw
                 while piece := file.read(CHUNK_BYTES):
                     yield piece
     except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
@@ -117,7 +118,7 @@ def zstd_chunks(path: Path) -> Iterator[bytes]:
     import zstandard
 
     stream: Any = None
-    with open(path, "rb") as file:
+    with open_pieces(path) as file:
         while piece := file.read(ZSTD_STEP_BYTES):
             while piece:
                 stream = stream or zstandard.ZstdDecompressor(max_window_size=1 << 27).decompressobj()

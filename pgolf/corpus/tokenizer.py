@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pgolf.config.run import TokenizeConfig
 from pgolf.core.errors import ConfigError, InputError
-from pgolf.core.files import read_bytes
+from pgolf.core.files import check_regular, read_bytes
 from pgolf.corpus.transforms import get_transform
 
 MAX_SENTENCE_BYTES = 4000
@@ -92,7 +92,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, options: TokenizeConf
             raise feed.failure from None
         if not feed.count:
             raise ConfigError("there is no text to train a tokenizer on", "tokenize", "check the sources") from None
-        reason = str(error).strip().splitlines()[-1]
+        reason = str(error).strip().splitlines()[-1].rpartition("] ")[2]
         fix = "raise it" if "ncrease" in reason else "lower it"
         what = f"SentencePiece cannot make {vocab_size} pieces of this text: {reason}"
         raise ConfigError(what, "tokenize.vocab_size", fix) from None
@@ -101,6 +101,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, options: TokenizeConf
 
 def read_tokenizer(path: Path) -> bytes:
     """A model file from elsewhere, tried out before it is trusted. InputError if it is not usable."""
+    check_regular(path)
     content = read_bytes(path, MAX_TOKENIZER)
     if not content:
         raise InputError("the tokenizer file is empty", str(path), "give the .model file of the tokenizer")

@@ -15,7 +15,7 @@ import numpy as np
 from pgolf.core.errors import ConfigError, InputError, StorageError
 from pgolf.core.files import GrowingFile, move_file, read_json, remove_dir, sha256_file, write_bytes, write_json
 from pgolf.core.shards import HEADER_BYTES, SHARD_NAME, SIDECAR_NAME, list_shards, shard_header
-from pgolf.dataset import DOCUMENT, DOCUMENTS_NAME, PARTIAL
+from pgolf.dataset import DOCUMENT, DOCUMENTS_NAME, PARTIAL, open_documents
 
 PROGRESS_SCHEMA = "pgolf.tokenize-progress/1"
 TOTALS = ("documents", "tokens", "raw_bytes", "normalised_bytes", "table_bytes", "charged_bytes")
@@ -163,7 +163,7 @@ class SplitWriter:
 
 def hashes_sha256(path: Path) -> str:
     """SHA-256 over the 64-bit document hashes of a list, in order: the same for every tokenizer."""
-    digest, entries = hashlib.sha256(), np.load(path, mmap_mode="r", allow_pickle=False)
+    digest, entries = hashlib.sha256(), open_documents(path)
     for start in range(0, len(entries), 1 << 20):
         digest.update(np.ascontiguousarray(entries["hash"][start : start + (1 << 20)]).data)
     return digest.hexdigest()

@@ -12,7 +12,7 @@ from pgolf.core.shards import SHARD_NAME, SIDECAR_NAME, open_shard
 from pgolf.corpus.sources import SUFFIXES
 from pgolf.corpus.tokenizer import read_tokenizer
 from pgolf.corpus.transforms import PUBLISHED_NAMES, get_transform
-from pgolf.dataset import DATASET_SCHEMA, DOCUMENT, DOCUMENTS_NAME, PARTIAL, find_tokenizer
+from pgolf.dataset import DATASET_SCHEMA, DOCUMENTS_NAME, PARTIAL, find_tokenizer, open_documents
 from pgolf.report.console import Console
 from pgolf.report.data_opened import SPLITS, Findings, Opened, Row, counted
 
@@ -181,13 +181,9 @@ def open_lists(opened: Opened, findings: Findings) -> None:
                 findings.add("corrupt", "document-list", "the document list is missing", path, "make the dataset anew")
             continue
         try:
-            entries = np.load(path, mmap_mode="r", allow_pickle=False)
-            if entries.dtype != DOCUMENT or entries.ndim != 1:
-                raise ValueError(f"an array {entries.dtype} of {entries.ndim} dimensions")
-            opened.lists[split] = entries
-        except Exception as error:  # numpy reads the header as Python source, which can fail in many ways
-            reason = str(error).splitlines()[0] if str(error) else "empty"
-            findings.add("corrupt", "document-list", f"not a document list: {reason}", path, "make the dataset anew")
+            opened.lists[split] = open_documents(path)
+        except InputError as error:
+            findings.add("corrupt", "document-list", error.what, path, error.fix)
             continue
         if opened.hashes.get(path.name) not in (None, sha256_file(path)):
             what, fix = "the document list's SHA-256 is not the manifest's", "make the dataset anew"

@@ -12,7 +12,7 @@ from pgolf.core.errors import InputError
 from pgolf.core.files import read_json
 from pgolf.core.shards import list_sidecars, open_shard
 from pgolf.corpus.transforms import CAPNEXT, OPERATOR_NAMES, PUBLISHED_NAMES, get_transform
-from pgolf.dataset import BOS, DOCUMENT, Dataset, open_dataset
+from pgolf.dataset import BOS, Dataset, open_dataset, open_documents
 
 SPLITS = ("train", "val")
 CHUNK = 1 << 22
@@ -130,11 +130,8 @@ def read_lengths(dataset: Dataset, name: str, tokens: int) -> np.ndarray | None:
     path = dataset.documents.get(name)
     if path is None:
         return None
-    try:
-        entries: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise InputError(f"the document list cannot be read: {error}", str(path), "make the dataset anew") from None
-    if entries.dtype != DOCUMENT or entries.ndim != 1 or int(entries["tokens"].sum(dtype=np.int64)) != tokens:
+    entries = open_documents(path)
+    if int(entries["tokens"].sum(dtype=np.int64)) != tokens:
         raise InputError("the document list does not fit the shards", str(path), "make the dataset anew")
     return entries
 

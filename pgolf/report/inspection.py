@@ -7,7 +7,7 @@ import numpy as np
 
 from pgolf.core.artifact import ARTIFACT_MAGIC, PRELUDE, SECTION
 from pgolf.core.errors import InputError
-from pgolf.core.files import read_bytes, read_head, read_json
+from pgolf.core.files import check_regular, read_bytes, read_head, read_json
 from pgolf.core.quant.qtensor import QTensor
 from pgolf.core.shards import SHARD_MAGIC, open_shard
 from pgolf.core.tensorfile import load_tensors, tensor_meta
@@ -43,6 +43,7 @@ def inspect_file(path: Path) -> dict[str, Any]:
     """The document about any file or directory pgolf writes or reads. InputError for anything else."""
     if path.is_dir():
         return inspect_dataset(path)
+    check_regular(path)
     head = read_head(path, 8)
     if int.from_bytes(head[:4], "little") == SHARD_MAGIC:
         return inspect_shard(path)

@@ -10,7 +10,7 @@ from pgolf.catalog import name_of
 from pgolf.config.run import RunConfig
 from pgolf.config.tree import flatten, to_values
 from pgolf.core.dist import World
-from pgolf.core.files import append_text, write_bytes
+from pgolf.core.files import append_text, cut_half_line, write_bytes
 from pgolf.core.model.gpt import GPT
 from pgolf.dataset import Dataset
 from pgolf.report.console import Console
@@ -30,6 +30,9 @@ class TrainLog:
             start = {"event": "start", "schema": "pgolf.events/1", "config": to_values(config)}
             write_bytes(self.events, json.dumps(start).encode() + b"\n")
             write_bytes(self.log, b"")
+        else:
+            cut_half_line(self.events)
+            cut_half_line(self.log)
 
     def text(self, line: str) -> None:
         """One line of train.log, shown on the console too."""

@@ -63,9 +63,12 @@ def upgrade_hessians(tensors: dict[str, Any], meta: dict[str, Any]) -> tuple[dic
 def read_calibration(path: Path) -> tuple[Calibration, dict[str, Any]]:
     """A calibration file and what it depends on. InputError if it is damaged or empty."""
     tensors, meta, _ = load_tensors(path, CALIBRATION_SCHEMA, (HESSIANS_SCHEMA,))
+    counts = ("calibration_seqs", "calibration_seq_len", "tokens")
+    if wrong := [name for name in counts if type(meta.get(name, 0)) is not int]:
+        raise InputError(f"{wrong[0]} is no whole number", str(path), "collect it anew with --force")
     if meta["schema"] == HESSIANS_SCHEMA:
         tensors, meta = upgrade_hessians(tensors, meta)
-    found = Calibration(tokens=int(meta.get("tokens", 0)))
+    found = Calibration(tokens=meta.get("tokens", 0))
     for name, tensor in tensors.items():
         group, _, weight = name.partition(".")
         if group not in found.groups():

@@ -26,7 +26,7 @@ from pgolf.config.run import RunConfig
 from pgolf.config.tree import Layer, build_config
 from pgolf.core import errors
 from pgolf.core.errors import ConfigError, PgolfError, SetupError
-from pgolf.core.files import read_bytes, read_json, write_json
+from pgolf.core.files import open_log, read_bytes, read_json, write_json
 from pgolf.dataset import Dataset
 from pgolf.report.console import Console
 from pgolf.stages.signals import Interrupted, install
@@ -149,7 +149,7 @@ def score_on_ranks(
     """What `run_method` does, on this many processes, with the method that `resolved` has."""
     place = "cpu" if device == "cpu" else "cuda"
     kept = how.partial.path if how.partial else None
-    began = time.time() - (time.monotonic() - how.began_s if how.began_s is not None else 0.0)
+    began = time.monotonic() if how.began_s is None else how.began_s
     facts = {"model": str(model.path), "stage": stage, "clock": how.clock, "key": how.key, "began": began}
     facts |= {"partial": str(kept or ""), "partial_key": how.partial.key if how.partial else ""}
     facts["positions"] = str(how.positions or "")
@@ -306,7 +306,7 @@ def score_as_rank(order: Order, facts: dict[str, Any], world: "World", console: 
     how = Scoring(
         world=world,
         clock=facts["clock"],
-        began_s=time.monotonic() - (time.time() - facts["began"]),
+        began_s=facts["began"],
         partial=PartialLedger(Path(facts["partial"]), facts["partial_key"]) if facts["partial"] else None,
         positions=Path(facts["positions"]) if facts["positions"] else None,
         key=facts["key"],
@@ -324,7 +324,7 @@ def end_with(launcher: int, folder: Path) -> None:
 
 def redirect(folder: Path, rank: int) -> None:
     """Keep what libraries print out of the result, and out of sight in ranks beyond the first."""
-    with log_path(folder, rank).open("wb") as log:
+    with open_log(log_path(folder, rank)) as log:
         for stream in (sys.stdout, sys.stderr) if rank else (sys.stdout,):
             os.dup2(log.fileno(), stream.fileno())
 
@@ -342,7 +342,7 @@ def main(folder: Path, rank: int) -> int:
     for number in ENDING:
         signal.signal(number, signal.SIG_IGN)
     if folder.is_dir():
-        write_json(report_path(folder, rank), report | {"time": time.time()})
+        write_json(report_path(folder, rank), report | {"time": time.monotonic()})
     return code
 
 

@@ -10,7 +10,7 @@ from pgolf.core.errors import ConfigError, InputError
 from pgolf.core.files import make_dir, read_json, write_bytes, write_json
 from pgolf.core.shards import open_shard
 from pgolf.corpus.writer import SPLITS, TOTALS, DatasetWriter, SplitWriter, check_place, commit
-from pgolf.dataset import Dataset, open_dataset
+from pgolf.dataset import Dataset, open_dataset, open_documents
 from pgolf.report.console import Console
 from pgolf.stages.manifest import guarded, provenance
 from pgolf.stages.tokenize import check_splits, fresh_manifest, show_totals
@@ -45,7 +45,7 @@ def read_parts(folders: list[Path]) -> list[tuple[Path, dict[str, Any]]]:
 
 def copy_split(dataset: Dataset, entry: dict[str, Any], split: str, writer: SplitWriter) -> None:
     """Append one split of a part."""
-    documents = np.load(dataset.documents[split], mmap_mode="r", allow_pickle=False)
+    documents = open_documents(dataset.documents[split])
     for start in range(0, len(documents), CHUNK):
         part = np.ascontiguousarray(documents[start : start + CHUNK])
         writer.add(part, np.empty(0, np.uint16), np.empty(0, np.uint16), {})

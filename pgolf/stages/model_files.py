@@ -14,7 +14,7 @@ from pgolf.config.run import RunConfig
 from pgolf.config.tree import to_values
 from pgolf.core.artifact import ARTIFACT_MAGIC, FORMS, INFO, decode_artifact, read_sections
 from pgolf.core.errors import ConfigError, InputError
-from pgolf.core.files import parse_json, read_bytes, read_head
+from pgolf.core.files import check_regular, parse_json, read_bytes, read_head
 from pgolf.core.model.config import ModelConfig, param_specs
 from pgolf.core.model.gpt import GPT
 from pgolf.core.quant.corrected import CorrectedTensor, Factors, corrected
@@ -230,6 +230,7 @@ def load_model(path: Path) -> ModelFile:
     """Any of the three. InputError if the file is none of them."""
     if path.is_dir():
         raise InputError("a directory was given where a model file is expected", str(path), "name the file in it")
+    check_regular(path)
     if read_head(path, 4) == ARTIFACT_MAGIC or path.suffix == ".pgz":
         return load_artifact(path)
     meta, _ = tensor_meta(path)

@@ -3,7 +3,6 @@
 import importlib.util
 import os
 import re
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from pgolf.accounting import bpb_of
 from pgolf.catalog import name_of
 from pgolf.config.load import Resolved
 from pgolf.core.errors import ConfigError, InputError, PgolfError, RuleError, SetupError, StorageError
-from pgolf.core.files import free_bytes, storage_error
+from pgolf.core.files import free_bytes, try_writing
 from pgolf.report.console import Console
 from pgolf.sizing import predict
 
@@ -128,11 +127,7 @@ def check_writable(out: Path) -> None:
     place = next(path for path in (out, *out.absolute().parents) if path.exists())
     if not place.is_dir():
         raise StorageError("a file stands where a directory is to be made", str(place), "choose another --out")
-    try:
-        with tempfile.TemporaryFile(dir=place):
-            pass
-    except OSError as error:
-        raise storage_error(error, place, "writing") from None
+    try_writing(place)
 
 
 def preflight(

@@ -1,5 +1,6 @@
-"""SIGINT and SIGTERM: once ends cleanly, twice ends at once."""
+"""SIGINT, SIGTERM and SIGHUP: once ends cleanly, twice ends at once."""
 
+import os
 import signal
 from types import FrameType, TracebackType
 
@@ -13,13 +14,28 @@ class Interrupted(BaseException):
 
 
 def raise_interrupted(number: int, frame: FrameType | None) -> None:
-    """The handler outside training: stop where the program stands. Temporary files are removed on the way out."""
+    """The handler outside training: stop where the program stands. Temporary files are removed on the way out, unless
+    another signal comes, which ends the process there and then.
+    """
+    for each in ending():
+        signal.signal(each, leave)
     raise Interrupted(number)
 
 
+def leave(number: int, frame: FrameType | None) -> None:
+    """The handler of the second signal."""
+    os._exit(128 + number)
+
+
+def ending() -> tuple[signal.Signals, ...]:
+    """The signals that end a command. SIGHUP is none of them in a process that was started with nohup."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    return numbers if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (*numbers, signal.SIGHUP)
+
+
 def install() -> None:
-    """Make SIGTERM and SIGINT raise `Interrupted`."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    """Make them raise `Interrupted`."""
+    for number in ending():
         signal.signal(number, raise_interrupted)
 
 
@@ -33,7 +49,7 @@ class StopFlag:
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Note the first signal, raise on the second."""
         if self.raised:
-            raise Interrupted(number)
+            raise_interrupted(number, frame)
         self.raised = number
 
     def __enter__(self) -> "StopFlag":

@@ -30,7 +30,7 @@ from pgolf.stages.checkpoints import OTHERWISE, START_OVER, Checkpoints, trainin
 from pgolf.stages.manifest import fresh_entry, guarded, provenance, read_entries, record, stage_key
 from pgolf.stages.memory import enough_memory
 from pgolf.stages.model_files import save_checkpoint
-from pgolf.stages.signals import Interrupted, StopFlag
+from pgolf.stages.signals import Interrupted, StopFlag, ending
 from pgolf.stages.steady_files import unchanged
 from pgolf.stages.watching import RunWatch
 
@@ -309,7 +309,7 @@ def watched(
     config, world, leads = job.config, job.world, job.world.leads
     log, last_bpb = begin_log(job, state) if leads else None, 0.0
     with (
-        StopFlag((signal.SIGINT, signal.SIGTERM)) as flag,
+        StopFlag(ending()) as flag,
         job.console.progress() as line,
         tracking(job.trackers if leads else (), job.out, job.resolved.values, job.console.warn) as track,
     ):
@@ -342,7 +342,7 @@ def watched(
         )
         stopwatch.enter("warm_up")
         event = fit(state, config.train, config.optim, world, watch, compiled)
-        if event["reason"] == "signal":
+        if "val_loss" not in event:  # a signal ended it, be it in the last step
             watch.save(state)
             saved.settle()
             world.barrier()

@@ -74,7 +74,7 @@ def read_list(path: Path) -> list[Choice]:
     """The cells of a TOML file: a list of tables `[[cell]]` of dotted keys. ConfigError if it is anything else."""
     try:
         document = tomllib.loads(read_bytes(path, 16 << 20).decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"not valid TOML: {error}", str(path)) from None
     cells = document.get("cell")
     if set(document) != {"cell"} or not isinstance(cells, list) or not all(isinstance(cell, dict) for cell in cells):

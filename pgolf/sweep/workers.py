@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pgolf.core.errors import ConfigError, SetupError
-from pgolf.core.files import make_dir, parse_json, read_bytes, storage_error, write_json
+from pgolf.core.files import make_dir, open_log, parse_json, read_bytes, storage_error, write_json
 from pgolf.sweep.cell import Result, failed, run_cell
 
 STOP_S = 60
@@ -54,7 +54,7 @@ class Process:
         command = [sys.executable, "-c", code, str(folder / "task.json"), str(self.result_file)]
         environment = os.environ | ({"CUDA_VISIBLE_DEVICES": visible_gpu} if visible_gpu else {})
         try:
-            with open(self.log, "ab") as log:
+            with open_log(self.log, append=True) as log:
                 self.process = subprocess.Popen(
                     command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment, start_new_session=True
                 )

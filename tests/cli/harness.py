@@ -97,7 +97,7 @@ def run_here(*argv: object) -> Result:
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         with captured() as texts:
             code = main([str(item) for item in argv])

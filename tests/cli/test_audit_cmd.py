@@ -44,6 +44,7 @@ def test_an_audit_of_another_method_is_refused(audited: Path, tiny_run: Path) ->
     run_here("ttt", *argv[1:]).refused(3, "not about ttt")
 
 
+@pytest.mark.fault(row="F30")
 def test_a_violated_score_cannot_be_packaged(audited: Path, copy_run: Path, tmp_path: Path) -> None:
     model, score = copy_run / "compress" / "model.pgz", copy_run / "eval" / "score.json"
     report = json.loads((audited / "audit.json").read_text())
@@ -135,6 +136,7 @@ def test_its_leaky_version_is_convicted(tmp_path: Path) -> None:
         assert run_here("audit", "replay", case, "--run-programs").code == 4
 
 
+@pytest.mark.fault(row="F30")
 def test_specimens_by_name() -> None:
     document = run_here("audit", "specimens", "--only", "sidecar", "--only", "oversize", "--json").good().document
     assert [row["name"] for row in document["rows"]] == ["missing-sidecar", "prefix-sidecar", "oversize in 2^20 units"]

@@ -154,6 +154,7 @@ def test_size_says_what_counts_in_any_folder(pgolf: Any, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(("spare", "code"), [(1, 0), (0, 0), (-1, 4)])
+@pytest.mark.fault(row="F23")
 def test_the_cap_is_exact_and_decimal(pgolf: Any, tmp_path: Path, spare: int, code: int) -> None:
     place = folder(tmp_path, train_gpt__py="x = 1\n", model__ptz=16_000_000 - 6 - spare)
     result = pgolf("size", place, "--json")

@@ -79,6 +79,7 @@ def test_two_ranks_give_the_score_of_one(argv: list[object], tmp_path: Path, set
     assert json.loads((tmp_path / "score.json").read_text())["score"] == two["score"]
 
 
+@pytest.mark.fault(row="F2")
 def test_a_killed_evaluation_goes_on_where_it_was(argv: list[object], tmp_path: Path) -> None:
     words = ["--set", "eval.batch_seqs=8", "--out", tmp_path / "score.json"]
     line = [sys.executable, "-c", DYING, "eval", *map(str, [*argv, *words])]

@@ -122,6 +122,7 @@ def test_a_whole_run_trains_on_ranks(pgolf: Any, tiny_run: Path, tmp_path: Path)
     assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL, "torchrun's launcher has left a handler"
 
 
+@pytest.mark.fault(row="F4")
 def test_a_killed_rank_ends_the_job_and_is_named(pgolf: Any, tiny_run: Path, straight: Path, tmp_path: Path) -> None:
     out = tmp_path / "train"
     argv = ["train", tiny_run / "data", "--out", out, *LONG, "--gpus", 2]
@@ -141,6 +142,7 @@ def test_a_killed_rank_ends_the_job_and_is_named(pgolf: Any, tiny_run: Path, str
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.fault(row="F3")
 def test_a_signal_ends_all_ranks_with_a_checkpoint(tiny_run: Path, tmp_path: Path, number: int, code: int) -> None:
     out = tmp_path / "train"
     process = start(command("train", tiny_run / "data", "--out", out, *LONG, "--gpus", 2))
@@ -155,6 +157,7 @@ def test_a_signal_ends_all_ranks_with_a_checkpoint(tiny_run: Path, tmp_path: Pat
     assert len(ranks) == 2 and all(map(gone, ranks.values()))
 
 
+@pytest.mark.fault(row="F3")
 def test_a_second_signal_ends_at_once(tiny_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "train"
     argv = [*LONG, "--set", "train.iterations=1000000", "--set", "train.micro_batch_tokens=64", "--gpus", "2"]
@@ -256,6 +259,7 @@ def test_nodes_without_shared_storage_do_not_go_on_apart(tiny_run: Path, alone: 
     assert "this one that of step 8" in results[0][0] and "this one that of step 0" in results[1][0]
 
 
+@pytest.mark.fault(row="F4")
 def test_torchrun_names_the_rank_that_was_killed(tiny_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "train"
     train = ["-m", "pgolf", "train", tiny_run / "data", "--out", out, *LONG, "--quiet"]

@@ -59,6 +59,7 @@ def straight(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("kills", "steps"), [(3, 14), pytest.param(20, 2, marks=pytest.mark.slow)])
+@pytest.mark.fault(row="F1")
 def test_kill_9_at_random_points_changes_nothing(
     pgolf: Any, tiny_run: Path, straight: Path, tmp_path: Path, kills: int, steps: int
 ) -> None:
@@ -109,6 +110,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(
     assert tensor_hash(out / "checkpoint.safetensors") == tensor_hash(straight / "checkpoint.safetensors")
 
 
+@pytest.mark.fault(row="F1")
 def test_files_left_by_a_killed_writer_are_cleaned_up(pgolf: Any, tiny_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "train"
     (out / "ckpt").mkdir(parents=True)
@@ -119,6 +121,7 @@ def test_files_left_by_a_killed_writer_are_cleaned_up(pgolf: Any, tiny_run: Path
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.fault(row="F3")
 def test_a_signal_ends_cleanly_with_a_resumable_checkpoint(
     pgolf: Any, tiny_run: Path, straight: Path, tmp_path: Path, number: int, code: int
 ) -> None:
@@ -136,7 +139,28 @@ def test_a_signal_ends_cleanly_with_a_resumable_checkpoint(
     assert tensor_hash(out / "checkpoint.safetensors") == tensor_hash(straight / "checkpoint.safetensors")
 
 
+@pytest.mark.fault(row="F3")
+def test_a_signal_in_the_last_step_keeps_that_step(
+    pgolf: Any, tiny_run: Path, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = TrainLog.event
+
+    def event(log: TrainLog, told: dict[str, Any]) -> None:
+        seen(log, told)
+        if told["event"] == "step" and told["step"] == STEPS:
+            signal.raise_signal(signal.SIGTERM)
+
+    out = tmp_path / "train"
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainLog, "event", event)
+        result = pgolf("train", tiny_run / "data", "--out", out, *SHORT)
+    assert result.code == 143 and f"stopped at step {STEPS}" in result.err, result
+    pgolf("train", tiny_run / "data", "--out", out, *SHORT).good()
+    assert tensor_hash(out / "checkpoint.safetensors") == tensor_hash(straight / "checkpoint.safetensors")
+
+
 @pytest.mark.parametrize("signals", [2, 40])
+@pytest.mark.fault(row="F3")
 def test_more_signals_end_at_once(tiny_run: Path, tmp_path: Path, signals: int) -> None:
     process = start(tiny_run / "data", tmp_path / "train", ENDLESS)
     wait_for_step(process, tmp_path / "train", 4)
@@ -149,6 +173,7 @@ def test_more_signals_end_at_once(tiny_run: Path, tmp_path: Path, signals: int) 
     assert process.returncode in (143, -signal.SIGTERM) and "Traceback" not in err, err
 
 
+@pytest.mark.fault(row="F3")
 def test_sigterm_outside_training_leaves_nothing_half_made(tiny_run: Path, tmp_path: Path) -> None:
     argv = [
         "ttt",
@@ -189,6 +214,7 @@ def newest(out: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("damage", ["flipped weights", "flipped state", "truncated", "no state", "empty"])
+@pytest.mark.fault(row="F7")
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
     pgolf: Any, tiny_run: Path, straight: Path, half_way: Path, damage: str
 ) -> None:
@@ -211,6 +237,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
     assert tensor_hash(half_way / "checkpoint.safetensors") == tensor_hash(straight / "checkpoint.safetensors")
 
 
+@pytest.mark.fault(row="F7")
 def test_when_no_checkpoint_can_be_read_nothing_is_overwritten(pgolf: Any, tiny_run: Path, half_way: Path) -> None:
     for path in newest(half_way):
         flip(path, path.stat().st_size - 5)
@@ -267,6 +294,7 @@ def test_every_loader_goes_on_where_it_was(pgolf: Any, tiny_run: Path, tmp_path:
     assert tensor_hash(resumed / "checkpoint.safetensors") == tensor_hash(straight / "checkpoint.safetensors")
 
 
+@pytest.mark.fault(row="F25")
 def test_the_wall_clock_cap_stops_training(pgolf: Any, tiny_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "train"
     argv = ["train", tiny_run / "data", "--out", out, *ENDLESS, "--set", "train.max_wallclock_seconds=0.4"]
@@ -276,6 +304,7 @@ def test_the_wall_clock_cap_stops_training(pgolf: Any, tiny_run: Path, tmp_path:
     assert "stopping_early: wallclock_cap" in (out / "train.log").read_text()
 
 
+@pytest.mark.fault(row="F25")
 def test_a_spent_budget_stops_a_resumed_run_at_once(pgolf: Any, tiny_run: Path, tmp_path: Path) -> None:
     from pgolf.core.tensorfile import load_tensors, save_tensors
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-SHARED = ("__init__", "report", "ideal_coder")
+SHARED = ("__init__", "report", "ideal_coder", "errors")
 GOLDEN = ROOT / "tests" / "golden" / "formats_v1"
 NAMES = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem not in SHARED)
 SMALLEST = {
@@ -35,6 +35,7 @@ SMALLEST = {
     "codec_overhead": ["--rows", "64", "--columns", "64", "--steps", "0.8", "0.06"],
     "decoder_bytes": ["--preset", "tiny", "--codecs", "rans"],
     "fuzz_artifacts": ["--rounds", "600"],
+    "soak": ["--minutes", "0.05", "--seed", "3"],
     "codecs": ["--preset", "tiny", "--codecs", "rans", "zlib", "--check"],
     "size_prediction": ["--presets", "tiny", "--quantizers", "sdclip int6", "--codecs", "zlib", "brotli"],
     "kernels": ["--tokens", "256", "--vocab", "1024", "--widths", "64", "--rounds", "1"],
@@ -83,6 +84,7 @@ KEYS = {
         "encode_s",
     },
     "decoder_bytes": {"codec", "packed", "over_store", "decoder"},
+    "soak": {"fault", "times", "exit codes"},
     "fuzz_artifacts": {"damage", "rounds", "refused", "identical", "wrong", "crashed"},
     "codecs": {
         "file",

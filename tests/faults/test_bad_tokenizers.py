@@ -287,6 +287,7 @@ def test_bos_must_be_id_1(tmp_path: Path, ids: dict[str, int]) -> None:
     refused(tmp_path, tokenized(tmp_path, model(**ids)), 3, "BOS", "1", "bos_id")
 
 
+@pytest.mark.fault(row="F15")
 def test_more_ids_than_a_shard_can_hold(tmp_path: Path) -> None:
     def grow(message: Any) -> None:
         for index in range(65_536 - len(message.pieces)):
@@ -297,6 +298,7 @@ def test_more_ids_than_a_shard_can_hold(tmp_path: Path) -> None:
     refused(tmp_path, tokenized(tmp_path, content), 3, "65,536 ids", "65,535")
 
 
+@pytest.mark.fault(row="F15")
 def test_as_many_ids_as_a_shard_can_hold(tmp_path: Path) -> None:
     def grow(message: Any) -> None:
         for index in range(65_535 - len(message.pieces)):
@@ -386,6 +388,7 @@ def mutations(count: int) -> list[bytes]:
 
 
 @pytest.mark.parametrize("count", [100, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.fault(row="F13")
 def test_damaged_models_never_end_the_process(tmp_path: Path, count: int) -> None:
     for number, content in enumerate(mutations(count)):
         (tmp_path / f"{number:04d}.model").write_bytes(content)
@@ -414,10 +417,12 @@ def test_damaged_models_never_end_the_process(tmp_path: Path, count: int) -> Non
     ],
     ids=["empty", "text", "newline", "length", "zeros"],
 )
+@pytest.mark.fault(row="F13")
 def test_what_is_no_model_at_all(tmp_path: Path, content: bytes, words: list[str]) -> None:
     refused(tmp_path, tokenized(tmp_path, content), 3, "some.model", *words)
 
 
+@pytest.mark.fault(row="F13")
 def test_a_file_too_large_for_a_model(tmp_path: Path) -> None:
     path = tmp_path / "large.model"
     with open(path, "wb") as file:

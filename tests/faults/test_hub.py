@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 from harness import command, run_apart, run_here, stray_files, tree
-from hub_server import CASEOPS, COMMIT, FakeHub, Fault, serve, sha256, shard, three_repos
 
+from benchmarks.faults.hub_server import CASEOPS, COMMIT, FakeHub, Fault, serve, sha256, shard, three_repos
 from pgolf.core.errors import ConfigError, InputError, LockedError, PgolfError, SetupError, StorageError
 from pgolf.report.console import Console
 from pgolf.stages import hub as module
@@ -210,6 +210,7 @@ def test_a_hub_without_hashes_is_said_aloud(hub: FakeHub, get: Any, tmp_path: Pa
 # The network fails
 
 
+@pytest.mark.fault(row="F26")
 def test_a_reset_is_resumed_by_range(hub: FakeHub, get: Any, tmp_path: Path) -> None:
     hub.faults[f"/cdn/{SP1024}//datasets/{FOLDER}/{TRAIN1}"] = Fault("reset", at=1500)
     slept: list[float] = []
@@ -220,6 +221,7 @@ def test_a_reset_is_resumed_by_range(hub: FakeHub, get: Any, tmp_path: Path) -> 
     assert document["downloaded_bytes"] < sum(row["bytes"] for row in document["files"]) + 3000
 
 
+@pytest.mark.fault(row="F26")
 def test_an_interrupted_get_resumes_in_the_next_one(hub: FakeHub, get: Any, tmp_path: Path) -> None:
     hub.faults[f"/cdn/{SP1024}//datasets/{FOLDER}/{TRAIN1}"] = Fault("reset", times=-1, at=1200)
     with pytest.raises(StorageError):
@@ -233,6 +235,7 @@ def test_an_interrupted_get_resumes_in_the_next_one(hub: FakeHub, get: Any, tmp_
     assert shards_in(tmp_path / "data" / FOLDER) == published(hub, "sp1024")
 
 
+@pytest.mark.fault(row="F26")
 def test_a_server_without_ranges_starts_again(hub: FakeHub, get: Any, tmp_path: Path) -> None:
     hub.ranges = False
     hub.faults[f"/cdn/{SP1024}//datasets/{FOLDER}/{TRAIN1}"] = Fault("reset", at=1500)
@@ -242,6 +245,7 @@ def test_a_server_without_ranges_starts_again(hub: FakeHub, get: Any, tmp_path: 
 
 
 @pytest.mark.parametrize("place", ["/api/", "manifest.json", f"/resolve/{COMMIT}/datasets/{FOLDER}/{VAL}", "/cdn/"])
+@pytest.mark.fault(row="F26")
 def test_too_many_requests(place: str, hub: FakeHub, get: Any, tmp_path: Path) -> None:
     hub.faults[place] = Fault("status", status=429, headers={"Retry-After": "7"})
     slept: list[float] = []
@@ -254,6 +258,7 @@ def test_too_many_requests(place: str, hub: FakeHub, get: Any, tmp_path: Path) -
     ("headers", "pause"),
     [({"RateLimit": '"api";r=0;t=42'}, 42.0), ({"Retry-After": "9999"}, 600.0), ({"Retry-After": "soon"}, 1.0)],
 )
+@pytest.mark.fault(row="F26")
 def test_how_long_to_wait(headers: dict[str, str], pause: float, hub: FakeHub, get: Any) -> None:
     hub.faults["/api/"] = Fault("status", status=429, headers=headers)
     slept: list[float] = []
@@ -262,6 +267,7 @@ def test_how_long_to_wait(headers: dict[str, str], pause: float, hub: FakeHub, g
 
 
 @pytest.mark.parametrize("status", [408, 500, 502, 503, 504])
+@pytest.mark.fault(row="F26")
 def test_server_errors_pass(status: int, hub: FakeHub, get: Any, tmp_path: Path) -> None:
     hub.faults[VAL] = Fault("status", times=3, status=status)
     slept: list[float] = []
@@ -272,6 +278,7 @@ def test_server_errors_pass(status: int, hub: FakeHub, get: Any, tmp_path: Path)
 
 @pytest.mark.parametrize("kind", ["status", "silence"])
 @pytest.mark.parametrize("place", ["/api/", VAL])
+@pytest.mark.fault(row="F26")
 def test_tries_come_to_an_end(kind: str, place: str, hub: FakeHub, get: Any, tmp_path: Path) -> None:
     hub.faults[place] = Fault(kind, times=-1, status=503)
     with pytest.raises(StorageError) as error:
@@ -281,6 +288,7 @@ def test_tries_come_to_an_end(kind: str, place: str, hub: FakeHub, get: Any, tmp
     assert not (tmp_path / "data" / FOLDER / VAL).exists()
 
 
+@pytest.mark.fault(row="F26")
 def test_a_server_that_says_nothing_times_out(hub: FakeHub, get: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "TIMEOUT_S", 0.1)
     release = threading.Event()
@@ -291,6 +299,7 @@ def test_a_server_that_says_nothing_times_out(hub: FakeHub, get: Any, monkeypatc
     refused(error, 6, "2 tries", "timed out")
 
 
+@pytest.mark.fault(row="F26")
 def test_no_network_at_all(get: Any, tmp_path: Path) -> None:
     slept: list[float] = []
     with pytest.raises(StorageError) as error:
@@ -313,6 +322,7 @@ def test_no_network_at_all(get: Any, tmp_path: Path) -> None:
         (b"<html>log in</html>", {"Content-Type": "text/html; charset=utf-8"}, "a web page"),
     ],
 )
+@pytest.mark.fault(row="F26")
 def test_wrong_content_is_fetched_once_more(
     body: bytes, headers: dict[str, str], word: str, hub: FakeHub, get: Any, tmp_path: Path
 ) -> None:
@@ -330,6 +340,7 @@ def test_wrong_content_is_fetched_once_more(
     assert not list((tmp_path / "data" / FOLDER / ".fetch").glob(f"{VAL}*"))
 
 
+@pytest.mark.fault(row="F26")
 def test_a_partial_download_of_other_content_is_noticed(hub: FakeHub, get: Any, tmp_path: Path) -> None:
     content = hub.repos[SP1024][f"datasets/{FOLDER}/{VAL}"]
     part = tmp_path / "data" / FOLDER / ".fetch" / f"{VAL}.{sha256(content)[:16]}"
@@ -395,6 +406,7 @@ def test_a_shard_that_is_promised_and_missing(hub: FakeHub, get: Any) -> None:
     refused(error, 3, TRAIN1, SP1024, "revision main", "promise")
 
 
+@pytest.mark.fault(row="F26")
 def test_a_file_that_vanishes_after_the_list(hub: FakeHub, get: Any) -> None:
     hub.faults[f"/resolve/{COMMIT}/datasets/{FOLDER}/{VAL}"] = Fault("status", times=-1, status=404)
     with pytest.raises(InputError) as error:
@@ -432,6 +444,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("change", HOSTILE)
+@pytest.mark.fault(row="F22")
 def test_a_hostile_manifest(change: Any, hub: FakeHub, get: Any, tmp_path: Path) -> None:
     hub.change(SP1024, change)
     with pytest.raises(InputError) as error:
@@ -444,6 +457,7 @@ def test_a_hostile_manifest(change: Any, hub: FakeHub, get: Any, tmp_path: Path)
 @pytest.mark.parametrize(
     ("key", "value"), [("model_path", "../x.model"), ("model_path", "/x.model"), ("vocab_path", 3)]
 )
+@pytest.mark.fault(row="F22")
 def test_hostile_tokenizer_paths(key: str, value: Any, hub: FakeHub, get: Any, tmp_path: Path) -> None:
     manifest = hub.manifest(SP1024)
     manifest["tokenizers"][0][key] = value
@@ -462,6 +476,7 @@ def test_a_manifest_that_is_none(text: bytes, hub: FakeHub, get: Any) -> None:
 
 
 @pytest.mark.parametrize("text", [b"<html></html>", b"[]", b"{}", b'{"id": "x", "sha": "../x", "siblings": []}'])
+@pytest.mark.fault(row="F26")
 def test_something_else_answers(text: bytes, hub: FakeHub, get: Any) -> None:
     hub.faults["/api/"] = Fault("body", times=-1, body=text)
     with pytest.raises(InputError) as error:
@@ -511,6 +526,7 @@ def test_a_damaged_record(text: str, get: Any, tmp_path: Path) -> None:
     assert get(force=True)["reused"] == 6
 
 
+@pytest.mark.fault(row="F20")
 def test_two_at_once(get: Any, tmp_path: Path) -> None:
     with guarded(tmp_path / "data" / FOLDER / "fetched.json"), pytest.raises(LockedError):
         get()
@@ -519,6 +535,7 @@ def test_two_at_once(get: Any, tmp_path: Path) -> None:
 # This machine
 
 
+@pytest.mark.fault(row="F5")
 def test_a_full_disk_is_told_before(get: Any, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pgolf.stages.fetch.free_bytes", lambda path: 5000)
     with pytest.raises(StorageError) as error:
@@ -527,6 +544,7 @@ def test_a_full_disk_is_told_before(get: Any, hub: FakeHub, monkeypatch: pytest.
     assert not hub.fetched(".bin")
 
 
+@pytest.mark.fault(row="F5")
 def test_a_full_disk_in_the_middle(get: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -540,6 +558,7 @@ def test_a_full_disk_in_the_middle(get: Any, tmp_path: Path, monkeypatch: pytest
     get()
 
 
+@pytest.mark.fault(row="F27")
 def test_the_library_is_missing(get: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(SetupError) as error:
@@ -566,6 +585,7 @@ def test_an_interruption_keeps_what_is_complete(hub: FakeHub, get: Any, tmp_path
     assert shards_in(tmp_path / "data" / FOLDER) == published(hub, "sp1024")
 
 
+@pytest.mark.fault(row="F3")
 def test_ctrl_c_while_the_server_stalls(hub: FakeHub, tmp_path: Path) -> None:
     hub.faults[f"/cdn/{SP1024}//datasets/{FOLDER}/{TRAIN1}"] = Fault("stall", at=1500)
     line = command("data", "get", "sp1024", "--dest", tmp_path, "--endpoint", hub.url, "--workers", 2)

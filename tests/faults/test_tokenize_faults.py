@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import numpy as np
 import pytest
 from harness import Result, command, run_here
 
+from benchmarks.faults.disk import Disk
 from pgolf.config.run import TokenizeConfig
 from pgolf.core.shards import write_shard
 from pgolf.corpus.tokenizer import train_tokenizer
@@ -184,6 +186,7 @@ def gone(leader: int) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.fault(row="F2")
 def test_kill_9_at_random_moments_changes_nothing(
     tmp_path: Path, argv: list[object], straight: Path, older: Path, count: int
 ) -> None:
@@ -206,6 +209,7 @@ def test_kill_9_at_random_moments_changes_nothing(
 
 
 @pytest.mark.slow
+@pytest.mark.fault(row="F2")
 def test_kill_9_very_often(tmp_path: Path, argv: list[object], straight: Path, older: Path) -> None:
     draw, key, complete = random.Random(7), json.loads((straight / "manifest.json").read_text())["key"], 0
     for round_ in range(40):
@@ -237,6 +241,7 @@ def test_kill_9_very_often(tmp_path: Path, argv: list[object], straight: Path, o
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.fault(row="F3")
 def test_a_signal_ends_cleanly(
     tmp_path: Path, argv: list[object], straight: Path, number: int, code: int, count: int
 ) -> None:
@@ -271,6 +276,7 @@ def test_a_signal_while_the_workers_start(tmp_path: Path, argv: list[object], st
 
 
 @pytest.mark.parametrize("count", [2, 30])
+@pytest.mark.fault(row="F3")
 def test_more_signals_than_one(tmp_path: Path, argv: list[object], straight: Path, count: int) -> None:
     out = tmp_path / "data"
     line = [*argv, "--out", out, "--set", "tokenize.workers=2"]
@@ -340,6 +346,7 @@ def test_an_exception_in_the_middle_of_writing(
 
 
 @pytest.mark.parametrize("step", [1, 2, 3, 10, 30, -2, -1])
+@pytest.mark.fault(row="F2")
 def test_the_end_of_the_process_while_files_move_into_place(
     argv: list[object], straight: Path, older: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
@@ -520,6 +527,7 @@ def test_a_worker_that_is_killed(tmp_path: Path, model: Path, number: int) -> No
     assert not (tmp_path / "data" / "manifest.json").exists()
 
 
+@pytest.mark.fault(row="F20")
 def test_a_second_process_is_turned_away(tmp_path: Path, model: Path, argv: list[object], straight: Path) -> None:
     out = tmp_path / "data"
     process = spoon_fed(tmp_path, model, out, 2)
@@ -540,60 +548,6 @@ def test_a_second_process_is_turned_away(tmp_path: Path, model: Path, argv: list
 # Disk
 
 
-class Disk:
-    """Counts what pgolf.core.files asks of the system while it writes, and refuses from the n-th request on."""
-
-    def __init__(self, patch: pytest.MonkeyPatch, fail_at: int, number: int) -> None:
-        from pgolf.core import files as module
-
-        self.count, self.fail_at, self.number = 0, fail_at, number
-        for name in ("fsync", "replace"):
-            patch.setattr(module.os, name, self.counted(getattr(os, name)))
-        patch.setattr(module, "open", self.open_file, raising=False)
-
-    def tick(self) -> None:
-        """One request."""
-        self.count += 1
-        if self.count >= self.fail_at:
-            raise OSError(self.number, os.strerror(self.number))
-
-    def counted(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A function of os that counts."""
-
-        def call(*args: Any) -> Any:
-            self.tick()
-            return function(*args)
-
-        return call
-
-    def open_file(self, path: Path, mode: str = "r") -> Any:
-        """open(), with writes that count; half of the failing one reaches the disk."""
-        if mode == "rb":
-            return open(path, mode)
-        self.tick()
-        file, disk = open(path, mode), self  # noqa: SIM115, its user closes it
-
-        class Counted:
-            def __enter__(self) -> Any:
-                return self
-
-            def __exit__(self, *error: object) -> None:
-                file.close()
-
-            def __getattr__(self, name: str) -> Any:
-                return getattr(file, name)
-
-            def write(self, content: Any) -> int:
-                try:
-                    disk.tick()
-                except OSError:
-                    file.write(bytes(content)[: len(content) // 2])
-                    raise
-                return file.write(content)
-
-        return Counted()
-
-
 LEFT_OPEN = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 """A file may stay open when the very first write fails: the process ends then."""
 
@@ -608,7 +562,7 @@ def fails_at_every(step: int, number: int, argv: list[object], straight: Path, o
         shutil.copytree(older, out)
         with patches.context() as patch:
             patch.setattr("pgolf.corpus.workers.BATCH_BYTES", 20_000)
-            Disk(patch, fail_at, number)
+            Disk(fail_at, number, once=False, put=partial(patch.setattr, raising=False))
             result = run_here(*argv, "--out", out, "--quiet")
         if result.code == 0:
             break
@@ -627,6 +581,7 @@ def fails_at_every(step: int, number: int, argv: list[object], straight: Path, o
 
 @LEFT_OPEN
 @pytest.mark.parametrize(("step", "number"), [(37, errno.ENOSPC), (61, errno.EIO)])
+@pytest.mark.fault(row="F6")
 def test_a_full_disk_loses_nothing(
     argv: list[object], straight: Path, older: Path, monkeypatch: pytest.MonkeyPatch, step: int, number: int
 ) -> None:
@@ -635,12 +590,14 @@ def test_a_full_disk_loses_nothing(
 
 @pytest.mark.slow
 @LEFT_OPEN
+@pytest.mark.fault(row="F6")
 def test_a_full_disk_at_many_more_requests(
     argv: list[object], straight: Path, older: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fails_at_every(11, errno.ENOSPC, argv, straight, older, monkeypatch)
 
 
+@pytest.mark.fault(row="F5")
 def test_a_limit_on_file_sizes(tmp_path: Path, model: Path, older: Path) -> None:
     """As the system itself refuses, and with workers."""
     before, limit = usable(older), 300_000
@@ -661,11 +618,13 @@ def test_a_limit_on_file_sizes(tmp_path: Path, model: Path, older: Path) -> None
     whole(older, tmp_path / "straight")
 
 
+@pytest.mark.fault(row="F24")
 def test_a_place_that_cannot_be_written(argv: list[object]) -> None:
     run_here(*argv, "--out", "/proc/nowhere/data", "--quiet").refused(6, "/proc/nowhere")
 
 
 @pytest.mark.parametrize(("stdout", "code"), [(">&-", 0), ("| true", 0), (">/dev/full", 6), ("2>&- >&- <&-", 0)])
+@pytest.mark.fault(row="F28")
 def test_nobody_reads_the_result(tmp_path: Path, argv: list[object], straight: Path, stdout: str, code: int) -> None:
     import shlex
 

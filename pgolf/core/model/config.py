@@ -123,6 +123,8 @@ class ModelConfig:
         for key in ("vocab_size", "num_layers", "model_dim", "num_heads", "num_kv_heads"):
             if getattr(self, key) < 1:
                 raise ConfigError(f"{key} must be at least 1, not {getattr(self, key)}", key)
+        if self.num_layers > 1024:
+            raise ConfigError(f"{self.num_layers:,} layers are more than the 1,024 a model may have", "num_layers")
         if self.vocab_size > 65536:
             raise ConfigError(f"vocab_size is {self.vocab_size:,}; shards hold ids below 65,536", "vocab_size")
         if self.model_dim % self.num_heads:

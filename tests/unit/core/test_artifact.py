@@ -1,6 +1,5 @@
 """The artifact gives back every bit, notices every flipped bit, and cannot be made to allocate more than it states."""
 
-import lzma
 import struct
 import subprocess
 import sys
@@ -8,7 +7,6 @@ import zlib
 from dataclasses import replace
 from pathlib import Path
 
-import brotli
 import numpy as np
 import pytest
 import torch
@@ -17,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pgolf
+from benchmarks.faults.bombs import BOMBS, UNIT, zstd_bomb
 from pgolf.core.artifact import (
     FLOAT32,
     INFO,
@@ -189,6 +188,7 @@ def refused(blob, config=CONFIG):
 
 
 @pytest.mark.parametrize("name", [*FAST, "packed", "pergroup", "trellis"])
+@pytest.mark.fault(row="F8")
 def test_every_single_bit_flip_is_refused(small, name):
     if name in ("packed", "pergroup"):
         method = Packed(coder="store") if name == "packed" else PerGroup(coder="zlib")
@@ -211,6 +211,7 @@ def test_every_single_bit_flip_is_refused(small, name):
     assert bytes(work) == blob
 
 
+@pytest.mark.fault(row="F7")
 def test_every_truncation_is_refused(small):
     _, blob = small
     for length in range(len(blob)):
@@ -275,6 +276,7 @@ def test_unknown_flags_are_refused(small):
 
 
 @pytest.mark.parametrize(("count", "length"), [(65, 65 * 14), (2, 14), (0xFFFF, 0xFFFFFFFF), (1, 65536)])
+@pytest.mark.fault(row="F10")
 def test_an_impossible_section_table_is_refused(count, length):
     header = bytes(min(length, 1000))
     blob = sealed(PRELUDE.pack(b"PGA1", 1, 0, count, length), header, b"")
@@ -461,41 +463,6 @@ def test_codecs_refuse_bytes_after_the_end(name, tail):
 
 # Bombs: bodies of less than a megabyte that hold a gibibyte of zeros
 
-UNIT = 16 << 20
-
-
-def zlib_bomb(units):
-    """A flushed deflate block repeated, with the right Adler-32."""
-    stream = zlib.compressobj(9, zlib.DEFLATED, -15)
-    block = stream.compress(bytes(UNIT)) + stream.flush(zlib.Z_FULL_FLUSH)
-    return b"\x78\xda" + block * units + b"\x03\x00" + struct.pack(">I", (units * UNIT % 65521) << 16 | 1)
-
-
-def lzma_bomb(units):
-    """LZMA2 chunks repeated, each of which resets the dictionary; one end marker."""
-    chain = [{"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": 1 << 16}]
-    chunk = lzma.compress(bytes(UNIT), lzma.FORMAT_RAW, filters=chain)
-    assert chunk[-1] == 0
-    return b"\x10" + chunk[:-1] * units + b"\0"
-
-
-def brotli_bomb(units):
-    """A flushed piece, then the same continuation repeated."""
-    stream = brotli.Compressor(quality=5, lgwin=16)
-    first, more = (stream.process(bytes(UNIT)) + stream.flush() for _ in range(2))
-    return first + more * (units - 1) + stream.finish()
-
-
-def zstd_bomb(units):
-    """A frame that states 1,000 bytes and holds run-length blocks of 128 KiB."""
-    blocks = units * UNIT >> 17
-    block = struct.pack("<I", (1 << 17) << 3 | 1 << 1)[:3] + b"\0"
-    last = struct.pack("<I", (1 << 17) << 3 | 1 << 1 | 1)[:3] + b"\0"
-    return b"\x28\xb5\x2f\xfd" + bytes([0x40, 0x58]) + struct.pack("<H", 1000 - 256) + block * (blocks - 1) + last
-
-
-BOMBS = {"zlib": zlib_bomb, "lzma": lzma_bomb, "brotli": brotli_bomb, "zstd": zstd_bomb}
-
 MEASURE = """
 import importlib, re, sys
 from pgolf.core.errors import InputError
@@ -514,6 +481,7 @@ except InputError as error:
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak memory of a process from /proc")
 @pytest.mark.parametrize("kind", BOMBS)
+@pytest.mark.fault(row="F9")
 def test_a_bomb_is_refused_in_little_memory(tmp_path, kind):
     body = BOMBS[kind](64)
     assert len(body) < 1_200_000
@@ -543,6 +511,7 @@ print(peak() - before)
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak memory of a process from /proc")
 @pytest.mark.parametrize("lie", ["none", "length", "shape", "cut"])
+@pytest.mark.fault(row="F9")
 def test_rans_needs_memory_only_for_what_is_declared(tmp_path, lie):
     """Zeros take next to nothing: a bomb is what says it is one, and costs a few bytes for each it declares."""
     side = 4096
@@ -577,12 +546,14 @@ def test_the_zstd_bomb_is_real():
 
 
 @pytest.mark.parametrize("kind", BOMBS)
+@pytest.mark.fault(row="F9")
 def test_a_bomb_inside_an_artifact_is_refused(small, kind):
     sections = parts(small[0])
     sections[SCALES] = (SCALES, FAST[kind].codec_id, 1000, BOMBS[kind](1))
     assert kind in refused(pack_container([*sections.values()])).lower()
 
 
+@pytest.mark.fault(row="F9")
 def test_sections_that_state_too_much_are_refused_before_decoding(small):
     sections = parts(small[0])
     for raw_len in (1 << 29, 0xFFFFFFFF):

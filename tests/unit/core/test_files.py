@@ -12,6 +12,7 @@ from pgolf.core.errors import InputError, StorageError
 from pgolf.core.files import (
     append_text,
     atomic_file,
+    cut_half_line,
     make_dir,
     parse_json,
     read_bytes,
@@ -153,6 +154,16 @@ def test_appending_adds_lines(tmp_path):
     assert (tmp_path / "log").read_text() == "one\nzwei ü\n"
 
 
+@pytest.mark.parametrize("tail", [b"", b"ha", b"x" * 1_000_000])
+def test_half_a_line_is_cut_off(tmp_path, tail):
+    path = tmp_path / "log"
+    cut_half_line(path)
+    assert not path.exists()
+    path.write_bytes(b"one\ntwo\n" + tail)
+    cut_half_line(path)
+    assert path.read_bytes() == b"one\ntwo\n"
+
+
 def test_appending_to_a_full_disk(tmp_path, monkeypatch):
     monkeypatch.setattr("pgolf.core.files.os.write", failing(errno.ENOSPC))
     with pytest.raises(StorageError, match="no space left"):
@@ -237,6 +248,7 @@ BAD_JSON = {
 
 
 @pytest.mark.parametrize("kind", BAD_JSON)
+@pytest.mark.fault(row="F10")
 def test_bad_json_is_refused(tmp_path, kind):
     (tmp_path / "x.json").write_bytes(BAD_JSON[kind])
     with pytest.raises(InputError, match="not valid JSON") as caught:

@@ -145,11 +145,13 @@ def data_start(blob):
     return 8 + struct.unpack_from("<Q", blob)[0]
 
 
+@pytest.mark.fault(row="F8")
 def test_every_bit_of_the_header_is_protected(tmp_path, good):
     assert data_start(good[1]) > 600
     assert undetected(tmp_path / "x", good[1], range(8 * data_start(good[1]))) == []
 
 
+@pytest.mark.fault(row="F8")
 def test_bits_of_the_data_are_protected(tmp_path, good, rng):
     positions = rng.choice(np.arange(8 * data_start(good[1]), 8 * len(good[1])), 300, replace=False)
     assert undetected(tmp_path / "x", good[1], positions) == []
@@ -167,6 +169,7 @@ def test_a_flip_that_swaps_two_tensors_is_noticed(tmp_path, good):
 # Sizes
 
 
+@pytest.mark.fault(row="F7")
 def test_every_truncation_is_refused(tmp_path, good):
     start = data_start(good[1])
     lengths = [*range(0, start, 7), *range(start - 3, len(good[1]), 11), len(good[1]) - 1]
@@ -179,6 +182,7 @@ def test_trailing_bytes_are_refused(tmp_path, good):
 
 
 @pytest.mark.parametrize("length", [2**63, 2**64 - 1, 10**9, 17 << 20])
+@pytest.mark.fault(row="F10")
 def test_a_huge_header_length_is_refused_at_once(tmp_path, good, length):
     assert f"claims {length:,} bytes" in refused(tmp_path / "x", struct.pack("<Q", length) + good[1][8:])
 
@@ -202,6 +206,7 @@ def test_missing_files_and_directories(tmp_path):
 OURS = {"pgolf": json.dumps({"schema": SCHEMA}), "sha256": BLANK}
 
 
+@pytest.mark.fault(row="F10")
 def test_duplicate_keys_are_refused(tmp_path):
     blob = build(OURS)
     text = blob[8:-8].replace(b'"x":', b'"x":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"x":', 1)
@@ -219,6 +224,7 @@ def test_duplicate_keys_are_refused(tmp_path):
         ("", "without a schema"),
     ],
 )
+@pytest.mark.fault(row="F11")
 def test_another_schema_or_version_is_named(tmp_path, schema, message):
     assert message in refused(tmp_path / "x", build({"pgolf": json.dumps({"schema": schema}), "sha256": BLANK}))
 
@@ -264,6 +270,7 @@ def test_metadata_of_a_wrong_type_is_refused(tmp_path, inner):
     ],
     ids=str,
 )
+@pytest.mark.fault(row="F11")
 def test_a_sealed_file_with_impossible_tensors_is_refused(tmp_path, entry):
     assert "not a valid safetensors file" in refused(tmp_path / "x", build(OURS, {"x": entry}))
 

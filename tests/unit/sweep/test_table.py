@@ -51,6 +51,7 @@ def test_a_failed_cell_may_try_again(results: Path) -> None:
 
 
 @pytest.mark.parametrize("cut", range(1, 60, 7))
+@pytest.mark.fault(row="F21")
 def test_a_torn_last_line_does_not_count_and_is_healed(results: Path, cut: int) -> None:
     whole = results.read_bytes()
     assert len(whole.splitlines()[1]) > 60
@@ -120,6 +121,7 @@ def append_many(path: Path, worker: int) -> None:
         append_row(path, row(f"shared-{index}", by=worker))
 
 
+@pytest.mark.fault(row="F21")
 def test_writers_at_once_lose_nothing_and_finish_no_cell_twice(tmp_path: Path) -> None:
     path, context = tmp_path / "results.jsonl", multiprocessing.get_context("fork")
     workers = [context.Process(target=append_many, args=(path, worker)) for worker in range(4)]

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import io
 import json
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -311,3 +312,14 @@ def three_repos() -> FakeHub:
     hub.publish("kevclark/parameter-golf", "fineweb10B_sp8192", "fineweb_8192_bpe", seed=200)
     hub.publish("romeerp/parameter-golf-caseops-v1", CASEOPS, "fineweb_8192_caseops", val=2, sidecars=True, seed=300)
     return hub
+
+
+def main() -> None:
+    """Serve the published repositories: print the address, and end when standard input does."""
+    with serve(three_repos()) as hub:
+        print(hub.url, flush=True)
+        sys.stdin.read()
+
+
+if __name__ == "__main__":
+    main()
