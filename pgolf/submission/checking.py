@@ -14,6 +14,7 @@ from pgolf.audit.triple import TEXT_BYTES, judge_bytes
 from pgolf.core.errors import ConfigError, InputError
 from pgolf.core.files import read_bytes, read_json, sha256_file
 from pgolf.dataset import Dataset
+from pgolf.stages.model_files import MAX_ARTIFACT
 from pgolf.submission.audit_size import MAX_TEXT, SCRIPT, folder_size
 from pgolf.submission.document import LIMIT_S, RECORD_SEEDS, schema_errors
 from pgolf.submission.imports import needed_packages
@@ -247,7 +248,7 @@ def run_submission_folder(folder: Path, dataset: Dataset) -> dict[str, Any]:
         if not names:
             findings.append({"level": "violation", "what": f"seed {seed} has no artifact to run"})
             continue
-        files = {name: (folder / name).read_bytes() for name in (SCRIPT, "tokenizer.model", names[0])}
+        files = {name: read_bytes(folder / name, MAX_ARTIFACT) for name in (SCRIPT, "tokenizer.model", names[0])}
         with empty_room(files, dataset, ("val",)) as room:
             found = last_document(run_alone(room, command(SCRIPT, names[0], "data"), "auto"))["score"]
         same = claim is not None and abs(found["bpb"] - claim) <= MEAN

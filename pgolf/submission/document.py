@@ -13,6 +13,7 @@ from pgolf.config.describe import slot_keys, technique_rows
 from pgolf.config.run import RunConfig
 from pgolf.config.tree import flatten, to_values
 from pgolf.core.errors import ConfigError
+from pgolf.core.files import read_bytes
 from pgolf.stages.manifest import package_versions
 from pgolf.submission.compare import fits_text, published, published_entry
 from pgolf.submission.entries import Entry
@@ -30,7 +31,7 @@ MACHINE = ("H100", 8)
 @cache
 def submission_schema() -> dict[str, Any]:
     """The JSON Schema of submission.json, of any tool's; what pgolf itself writes must have more."""
-    found: dict[str, Any] = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))
+    found: dict[str, Any] = json.loads(read_bytes(SCHEMA_FILE, 1 << 20))
     return found
 
 

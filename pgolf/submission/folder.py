@@ -12,9 +12,9 @@ from pgolf.bundle.script import Script, build_script
 from pgolf.config.run import RunConfig
 from pgolf.config.tree import to_values
 from pgolf.core.errors import InputError, PgolfError, RuleError
-from pgolf.core.files import make_dir, sha256_file, storage_error, write_bytes, write_json
+from pgolf.core.files import make_dir, read_bytes, sha256_file, storage_error, write_bytes, write_json
 from pgolf.dataset import Dataset
-from pgolf.stages.model_files import artifact_info
+from pgolf.stages.model_files import MAX_ARTIFACT, artifact_info
 from pgolf.submission.document import schema_errors, submission_document
 from pgolf.submission.entries import Entry
 from pgolf.submission.imports import needed_packages, requirement_lines
@@ -95,7 +95,7 @@ def build_folder(
         write_bytes(part / "tokenizer.model", dataset.tokenizer_bytes)
         write_bytes(part / "requirements.txt", requirements.encode())
         for entry in entries:
-            write_bytes(part / artifact_name(entry, entries), entry.artifact.read_bytes())
+            write_bytes(part / artifact_name(entry, entries), read_bytes(entry.artifact, MAX_ARTIFACT))
             write_bytes(
                 part / f"train_seed{entry.seed}.log",
                 seed_log(entry, size, config, sha256_file(part / "train_gpt.py")),

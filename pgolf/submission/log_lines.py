@@ -6,8 +6,10 @@ from typing import Any
 from pgolf.accounting import Size, bpb_of
 from pgolf.catalog import name_of
 from pgolf.config.run import RunConfig
+from pgolf.core.files import read_bytes
 from pgolf.submission.entries import Entry
 
+MAX_LOG = 1 << 30
 METRICS = {
     "plain": "quantized",
     "sliding": "quantized_sliding_window",
@@ -45,7 +47,11 @@ def quantized_weights(entry: Entry) -> list[str]:
 
 def seed_log(entry: Entry, size: Size, config: RunConfig, code_sha256: str) -> bytes:
     """The training log with quantization, sizes and scores after it; the last metric is the claimed one."""
-    text = entry.log.read_text(encoding="utf-8") if entry.log else "no training log was found beside the artifact\n"
+    text = (
+        read_bytes(entry.log, MAX_LOG).decode(errors="replace")
+        if entry.log
+        else "no training log was found beside the artifact\n"
+    )
     score, artifact = entry.score["score"], entry.artifact.stat().st_size
     codec, total = name_of("Codec", type(config.compress)), artifact + size.code_bytes
     name, seconds = entry.score["method"]["name"], entry.score["seconds"]

@@ -18,12 +18,13 @@ from pgolf.config.load import resolve
 from pgolf.config.run import RunConfig
 from pgolf.config.tree import flatten, to_values
 from pgolf.core.errors import RuleError
-from pgolf.core.files import make_dir, parse_json, sha256_file, write_bytes
+from pgolf.core.files import make_dir, parse_json, read_bytes, sha256_file, write_bytes
 from pgolf.core.shards import list_shards, list_sidecars
 from pgolf.dataset import Dataset
 from pgolf.report.console import Console
-from pgolf.stages.model_files import artifact_info
+from pgolf.stages.model_files import MAX_ARTIFACT, artifact_info
 from pgolf.submission.entries import Entry
+from pgolf.submission.log_lines import MAX_LOG
 
 SLACK_NATS = 1e-5
 """How far scores on a GPU may differ, per token; on a CPU they are equal bit for bit."""
@@ -75,7 +76,7 @@ def prove_score(folder: Path, entry: Entry, name: str, dataset: Dataset) -> dict
     RuleError unless the sums equal the claimed score: bit for bit on a CPU, 1e-5 nats per token on a GPU.
     """
     claimed, device = entry.score["score"], str(entry.score["device"])
-    files = {file: (folder / file).read_bytes() for file in ("train_gpt.py", "tokenizer.model", name)}
+    files = {file: read_bytes(folder / file, MAX_ARTIFACT) for file in ("train_gpt.py", "tokenizer.model", name)}
     with empty_room(files, dataset, ("val",)) as room:
         found = last_document(run_alone(room, command("train_gpt.py", name, "data"), device))["score"]
     slack = SLACK_NATS * claimed["tokens"] if device.startswith("cuda") else 0.0
@@ -153,4 +154,4 @@ def trained_here(config: RunConfig, dataset: Dataset, device: str) -> tuple[str,
         train(dataset, run, resolved, World(device=pick_device(device, 0)), console)
         quantize(run / "checkpoint.safetensors", dataset, run / "quantized.safetensors", resolved, device, console)
         compress(run / "quantized.safetensors", run / "model.pgz", resolved, console)
-        return sha256_file(run / "model.pgz"), (run / "train.log").read_text(encoding="utf-8")
+        return sha256_file(run / "model.pgz"), read_bytes(run / "train.log", MAX_LOG).decode()

@@ -24,9 +24,8 @@ WRITES = {
     "pgolf/audit/specimens/pipelines.py tempfile.TemporaryDirectory": SCRATCH,
     "pgolf/audit/specimens/pipelines.py np.save": "there; specimens are programs as others write them",
     "pgolf/audit/specimens/conduct.py tempfile.NamedTemporaryFile": "the cheat that this specimen is for",
-    "pgolf/submission/folder.py tempfile.TemporaryDirectory": SCRATCH,
-    "pgolf/submission/folder.py shutil.copy": "there, for the script to run alone with",
-    "pgolf/submission/folder.py os.symlink": "there, to the shards",
+    "pgolf/submission/proof.py tempfile.TemporaryDirectory": SCRATCH,
+    "pgolf/submission/proof.py os.symlink": "there, to the shards",
     "pgolf/submission/folder.py os.replace": "a folder of complete files takes the place of another",
     "pgolf/restricted.py tempfile.TemporaryDirectory": SCRATCH,
 }
@@ -46,8 +45,6 @@ READS = {
     "pgolf/audit/specimens/pipelines.py np.load": "its own file",
     "pgolf/audit/specimens/conduct.py .read_bytes": "the cheat that this specimen is for",
     "pgolf/layouts/programs.py .read_bytes": "its size was checked",
-    "pgolf/submission/folder.py .read_bytes": "the artifact and the script that were checked before",
-    "pgolf/submission/folder.py .read_text": "the log that training wrote",
     "pgolf/restricted.py torch.load": "the restricted import, in a process of its own",
 }
 """Module and call -> why it may read by itself."""
