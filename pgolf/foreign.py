@@ -164,7 +164,7 @@ def import_int8(
             model.tensors[spec.name] = quantized.dequantize() if spec.role == CONTROL else quantized
         else:
             model.tensors[spec.name] = tensor.float() if spec.role == CONTROL else tensor.half()
-    model.check(where)
+    model.assure_sound(where)
     return model, resolved, notes
 
 

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pgolf
+from pgolf.core import errors
 from pgolf.core.errors import PgolfError
 
+ERRORS = {name for name, cls in vars(errors).items() if isinstance(cls, type) and issubclass(cls, PgolfError)}
 CORE = Path(pgolf.__file__).parent / "core"
 
 
@@ -34,9 +36,25 @@ class Core:
 
 
 class Strip(ast.NodeTransformer):
-    """Removes what only a reader or a type checker needs: annotations, TYPE_CHECKING blocks, imports inside pgolf.
-    Annotations of a Triton kernel stay: they say which arguments are constants.
+    """Removes what only a reader or a type checker needs: annotations, TYPE_CHECKING blocks, imports inside pgolf; and
+    what is pgolf's alone: the advice in errors, which is given in terms of pgolf's commands, the finer checks of
+    `assure`, and help. Annotations of a Triton kernel stay: they say which arguments are constants.
     """
+
+    def visit_Call(self, node: ast.Call) -> ast.Call:
+        """Drop an error's third argument, and what an option of the command line is for."""
+        self.generic_visit(node)
+        if isinstance(node.func, ast.Name) and node.func.id in ERRORS:
+            node.args = node.args[:2]
+        if isinstance(node.func, ast.Attribute) and node.func.attr in ("add_argument", "ArgumentParser"):
+            node.keywords = [word for word in node.keywords if word.arg not in ("help", "description")]
+        return node
+
+    def visit_Expr(self, node: ast.Expr) -> ast.Expr | ast.Pass:
+        """Drop a finer check."""
+        called = node.value.func if isinstance(node.value, ast.Call) else None
+        name = called.id if isinstance(called, ast.Name) else getattr(called, "attr", "")
+        return ast.Pass() if name.startswith("assure") else self.generic_visit(node)  # type: ignore[return-value]
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
         """Drop the annotations of arguments and result."""
@@ -181,6 +199,31 @@ def add_external(externals: dict[str, ast.stmt], node: ast.Import | ast.ImportFr
                 f"{name} is imported as two different things", module, "an alias must mean the same everywhere in core"
             )
         externals[name] = single
+
+
+@cache
+def library_names() -> frozenset[str]:
+    """Names by which core knows what it imports from other packages, be it inside a function, and nothing else."""
+    imported: set[str] = set()
+    own: set[str] = set()
+    for definition in parse_core().order:
+        for node in ast.walk(definition.node):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                imported |= {alias.asname or alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
+                own.add(node.id)
+            elif isinstance(node, ast.arg):
+                own.add(node.arg)
+    imported |= parse_core().externals.keys()
+    return frozenset(imported - own)
+
+
+def of_library(node: ast.Attribute) -> bool:
+    """Whether an attribute is asked of a module or of a name imported from one."""
+    inner: ast.expr = node
+    while isinstance(inner, ast.Attribute):
+        inner = inner.value
+    return isinstance(inner, ast.Name) and inner.id in library_names()
 
 
 def reach(core: Core, roots: Iterable[str]) -> list[Definition]:

@@ -3,6 +3,7 @@
 import ast
 import itertools
 import lzma
+import sys
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -11,10 +12,12 @@ from typing import Any
 
 from pgolf.bundle.constant import ConstantCalls, constant_methods, foreign_names
 from pgolf.bundle.fold import Fold, fixed_values
-from pgolf.bundle.graph import Core, Definition, copied, parse_core, reach, used_names
+from pgolf.bundle.graph import Core, Definition, bound_names, copied, parse_core, reach, used_names
+from pgolf.bundle.rename import rename
+from pgolf.bundle.table import param_table
+from pgolf.bundle.tidy import tidy
 from pgolf.catalog import name_of
 from pgolf.config.run import RunConfig
-from pgolf.core import errors
 from pgolf.core.codecs.base import Codec
 from pgolf.core.codecs.brotli import Brotli
 from pgolf.core.errors import PgolfError, RuleError
@@ -29,7 +32,6 @@ from pgolf.core.quant.gptq_lqer import Lqer
 from pgolf.core.quant.roles import ByRole, compensating
 from pgolf.core.train.steady import Steady
 
-ERRORS = {name for name, cls in vars(errors).items() if isinstance(cls, type) and issubclass(cls, PgolfError)}
 MAIN = 'if __name__ == "__main__":\n    os._exit(run_submission(RECIPE, Path(__file__), sys.argv[1:]))\n'
 """Everything is printed and written by then. Taking the interpreter down besides can abort a rank, whose connections'
 threads may still ask for it (pytorch issue 38228).
@@ -139,6 +141,11 @@ def without_entries(core: Core, table: str, kept: set[Any]) -> Core:
     for definition in core.order if not entries else ():
         if table in definition.needs:
             changed[id(definition)] = replaced(definition, WithoutRounds(table).visit(copied(definition.node)))
+    return exchanged(core, changed)
+
+
+def exchanged(core: Core, changed: dict[int, Definition]) -> Core:
+    """The core with other definitions in the places of some."""
     definitions = {name: changed.get(id(definition), definition) for name, definition in core.definitions.items()}
     order = tuple(changed.get(id(definition), definition) for definition in core.order)
     return Core(definitions, order, core.externals)
@@ -254,8 +261,17 @@ def without_calls(definition: Definition, literals: dict[str, ast.expr]) -> Defi
 
 
 def mentions(nodes: Iterable[ast.AST]) -> Counter[str]:
-    """How often the nodes ask something for an attribute, by its name."""
-    return Counter(node.attr for outer in nodes for node in ast.walk(outer) if isinstance(node, ast.Attribute))
+    """How often the nodes ask something for an attribute, by its name; a method that asks its ancestor's aside."""
+    walked = [node for outer in nodes for node in ast.walk(outer)]
+    found = Counter(node.attr for node in walked if isinstance(node, ast.Attribute))
+    for node in walked:
+        if isinstance(node, ast.FunctionDef):
+            found[node.name] -= sum(
+                ast.unparse(inner) == f"super().{node.name}"
+                for inner in ast.walk(node)
+                if isinstance(inner, ast.Attribute)
+            )
+    return found
 
 
 def quotes(nodes: Iterable[ast.AST]) -> set[Any]:
@@ -315,24 +331,15 @@ def needed(core: Core, tree: ast.AST, configured: frozenset[str]) -> list[Defini
         slim = smaller
 
 
-class WithoutAdvice(ast.NodeTransformer):
-    """Errors of the lone script say what is wrong and where; how to mend it is told in terms of pgolf's commands."""
-
-    def visit_Call(self, node: ast.Call) -> ast.Call:
-        """Drop an error's third argument."""
-        self.generic_visit(node)
-        if isinstance(node.func, ast.Name) and node.func.id in ERRORS:
-            node.args = node.args[:2]
-        return node
-
-
 def emit(config: RunConfig, info: str) -> tuple[str, tuple[Definition, ...]]:
     """Readable source of the script, and the definitions in it."""
     recipe = recipe_source(config, info)
     tree = ast.parse(f"RECIPE = {recipe}\n{MAIN}")
     named = used_names(tree)
     attention = {"sdpa", config.train.attention, *attention_names(config.model)}
-    core = without_entries(parse_core(), "BACKENDS", attention)
+    core = without_entries(parse_core(), "OTHER_ATTENTION", attention)
+    if (table := param_table(config.model)) is not None:
+        core = exchanged(core, {id(core.definitions["param_specs"]): replaced(core.definitions["param_specs"], table)})
     core = without_entries(core, "INITS", {spec.init[0] for spec in param_specs(config.model)})
     core = without_entries(core, "NETWORKS", {"eager", config.train.kernels})
     core = without_entries(core, "FORMS", coded_kinds(config.quant))
@@ -347,18 +354,79 @@ def emit(config: RunConfig, info: str) -> tuple[str, tuple[Definition, ...]]:
     used = frozenset().union(named, *(definition.needs for definition in chosen))
     imports = [node for name, node in core.externals.items() if name in used and name not in core.definitions]
     body = [*imports, *ast.parse(VALUES).body, *(definition.node for definition in chosen), *tree.body]
-    module = WithoutAdvice().visit(copied(ast.Module(body, [])))
+    module = copied(ast.Module(body, []))
     return ast.unparse(ast.fix_missing_locations(module)) + "\n", tuple(chosen)
 
 
+class Hoisted(ast.NodeTransformer):
+    """Takes imports of what every script has out of functions, and documentation away."""
+
+    def __init__(self) -> None:
+        self.imports: list[ast.stmt] = []
+
+    def visit_Import(self, node: ast.Import) -> ast.Import | ast.Pass:
+        """Keep those of packages that may not be there."""
+        if any(
+            alias.name.partition(".")[0] not in {"torch", "numpy", *sys.stdlib_module_names} for alias in node.names
+        ):
+            return node
+        self.imports.append(node)
+        return ast.Pass()
+
+    def visit_Expr(self, node: ast.Expr) -> ast.Expr | ast.Pass:
+        """Drop a literal that is a statement."""
+        return ast.Pass() if isinstance(node.value, ast.Constant) else node
+
+
+def import_lines(nodes: list[ast.stmt], used: frozenset[str]) -> list[ast.stmt]:
+    """One statement of modules and one for each module that names are taken from, of what is used."""
+    modules: dict[str, ast.alias] = {}
+    taken: dict[str, dict[str, ast.alias]] = {}
+    for node in nodes:
+        for alias in node.names if isinstance(node, ast.Import | ast.ImportFrom) else ():
+            if (alias.asname or alias.name.partition(".")[0]) in used:
+                group = taken.setdefault(str(node.module), {}) if isinstance(node, ast.ImportFrom) else modules
+                group[ast.unparse(alias)] = alias
+    rows = [ast.ImportFrom(module, list(names.values()), 0) for module, names in taken.items()]
+    return [ast.Import(list(modules.values())), *rows] if modules else [*rows]
+
+
+def squeeze(source: str) -> str:
+    """The source without what a look at all of it shows to be constant, unread or without effect. What follows the
+    recipe stays.
+    """
+    hoisted = Hoisted()
+    body: list[ast.stmt] = hoisted.visit(ast.parse(source)).body
+    imports = [*hoisted.imports, *(node for node in body if isinstance(node, ast.ImportFrom))]
+    rest = [node for node in body if not isinstance(node, ast.Pass | ast.ImportFrom)]
+    start = next((at for at, node in enumerate(rest) if "RECIPE" in bound_names(node)), len(rest))
+    chosen = [Definition("", bound_names(node), node, used_names(node)) for node in rest[:start]]
+    tree, settled = ast.Module(rest[start:], []), set[str]()
+    while True:
+        before = [ast.dump(node) for node in (*(d.node for d in chosen), tree)]
+        nodes = [definition.node for definition in chosen]
+        mentioned, quoted, idle = mentions([tree, *nodes]), quotes([tree, *nodes]), idle_places(chosen)
+        literals = constant_methods(nodes, foreign_names())
+        chosen = [without_calls(without_idle(without_members(d, mentioned, quoted), idle), literals) for d in chosen]
+        made = tidy([*(definition.node for definition in chosen), *tree.body], settled)
+        chosen = [replaced(definition, node) for definition, node in zip(chosen, made)]
+        tree = ast.Module(made[len(chosen) :], [])
+        recipe = without_arguments(ast.Module(tree.body[:1], []), idle_fields(tree, chosen))
+        tree = ast.Module([*recipe.body, *tree.body[1:]], [])
+        chosen = reach(Core({name: d for d in chosen for name in d.names}, tuple(chosen), {}), used_names(tree))
+        if [ast.dump(node) for node in (*(d.node for d in chosen), tree)] == before:
+            used = frozenset().union(used_names(tree), *(definition.needs for definition in chosen))
+            whole = [*import_lines(imports, used), *(definition.node for definition in chosen), *tree.body]
+            return ast.unparse(ast.fix_missing_locations(ast.Module(whole, [])))
+
+
 def minify(source: str) -> str:
-    """Shorter source with the same meaning. Names stay: renaming them makes the compressed script larger."""
+    """Shorter source with the same meaning."""
     import python_minifier
 
     return str(
         python_minifier.minify(
-            source,
-            remove_literal_statements=True,
+            rename(squeeze(source)),
             remove_annotations=False,
             rename_locals=False,
             rename_globals=False,
@@ -385,8 +453,8 @@ def latin1_literal(data: bytes) -> bytes:
 def raw_lzma(source: bytes) -> bytes:
     """The smallest raw LZMA2 stream, over the settings that matter to source code."""
     streams = []
-    for finder, length in itertools.product((lzma.MF_BT3, lzma.MF_BT4), (40, 48, 64, 192)):
-        chain = {"lc": 3, "lp": 0, "pb": 0, "dict_size": 1 << 20, "mf": finder, "nice_len": length, "depth": 1000}
+    for bits, finder, length in itertools.product((1, 2, 3), (lzma.MF_BT2, lzma.MF_BT4), (32, 40, 48, 64, 96)):
+        chain = {"lc": bits, "lp": 0, "pb": 0, "dict_size": 1 << 20, "mf": finder, "nice_len": length, "depth": 1000}
         streams.append(lzma.compress(source, lzma.FORMAT_RAW, filters=[{"id": lzma.FILTER_LZMA2} | chain]))
     return min(streams, key=lambda coded: len(latin1_literal(coded)))
 

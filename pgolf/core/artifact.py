@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from pgolf.core.codecs.base import Codec
-from pgolf.core.errors import InputError
+from pgolf.core.errors import InputError, assure
 from pgolf.core.model.config import ModelConfig, param_specs
 from pgolf.core.model.params import ATTN, CONTROL, EMBED, HEAD, MLP
 from pgolf.core.quant.corrected import LowRankSections
@@ -106,41 +106,39 @@ def encode_artifact(model: QuantizedModel, codec: Codec, info: bytes) -> bytes:
 
 def read_sections(blob: bytes, codecs: Mapping[int, Codec], where: str, only: int = 0) -> dict[int, bytes]:
     """Decoded sections by id (just one if `only` is given), every length and checksum verified before it is used."""
-
-    def need(good: bool, what: str) -> None:
-        if not good:
-            raise InputError(what, where, "the artifact is truncated, damaged or of another format")
-
-    need(len(blob) >= 16, f"the artifact has only {len(blob)} bytes")
-    magic, version, flags, count, header_len = PRELUDE.unpack_from(blob)
-    need(magic == ARTIFACT_MAGIC, f"magic {magic!r}, expected {ARTIFACT_MAGIC!r}")
-    if version > ARTIFACT_VERSION:
-        raise InputError(
-            f"artifact version {version}, this pgolf reads up to {ARTIFACT_VERSION}", where, "install a newer pgolf"
-        )
-    need(version > 0, f"artifact version {version} does not exist")
-    need(
-        count <= MAX_SECTIONS and header_len <= MAX_HEADER and header_len == count * SECTION.size,
-        "the section table is malformed",
+    fix = "the artifact is truncated, damaged or of another format"
+    assure(len(blob) >= 16, f"the artifact has only {len(blob)} bytes", where, fix)
+    magic, version, flags, count, header_len = PRELUDE.unpack_from(blob[:16].ljust(16))
+    assure(magic == ARTIFACT_MAGIC, f"magic {magic!r}, expected {ARTIFACT_MAGIC!r}", where, fix)
+    assure(
+        version <= ARTIFACT_VERSION,
+        *(f"artifact version {version}, this pgolf reads up to {ARTIFACT_VERSION}", where, "install a newer pgolf"),
     )
-    need(len(blob) >= 16 + header_len, "the section table is cut off")
+    assure(version > 0, f"artifact version {version} does not exist", where, fix)
+    good = count <= MAX_SECTIONS and header_len <= MAX_HEADER and header_len == count * SECTION.size
+    assure(good, "the section table is malformed", where, fix)
+    assure(len(blob) >= 16 + header_len, "the section table is cut off", where, fix)
     checksum = zlib.crc32(blob[16 : 16 + header_len], zlib.crc32(blob[:12]))
-    need(struct.unpack_from("<I", blob, 12)[0] == checksum, "header checksum mismatch")
-    need(flags == 0, f"unknown flags {flags:#x}")
+    if blob[12:16] != struct.pack("<I", checksum):
+        raise InputError("header checksum mismatch", where, fix)
+    assure(flags == 0, f"unknown flags {flags:#x}", where, fix)
     table = [SECTION.unpack_from(blob, 16 + index * SECTION.size) for index in range(count)]
-    need(
-        16 + header_len + sum(entry[2] for entry in table) == len(blob),
-        "section lengths do not add up to the file's length",
-    )
-    need(sum(entry[3] for entry in table) <= MAX_RAW, "the sections decode to more than 512 MiB")
-    need(len({entry[0] for entry in table}) == count, "a section occurs twice")
+    good = 16 + header_len + sum(entry[2] for entry in table) == len(blob)
+    assure(good, "section lengths do not add up to the file's length", where, fix)
+    if sum(entry[3] for entry in table) > MAX_RAW:
+        raise InputError("the sections decode to more than 512 MiB", where, fix)
+    assure(len({entry[0] for entry in table}) == count, "a section occurs twice", where, fix)
     found, at = {}, 16 + header_len
     for ident, codec_id, stored, raw_len, crc in table:
         body = blob[at : at + stored]
         at += stored
-        need(zlib.crc32(body) == crc, f"checksum mismatch in section {ident}")
+        if zlib.crc32(body) != crc:
+            raise InputError(f"checksum mismatch in section {ident}", where, fix)
         if only in (0, ident):
-            need(codec_id in codecs, f"section {ident} needs codec {codec_id}, which this program does not have")
+            if codec_id not in codecs:
+                raise InputError(
+                    f"section {ident} needs codec {codec_id}, which this program does not have", where, fix
+                )
             found[ident] = codecs[codec_id].decode(body, raw_len)
     return found
 
@@ -157,9 +155,8 @@ def decode_artifact(
     def take(ident: int, dtype: str, *shape: int) -> Tensor:
         start, count = cursors.get(ident, 0), math.prod(shape)
         stop = start + count * np.dtype(dtype).itemsize
-        if max(stop, 1) > len(sections.get(ident, b"")):
-            what = f"section {ident} is too short for {spec.name}"
-            raise InputError(what, where, "the artifact does not belong to this configuration")
+        long_enough = max(stop, 1) <= len(sections.get(ident, b""))
+        assure(long_enough, f"section {ident} is too short for {spec.name}", where, "it is of another configuration")
         cursors[ident] = stop
         values = np.frombuffer(sections[ident], dtype=dtype, count=count, offset=start)
         return torch.from_numpy(values.astype(np.dtype(dtype).newbyteorder("="))).view(shape)
@@ -167,31 +164,29 @@ def decode_artifact(
     at = 0
     for index, spec in enumerate(param_specs(config)):
         entry = struct.Struct(f"<HBBB{len(spec.shape)}I")
-        if at + entry.size > len(manifest):
-            raise InputError("the manifest is too short", where, "the artifact does not belong to this configuration")
-        name_id, kind, bits, ndim, *dims = entry.unpack_from(manifest, at)
+        assure(at + entry.size <= len(manifest), "the manifest is too short", where, "it is of another configuration")
+        name_id, kind, bits, ndim, *dims = entry.unpack(manifest[at : at + entry.size].ljust(entry.size))
         at += entry.size
         if (name_id, ndim, *dims) != (index, len(dims), *spec.shape):
             raise InputError(
                 f"the manifest does not fit at {spec.name}", where, "the artifact belongs to another configuration"
             )
-        if kind in FORMS and ndim == 2 and 2 <= bits <= 8:
+        coded = kind in FORMS and ndim == 2 and 2 <= bits <= 8
+        if not (coded or (kind, bits) in ((KIND_F16, 16), (KIND_F32, 32))):
+            raise InputError(f"{spec.name} has kind {kind} with {bits} bits", where, "the artifact is damaged")
+        if coded:
             form, lengths = FORMS[kind], (*dims, 1, spec.numel // kind)
             codes = take(CODES[spec.role], "i1", *dims)
             sides: dict[str, Any] = {name: take(form.section, dtype, lengths[axis]) for name, dtype, axis in form.sides}
-            model.tensors[spec.name] = form(codes=codes, bits=bits, **sides)
-        elif (kind, bits) in ((KIND_F16, 16), (KIND_F32, 32)):
+            model.tensors[spec.name] = FORMS[kind](codes=codes, bits=bits, **sides)
+        else:
             ident, dtype = (FLOAT16, "<f2") if kind == KIND_F16 else (FLOAT32, "<f4")
             model.tensors[spec.name] = take(ident, dtype, *dims)
-        else:
-            raise InputError(f"{spec.name} has kind {kind} with {bits} bits", where, "the artifact is damaged")
     for extra in CORRECTIONS.values():
         extra.read(model, sections, take, where)
-    if len(manifest) - at != 32 or any(cursors[ident] != len(body) for ident, body in sections.items()):
-        raise InputError(
-            "sections hold more than the configuration needs", where, "the artifact belongs to another configuration"
-        )
-    model.check(where)
+    whole = len(manifest) - at == 32 and all(cursors[ident] == len(body) for ident, body in sections.items())
+    assure(whole, "sections hold more than the configuration needs", where, "it is of another configuration")
+    model.assure_sound(where)
     if model.digest() != manifest[at:].hex():
         raise InputError("the decoded weights do not have the stored SHA-256", where, "the artifact is damaged")
     return model

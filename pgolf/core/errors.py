@@ -55,3 +55,11 @@ class LockedError(PgolfError):
     """Another process holds the output."""
 
     exit_code = 7
+
+
+def assure(good: bool, what: str, where: str, fix: str = "") -> None:
+    """InputError unless `good`. The lone script leaves out statements that call this, or methods named assure_...: they
+    tell apart what its coarser checks refuse as well, or protect from files that it has not written itself.
+    """
+    if not good:
+        raise InputError(what, where, fix)

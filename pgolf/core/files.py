@@ -23,10 +23,8 @@ CHUNK_BYTES = 1 << 20
 def storage_error(error: OSError, path: Path, doing: str) -> PgolfError:
     """Translate an OSError met while `doing` something to `path` into the error a user should read."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        free = free_bytes(path)
-        return StorageError(
-            f"no space left while {doing} {path.name}", str(path.parent), f"{free:,} bytes are free there"
-        )
+        what = f"no space left while {doing} {path.name}"
+        return StorageError(what, str(path.parent), f"{free_bytes(path):,} bytes are free there")
     if error.errno == errno.ENOENT and doing == "reading":
         return InputError("no such file", str(path), "check the path")
     return StorageError(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pgolf.core.errors import InputError
+from pgolf.core.errors import InputError, assure
 from pgolf.core.files import storage_error, write_bytes
 
 SHARD_MAGIC, SHARD_VERSION, HEADER_BYTES = 20240520, 1, 1024
@@ -35,26 +35,28 @@ def open_shard(path: Path) -> np.ndarray:
     """Memory-map the ids of a shard, (N,) uint16. InputError names what is wrong with the file."""
     try:
         size = path.stat().st_size
-        header = np.fromfile(path, dtype="<i4", count=256)
+        header = np.fromfile(path, dtype="<i4", count=256).tolist()
     except OSError as error:
         raise storage_error(error, path, "reading") from None
-    if size <= HEADER_BYTES or len(header) < 256:
-        raise InputError(
-            f"the shard has {size:,} bytes; header and one id need {HEADER_BYTES + 2:,}", str(path), "make it anew"
-        )
-    if header[0] != SHARD_MAGIC:
-        big = int(header[0]).to_bytes(4, "little", signed=True) == SHARD_MAGIC.to_bytes(4, "big")
-        hint = "the file is big-endian" if big else "this is not a token shard"
-        raise InputError(f"magic number {header[0]}, expected {SHARD_MAGIC}", str(path), hint)
-    if header[1] != SHARD_VERSION:
-        raise InputError(f"shard version {header[1]}, expected {SHARD_VERSION}", str(path), "a newer pgolf may read it")
-    if header[2] < 1 or size != HEADER_BYTES + 2 * int(header[2]):
-        raise InputError(
-            f"the header promises {header[2]:,} ids, the file holds {(size - HEADER_BYTES) / 2:,g}",
-            str(path),
-            "the shard is truncated or damaged; make it anew",
-        )
+    large_enough = size > HEADER_BYTES and len(header) == 256
+    what = f"the shard has {size:,} bytes; header and one id need {HEADER_BYTES + 2:,}"
+    assure(large_enough, what, str(path), "make it anew")
+    what = f"magic number {header[0]}, expected {SHARD_MAGIC}"
+    assure(header[0] == SHARD_MAGIC, what, str(path), magic_hint(header[0]))
+    what = f"shard version {header[1]}, expected {SHARD_VERSION}"
+    assure(header[1] == SHARD_VERSION, what, str(path), "a newer pgolf may read it")
+    ids = (size - HEADER_BYTES) / 2
+    what = f"the header promises {header[2]:,} ids, the file holds {ids:,g}"
+    assure(header[2] == ids, what, str(path), "the shard is truncated or damaged; make it anew")
+    if ids < 1 or header[:3] != [SHARD_MAGIC, SHARD_VERSION, ids]:
+        raise InputError("not a whole token shard", str(path))
     return np.memmap(path, dtype="<u2", mode="r", offset=HEADER_BYTES)
+
+
+def magic_hint(number: int) -> str:
+    """What a file may be that begins with another number."""
+    big = number.to_bytes(4, "little", signed=True) == SHARD_MAGIC.to_bytes(4, "big")
+    return "the file is big-endian" if big else "this is not a token shard"
 
 
 def list_shards(folder: Path, split: str) -> list[Path]:

@@ -90,9 +90,10 @@ def train_recipe(
 
 def make_artifact(recipe: Submission, model: GPT, data: Path) -> bytes:
     """Quantize and compress the trained weights."""
-    stream = TrainStream(load_split(list_shards(data, "train"), recipe.model.vocab_size))
-    model.settle(next(model.parameters()).device)
-    known = recipe.quant.prepare(model, stream, lambda done: None)
+    model.settle(next(model.parameters()).device, attention=recipe.train.attention_later)
+    known = recipe.quant.prepare(
+        model, TrainStream(load_split(list_shards(data, "train"), recipe.model.vocab_size)), lambda done: None
+    )
     weights = {name: weight.detach().cpu() for name, weight in model.state_dict().items()}
     return encode_artifact(
         quantize_model(recipe.model, weights, recipe.quant, known), recipe.compress, recipe.info.encode()
@@ -142,7 +143,7 @@ def score_submission(recipe: Submission, code: Path, options: argparse.Namespace
             write_bytes(artifact, make_artifact(recipe, model, options.data))
     world.largest(0.0)  # wait for the file
     blob = read_bytes(artifact, 1 << 29)
-    model = GPT(recipe.model).settle(world.device).eval()
+    model = GPT(recipe.model).settle(world.device, attention=recipe.train.attention_later).eval()
     model.load_state_dict(
         decode_artifact(blob, recipe.model, {recipe.compress.codec_id: recipe.compress}, str(artifact)).weights()
     )

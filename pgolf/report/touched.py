@@ -52,7 +52,7 @@ def touched_in_steps(config: ModelConfig, optim: OptimConfig) -> dict[str, str]:
 def block_shape(matrix: Muon, spec: ParamSpec, config: ModelConfig) -> tuple[int, int]:
     """Rows and columns of what is orthogonalised at once."""
     rows, columns = spec.shape
-    return rows // matrix.blocks(spec.name, rows, layer_shape(config).head_dim), columns
+    return rows // matrix.row_blocks(spec.name, rows, layer_shape(config).head_dim), columns
 
 
 def is_early(role: str, rates: RateByRole, spec: ParamSpec) -> bool:

@@ -178,7 +178,8 @@ def score_key(model: ModelFile, dataset: Dataset, stage: str, method: Any, devic
     changed = {"overridden": list(model.overridden)} if model.overridden else {}
     section = {stage: to_values(method, slot_of_stage(stage))}
     place = pick_device(device, 0)
-    attention, _ = choose_attention(model.config.model, place, activation_dtype("auto", place))
+    wanted = model.config.train.attention_later
+    attention, _ = choose_attention(model.config.model, place, activation_dtype("auto", place), wanted)
     machine = {"device": str(place), "threads": torch.get_num_threads(), "attention": attention}
     return stage_key(stage, section | machine | changed, score_inputs(model, dataset))
 

@@ -49,7 +49,7 @@ class Judge:
 
     def cost(self, weights: dict[str, Tensor]) -> Cost:
         """Of a model with these weights."""
-        network, kl, gap = ready(self.model.config.model, weights, self.device), [], []
+        network, kl, gap = ready(self.model.config, weights, self.device), [], []
         for ids, targets, known in zip(self.inputs, self.wanted, self.known):
             exact, found = known, self.log_probabilities(network, ids)
             place = targets.to(self.device)[..., None]

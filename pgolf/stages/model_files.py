@@ -51,7 +51,7 @@ class ModelFile:
 
     def build(self, device: torch.device) -> GPT:
         """The model, ready to compute in float32 on a CPU or bfloat16 on a GPU."""
-        return ready(self.config.model, self.weights, device)
+        return ready(self.config, self.weights, device)
 
     def describe(self) -> dict[str, Any]:
         """What JSON documents say of a model."""
@@ -63,11 +63,11 @@ class ModelFile:
         }
 
 
-def ready(config: ModelConfig, weights: dict[str, Tensor], device: torch.device) -> GPT:
-    """A model with these weights on a device."""
-    model = GPT(config)
+def ready(config: RunConfig, weights: dict[str, Tensor], device: torch.device) -> GPT:
+    """The model of a run with these weights on a device."""
+    model = GPT(config.model)
     model.load_state_dict(weights)
-    return model.settle(device).eval()
+    return model.settle(device, attention=config.train.attention_later).eval()
 
 
 def stored_config(values: Any, where: str) -> RunConfig:
@@ -158,7 +158,7 @@ def load_quantized(path: Path) -> ModelFile:
     except KeyError as error:
         raise InputError(f"{error.args[0]} is missing", str(path), "the file is damaged") from None
     model.tensors |= tensors
-    model.check(str(path))
+    model.assure_sound(str(path))
     return ModelFile(
         path,
         "quantized",

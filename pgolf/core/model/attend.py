@@ -4,14 +4,14 @@ Shapes: B batch, T time, H query heads, K key/value heads, D head dim.
 """
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pgolf.core.errors import SetupError
+from pgolf.core.errors import SetupError, assure
 from pgolf.core.model.config import ModelConfig, attention_names
 
 
@@ -28,7 +28,13 @@ def attend(
     `window` (0: no limit) and not out of its segment; (B,T,H,D). `memory` keeps masks for the layers that follow.
     """
     memory = {} if memory is None else memory
-    return BACKENDS[backend](q_BTHD, k_BTKD, v_BTKD, window, segments_BT, memory)
+    assure(backend in BACKENDS, f"{backend!r} computes no attention", "attention")
+    for name, compute in OTHER_ATTENTION.items():
+        if name == backend:
+            return compute(q_BTHD, k_BTKD, v_BTKD, window, segments_BT, memory)
+    if backend == "sdpa":
+        return by_sdpa(q_BTHD, k_BTKD, v_BTKD, window, segments_BT, memory)
+    return by_flash(backend, q_BTHD, k_BTKD, v_BTKD, window, segments_BT, memory)
 
 
 def seen(window: int, segments_BT: Tensor | None, like_BT: Tensor, memory: dict[str, Any]) -> Tensor:
@@ -56,7 +62,9 @@ def by_reference(
 
 def by_sdpa(q: Tensor, k: Tensor, v: Tensor, window: int, segments_BT: Tensor | None, memory: dict[str, Any]) -> Tensor:
     """torch's own: without a mask where whole rows are seen, else with one of all pairs."""
-    mask = seen(window, segments_BT, q, memory) if window or segments_BT is not None else None
+    mask = None
+    if window or segments_BT is not None:
+        mask = seen(window, segments_BT, q, memory)
     grouped = q.size(2) != k.size(2)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, enable_gqa=grouped).transpose(1, 2)
@@ -126,13 +134,10 @@ def by_flash(
     return (y[0] if isinstance(y, tuple) else y).view_as(q)
 
 
-BACKENDS: dict[str, Callable[..., Tensor]] = {
-    "reference": by_reference,
-    "sdpa": by_sdpa,
-    "flex": by_flex,
-    "fa2": partial(by_flash, "fa2"),
-    "fa3": partial(by_flash, "fa3"),
-}
+OTHER_ATTENTION: dict[str, Callable[..., Tensor]] = {"reference": by_reference, "flex": by_flex}
+"""Backends besides torch's own and the packages of flash-attention."""
+BACKENDS = ("sdpa", "fa2", "fa3", *OTHER_ATTENTION)
+"""Names of all."""
 
 
 def attention_obstacle(name: str, config: ModelConfig, device: torch.device, dtype: torch.dtype) -> str:

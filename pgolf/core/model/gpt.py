@@ -159,7 +159,7 @@ class GPT(Node):
         self.attention_backend = choose_attention(self.config, device, self.compute_dtype, attention)[0]
         return self.to(device)
 
-    def attention(self, attn: Any, layer: int, n_BTC: Tensor, flow: Flow) -> Tensor:
+    def gathered(self, attn: Any, layer: int, n_BTC: Tensor, flow: Flow) -> Tensor:
         """Grouped-query attention with QK-norm and rotation; normalised input (B,T,C) -> (B,T,C)."""
         config, parts = self.config, self.acting[layer]
         raw_q = q = since(flow, attn.c_q.linear, n_BTC).unflatten(-1, (config.num_heads, -1))
@@ -196,7 +196,7 @@ class GPT(Node):
             for part in parts:
                 x = part.attended(flow, step.layer, x)
             n = self.normalised(step.layer, x)
-            return block.attn_scale.to(x.dtype) * self.attention(block.attn, step.layer, n, flow)
+            return block.attn_scale.to(x.dtype) * self.gathered(block.attn, step.layer, n, flow)
 
         def mlp(x: Tensor) -> Tensor:
             return block.mlp_scale.to(x.dtype) * self.mlp(block.mlp, self.normalised(step.layer, x))

@@ -26,7 +26,7 @@ class MatrixOptimizer(Protocol):
     def memory(self, weight: Any) -> Any:
         """What is remembered of a matrix, by name: zeros before the first step."""
 
-    def blocks(self, name: str, rows: int, head_dim: int) -> Any:
+    def row_blocks(self, name: str, rows: int, head_dim: int) -> Any:
         """In how many row blocks a matrix is orthogonalised."""
 
     def momentum_at(self, step: int) -> float:

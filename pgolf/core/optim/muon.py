@@ -153,7 +153,7 @@ class Muon:
         """Whether the heads of a matrix are taken two by two."""
         return self.paired_heads and name.endswith((".c_q.weight", ".c_k.weight"))
 
-    def blocks(self, name: str, rows: int, head_dim: int) -> int:
+    def row_blocks(self, name: str, rows: int, head_dim: int) -> int:
         """Row blocks of a matrix that are orthogonalised apart; ConfigError when `paired_heads` finds an odd head."""
         if not self.paired_heads or not self.pairs(name):
             return 1

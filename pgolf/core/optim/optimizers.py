@@ -21,7 +21,7 @@ class Optimizers:
 
     def __init__(self, model: GPT, config: OptimConfig, world: World) -> None:
         self.config, self.world = config, world
-        self.named, head_dim = dict(model.named_parameters()), layer_shape(model.config).head_dim
+        self.named = dict(model.named_parameters())
         self.matrices: dict[str, Stepped] = {}
         alike: dict[Any, list[Stepped]] = {}
         self.others: dict[str, Tensor] = {}
@@ -37,7 +37,7 @@ class Optimizers:
         for spec in param_specs(model.config):
             weight, rate = self.named[spec.name], config.lr_scale.factor(spec.name)
             if spec.group == MATRIX:
-                blocks = config.matrix.blocks(spec.name, spec.shape[0], head_dim)
+                blocks = config.matrix.row_blocks(spec.name, spec.shape[0], layer_shape(model.config).head_dim)
                 self.matrices[spec.name] = one = Stepped(weight, {}, rate, blocks)
                 alike.setdefault((spec.shape, blocks), []).append(one)
             else:

@@ -54,7 +54,7 @@ class QuantizedModel:
         """The float32 state dict the quantized model computes with."""
         return {name: t.dequantize() if isinstance(t, QTensor) else t.float() for name, t in self.tensors.items()}
 
-    def check(self, where: str) -> None:
+    def assure_sound(self, where: str) -> None:
         """InputError unless names, shapes, codes and scales are those a model of this configuration can have."""
         for spec in param_specs(self.config):
             tensor = self.tensors.get(spec.name)

@@ -114,7 +114,8 @@ class TrainConfig:
     """torch.compile: auto (on a GPU only), on, off."""
     attention: str = "auto"
     """What computes attention: auto (the fastest that can), reference, sdpa, flex, fa2, fa3. Not part of the model:
-    quantization and scores choose for themselves, as auto does.
+    quantization and scores choose for themselves, as auto does; only sdpa, which can compute every model, holds for
+    them as well.
     """
     kernels: str = "auto"
     """What computes MLP and loss in training: eager (torch's operations), triton (fused kernels), or auto, which is
@@ -186,6 +187,11 @@ class TrainConfig:
     def budget_s(self) -> float:
         """Seconds of training; 0 is no limit."""
         return max(self.max_wallclock_seconds - self.reserve_seconds, 0.0)
+
+    @property
+    def attention_later(self) -> str:
+        """What computes attention when training is over."""
+        return "sdpa" if self.attention == "sdpa" else "auto"
 
     def shown(self, step: int) -> bool:
         """Whether a step becomes a log line."""

@@ -118,9 +118,9 @@ class AdaptedGPT(GPT):
             mlp = Beside(block.mlp, said=added("mlp", index))
             self.layers[step.layer][step.turn] = Beside(block, attn=attn, mlp=mlp)
 
-    def attention(self, attn: Any, layer: int, n_BTC: Tensor, flow: Flow) -> Tensor:
+    def gathered(self, attn: Any, layer: int, n_BTC: Tensor, flow: Flow) -> Tensor:
         """The adapter of the output reads what attention reads."""
-        y = super().attention(attn, layer, n_BTC, flow)
+        y = super().gathered(attn, layer, n_BTC, flow)
         return y + attn.said(n_BTC) if attn.said else y
 
     def mlp(self, mlp: Any, n_BTC: Tensor) -> Tensor:

@@ -406,3 +406,8 @@ class TestOnGpu:
         both = [torch.autograd.grad(loss, list(model.parameters()), allow_unused=True) for loss in (expected, found)]
         for one, other in zip(*both, strict=True):
             assert one is None or (one - other).norm() <= 5e-2 * one.norm()
+
+
+@pytest.mark.parametrize("wanted", ["auto", *BACKENDS])
+def test_of_the_ways_to_train_only_sdpa_holds_for_scores(wanted):
+    assert TrainConfig(attention=wanted).attention_later == ("sdpa" if wanted == "sdpa" else "auto")
