@@ -249,7 +249,7 @@ def predicted(coder: Coder, codes_RC: np.ndarray, low: int, high: int, groups: n
             left = sums[:, column] - (rounded(edge, 24) * border).sum((1, 2))
             edge = np.append(edge, -np.ones((len(left), 1, 1)), 1)
             inverse = np.pad(inverse, ((0, 0), (0, 1), (0, 1)))
-            inverse += edge * (np.swapaxes(edge, 1, 2) / (np.maximum(left, 0) + 5 * most)[:, None, None])
+            inverse += edge * (edge.swapaxes(1, 2) / (np.maximum(left, 0) + 5 * most)[:, None, None])
             coarse = rounded(inverse, 28)
     codes_RC[order] = mixed
 
@@ -344,7 +344,7 @@ def by_model(
     `trail`, the tables of trellises, goes on from matrix to matrix.
     """
     rows, size = len(codes_RC), high - low + 1
-    if LEVELS <= model <= LEARNT:
+    if model in (LEVELS, LEARNT):
         order_zero(coder, Tables(np.ones((2, FLAT), np.int64)), numbers, np.repeat((0, FLAT), codes_RC.shape))
     if model <= LEVELS:
         base = np.minimum(numbers[:rows, None] + numbers[rows:], FLAT).ravel() if model == LEVELS else model
