@@ -7,7 +7,7 @@ import lzma
 from dataclasses import dataclass
 from typing import Any
 
-from pgolf.bundle.script import Script, latin1_literal, minify
+from pgolf.bundle.script import Script, latin1_literal, squeeze
 
 CHAIN: list[dict[str, Any]] = [{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 20, "lc": 3, "lp": 0, "pb": 0}]
 """One setting of the compressor, so that differences are the definitions'."""
@@ -32,26 +32,32 @@ def name_of_statement(node: ast.stmt) -> str:
     """What a top-level statement defines, or what it is."""
     if isinstance(node, ast.FunctionDef | ast.ClassDef):
         return node.name
-    if isinstance(node, ast.Import | ast.ImportFrom):
-        return "imports"
     if isinstance(node, ast.Assign):
         return ast.unparse(node.targets[0])
     return "the call of the program"
 
 
+def is_import(node: ast.stmt) -> bool:
+    """Whether it imports."""
+    return isinstance(node, ast.Import | ast.ImportFrom)
+
+
 def explain(script: Script) -> list[Piece]:
     """Every statement of the script, the costliest first; imports together. What definitions share with each other is
-    in none of their savings, so these do not add up to the packed file.
+    in none of their savings, so these do not add up to the packed file. Names are those of the readable script, whose
+    statements the minified one has in the same order under shorter names.
     """
     modules = {name: definition.module for definition in script.definitions for name in definition.names}
-    tree = ast.parse(script.minified)
-    groups: dict[str, list[int]] = {}
-    for index, node in enumerate(tree.body):
+    named = [node for node in ast.parse(squeeze(script.readable)).body if not is_import(node)]
+    minified = ast.parse(script.minified).body
+    texts = [ast.get_source_segment(script.minified, node) or "" for node in minified]
+    rest = [index for index, node in enumerate(minified) if not is_import(node)]
+    groups = {"imports": [index for index in range(len(minified)) if index not in rest]}
+    for node, index in zip(named, rest, strict=True):
         groups.setdefault(name_of_statement(node), []).append(index)
-    whole, found = coded_bytes(script.minified), []
-    texts = [minify(ast.unparse(node)) for node in tree.body]
+    whole, found = coded_bytes("\n".join(texts)), []
     for name, places in groups.items():
-        rest = "\n".join(text for index, text in enumerate(texts) if index not in places)
+        others = "\n".join(text for index, text in enumerate(texts) if index not in places)
         characters = sum(len(texts[index]) for index in places)
-        found.append(Piece(name, modules.get(name, "-"), characters, whole - coded_bytes(rest)))
+        found.append(Piece(name, modules.get(name, "-"), characters, whole - coded_bytes(others)))
     return sorted(found, key=lambda piece: (-piece.bytes, piece.name))
