@@ -141,7 +141,7 @@ def losses(
     """
     device = torch.device("cpu")
     exact = model.build(device)
-    others = {name: ready(model.config.model, one.weights, device) for name, one in coded.items()}
+    others = {name: ready(model.config, one.weights, device) for name, one in coded.items()}
     unit = math.log(2) * float(charges.sum())
     kl = dict.fromkeys(coded, 0.0)
     gaps: dict[str, list[Tensor]] = {name: [] for name in coded}

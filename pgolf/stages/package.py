@@ -9,11 +9,11 @@ from pgolf.audit.report import is_violated
 from pgolf.config.load import Resolved, resolve
 from pgolf.config.tree import to_values
 from pgolf.core.dist import pick_device
-from pgolf.core.errors import ConfigError, InputError, PgolfError, RuleError
-from pgolf.core.files import read_json, sha256_file
+from pgolf.core.errors import ConfigError, InputError, RuleError
+from pgolf.core.files import sha256_file
 from pgolf.dataset import Dataset, open_dataset
 from pgolf.report.console import Console
-from pgolf.stages.evaluate import SCORE_BEFORE, SCORE_SCHEMA, run_method, upgrade_score
+from pgolf.stages.evaluate import run_method
 from pgolf.stages.inputs import changed_keys
 from pgolf.stages.manifest import (
     describe_output,
@@ -29,6 +29,7 @@ from pgolf.stages.quantize import rounded
 from pgolf.submission.document import RECORD_SEEDS, reference
 from pgolf.submission.entries import Entry, entry_of_run, find_artifact
 from pgolf.submission.folder import build_folder, folder_name
+from pgolf.submission.gather import score_document
 from pgolf.submission.remedies import checkpoint_of
 
 
@@ -36,35 +37,7 @@ def nearby_scores(artifact: Path) -> list[dict[str, Any]]:
     """Score documents beside the artifact and in the neighbouring directories of its run."""
     folder = artifact.resolve().parent
     places = sorted({folder / "score.json", folder.parent / "score.json", *folder.parent.glob("*/score.json")})
-    found = []
-    for path in places:
-        try:
-            document = read_json(path)
-        except PgolfError:
-            continue
-        if is_score(document):
-            found.append(upgrade_score(document) if document["schema"] == SCORE_BEFORE else document)
-    return found
-
-
-def is_score(document: Any) -> bool:
-    """Whether a JSON value has the parts of a score document that packaging uses."""
-    try:
-        numbers = [document["score"][key] for key in ("nats", "tokens", "bytes", "val_loss")]
-        numbers.append(bpb_of(document["score"]))
-        strings = [
-            document["model"]["sha256"],
-            document["data"]["path"],
-            document["data"]["sha256"],
-            document["device"],
-        ]
-        settled = isinstance(document["partial"], bool) and isinstance(document["method"]["name"], str)
-        seconds = document["seconds"]["score"]
-    except (KeyError, TypeError, ValueError):
-        return False
-    good = all(type(number) in (int, float) for number in (*numbers, seconds, document.get("share")))
-    good &= all(isinstance(text, str) for text in (*strings, document.get("stage")))
-    return bool(good and settled and document.get("schema") in (SCORE_SCHEMA, SCORE_BEFORE))
+    return [document for path in places if (document := score_document(path)) is not None]
 
 
 def find_score(model: ModelFile, claim: str) -> dict[str, Any] | None:

@@ -53,9 +53,30 @@ def score_document(path: Path) -> dict[str, Any] | None:
         document = read_json(path)
     except PgolfError:
         return None
-    if not isinstance(document, dict) or document.get("schema") not in (SCORE_SCHEMA, SCORE_BEFORE):
+    if not is_score(document):
         return None
-    return upgrade_score(document) if document["schema"] == SCORE_BEFORE else document
+    return upgrade_score(document) if document["schema"] == SCORE_BEFORE else dict(document)
+
+
+def is_score(document: Any) -> bool:
+    """Whether a JSON value has the parts of a score document that packaging and comparing use."""
+    try:
+        numbers = [document["score"][key] for key in ("nats", "tokens", "bytes", "val_loss")]
+        numbers.append(bpb_of(document["score"]))
+        strings = [
+            document["model"]["sha256"],
+            document["model"]["kind"],
+            document["data"]["path"],
+            document["data"]["sha256"],
+            document["device"],
+        ]
+        settled = isinstance(document["partial"], bool) and isinstance(document["method"]["name"], str)
+        seconds = document["seconds"]["score"]
+    except (KeyError, TypeError, ValueError):
+        return False
+    good = all(type(number) in (int, float) for number in (*numbers, seconds, document.get("share")))
+    good &= all(isinstance(text, str) for text in (*strings, document.get("stage")))
+    return bool(good and settled and document.get("schema") in (SCORE_SCHEMA, SCORE_BEFORE))
 
 
 def training_of(folder: Path) -> tuple[int | None, dict[str, Any]]:

@@ -263,10 +263,10 @@ def test_the_version_is_the_least_that_has_the_forms(kinds, version):
 )
 def test_steps_and_trellises_that_cannot_be_are_refused(wrong):
     model = random_model(CONFIG, 3, ("trellis",))
-    model.check("here")
+    model.assure_sound("here")
     model.tensors["tok_emb.weight"] = replace(model.tensors["tok_emb.weight"], **wrong)
     with pytest.raises(InputError, match=r"tok_emb\.weight has a scale that is not a positive number"):
-        model.check("here")
+        model.assure_sound("here")
 
 
 def test_unknown_flags_are_refused(small):

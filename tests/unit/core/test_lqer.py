@@ -136,7 +136,7 @@ def test_an_artifact_gives_corrections_back_bit_for_bit(packing, weighting, rank
     known = {name: correlated(weight.size(1)) for name, weight in weights.items() if weight.ndim == 2}
     quantizer = Lqer(packing=packing, weighting=weighting, rank=rank, top=top)
     made = quantize_model(SMALL, weights, quantizer, known)
-    made.check("here")
+    made.assure_sound("here")
     corrected_ones = [name for name, tensor in made.tensors.items() if isinstance(tensor, CorrectedTensor)]
     assert len(corrected_ones) == min(top, sum(isinstance(one, QTensor) for one in made.tensors.values()))
     for codec in (Zlib(), Rans()):
@@ -181,10 +181,10 @@ def test_corrections_that_cannot_be_are_refused(wrong):
     made = quantize_model(SMALL, weights, Lqer(top=9), {})
     tensor = made.tensors["tok_emb.weight"]
     assert isinstance(tensor, CorrectedTensor)
-    made.check("here")
+    made.assure_sound("here")
     made.tensors["tok_emb.weight"] = corrected(tensor.base, replace(tensor.factors, **wrong))
     with pytest.raises(InputError, match=r"tok_emb\.weight"):
-        made.check("here")
+        made.assure_sound("here")
 
 
 def test_a_damaged_correction_is_refused():

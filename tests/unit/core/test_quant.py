@@ -317,7 +317,7 @@ def test_the_inputs_are_left_as_they_were():
 @pytest.mark.parametrize("quantizer", [RowQuantile(keep_numel=100), SdClip(), Gptq()], ids=["rtn", "sdclip", "gptq"])
 def test_a_quantized_model_has_every_parameter(tiny_model, quantizer):
     result = quantize_model(tiny_model.config, tiny_model.state_dict(), quantizer, {})
-    result.check("test")
+    result.assure_sound("test")
     assert list(result.tensors) == [spec.name for spec in param_specs(tiny_model.config)]
     for name, weight in result.weights().items():
         exact = tiny_model.state_dict()[name]
@@ -386,22 +386,22 @@ CODES, SCALE = torch.ones(4, 4, dtype=torch.int8), torch.ones(4, dtype=torch.flo
     ],
 )
 def test_check_names_what_a_model_cannot_have(name, tensor, message):
-    small_model().check("file")
+    small_model().assure_sound("file")
     with pytest.raises(InputError, match=message) as caught:
-        damaged(name, tensor).check("some/file")
+        damaged(name, tensor).assure_sound("some/file")
     assert "some/file" in str(caught.value)
 
 
 def test_check_refuses_scales_of_another_length():
     with pytest.raises(InputError, match=r"blocks\.0\.attn\.c_q\.weight"):
-        damaged("blocks.0.attn.c_q.weight", QTensor(CODES, SCALE[:3], 6)).check("file")
+        damaged("blocks.0.attn.c_q.weight", QTensor(CODES, SCALE[:3], 6)).assure_sound("file")
 
 
 def test_check_names_a_missing_tensor():
     model = small_model()
     del model.tensors["blocks.1.mlp.fc.weight"]
     with pytest.raises(InputError, match=r"blocks\.1\.mlp\.fc\.weight is missing"):
-        model.check("file")
+        model.assure_sound("file")
 
 
 def test_the_digest_sees_codes_scales_bits_and_floats():

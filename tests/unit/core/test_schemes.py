@@ -129,7 +129,7 @@ def test_gates_are_chosen_by_name_shape_and_size():
 
 def test_every_role_has_its_scheme():
     made = quantize_model(CONFIG, drawn(CONFIG), MIXED, {})
-    made.check("here")
+    made.assure_sound("here")
     for spec in param_specs(CONFIG):
         tensor, gate = made.tensors[spec.name], spec.name.endswith("attn_gate_w")
         wanted = {EMBED: Float8Tensor, ATTN: QTensor, MLP: GroupTensor32, CONTROL: QTensor if gate else torch.Tensor}
@@ -181,7 +181,7 @@ def test_what_cannot_be_is_refused(name, change):
     made = quantize_model(CONFIG, drawn(CONFIG), MIXED, {})
     made.tensors[name] = replace(made.tensors[name], **change)
     with pytest.raises(InputError, match=name):
-        made.check("here")
+        made.assure_sound("here")
 
 
 def test_codes_beyond_three_values_and_codes_of_vectors_are_refused():
@@ -189,7 +189,7 @@ def test_codes_beyond_three_values_and_codes_of_vectors_are_refused():
     wide = made.tensors["blocks.0.mlp.fc.weight"]
     made.tensors["blocks.0.mlp.fc.weight"] = replace(wide, codes=torch.full_like(wide.codes, 2))
     with pytest.raises(InputError, match=r"codes beyond ±1"):
-        made.check("here")
+        made.assure_sound("here")
     whole = QuantizedModel(CONFIG, {name: weight.float() for name, weight in drawn(CONFIG).items()})
     vector = next(spec for spec in param_specs(CONFIG) if len(spec.shape) == 1)
     whole.tensors[vector.name] = QTensor(torch.ones(vector.shape, dtype=torch.int8), torch.ones(vector.shape).half(), 8)
