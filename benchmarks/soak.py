@@ -62,7 +62,10 @@ def lines(place: Path, text: Path, tokenizer: Path, sets: dict[str, tuple[str, .
         "compress": ["compress", quantized, "--out", artifact],
         "eval": ["eval", artifact, "--data", data, "--out", place / "eval" / "score.json"],
         "ttt": ["ttt", artifact, "--data", data, "--out", place / "ttt" / "score.json"],
-        "package-submission": ["package-submission", artifact, "--data", data, "--out", place / "submission"],
+        "package-submission": [
+            *("package-submission", artifact, "--data", data, "--out", place / "submission"),
+            *("--set", "package.prove_steps=0"),
+        ],
     }
     common = ["--preset", "tiny", "--quiet"]
     return {

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pgolf.bundle.fold import Fold, truth
-from pgolf.bundle.graph import copied
+from pgolf.bundle.graph import copied, walk
 
 EMPTY = (ast.Tuple, ast.List)
 """Literals that may stand for nothing to go through."""
@@ -29,9 +29,7 @@ def constant_of(node: ast.FunctionDef) -> ast.expr | None:
         return None
     value = body[0].value if body and isinstance(body[0], ast.Return) else None
     value = value or ast.Constant(None)
-    plain = all(
-        isinstance(inner, ast.Constant | ast.Tuple | ast.List | ast.Dict | ast.Load) for inner in ast.walk(value)
-    )
+    plain = all(isinstance(inner, ast.Constant | ast.Tuple | ast.List | ast.Dict | ast.Load) for inner in walk(value))
     return value if plain else None
 
 
@@ -40,7 +38,7 @@ def constant_methods(nodes: Iterable[ast.AST], foreign: frozenset[str]) -> dict[
     found: dict[str, list[ast.expr | None]] = {}
     assigned: set[str] = set()
     for outer in nodes:
-        for node in ast.walk(outer):
+        for node in walk(outer):
             if isinstance(node, ast.ClassDef):
                 for item in node.body:
                     if isinstance(item, ast.FunctionDef):

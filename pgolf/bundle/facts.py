@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from pgolf.bundle.graph import is_dataclass_node, is_kernel_node, of_library
+from pgolf.bundle.graph import is_dataclass_node, is_kernel_node, of_library, walk
 from pgolf.bundle.rename import bound, quoted_words, vocabulary
 
 UNKNOWN = object()
@@ -46,7 +46,7 @@ def same(one: Any, other: Any) -> bool:
 
 def harmless(node: ast.expr | None) -> bool:
     """Whether computing an expression does nothing but give its value."""
-    for inner in ast.walk(node) if node else ():
+    for inner in walk(node) if node else ():
         if isinstance(inner, ast.Call):
             if ast.unparse(inner.func) not in HARMLESS:
                 return False
@@ -74,11 +74,11 @@ def stores(function: ast.AST) -> dict[str, list[Any]]:
             for one, other in matched(target, value):
                 pair(one, other)
 
-    for node in ast.walk(function):
+    for node in walk(function):
         if isinstance(node, ast.Assign):
             for target in node.targets:
                 pair(target, node.value)
-    for node in ast.walk(function):
+    for node in walk(function):
         if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load) and id(node) not in plain:
             found[node.id].append(None)
         elif isinstance(node, ast.arg):
@@ -99,7 +99,7 @@ class Facts:
 
     def __init__(self, nodes: list[ast.stmt]) -> None:
         self.nodes = nodes
-        walked = [inner for node in nodes for inner in ast.walk(node)]
+        walked = [inner for node in nodes for inner in walk(node)]
         self.foreign = vocabulary() | quoted_words(ast.Module(nodes, []))
         self.classes = [node for node in walked if isinstance(node, ast.ClassDef)]
         self.calls: dict[str, list[ast.Call]] = defaultdict(list)
@@ -186,7 +186,7 @@ def assigned(node: ast.ClassDef) -> Iterator[str]:
     """Names that statements of a class set."""
     for item in node.body:
         if isinstance(item, ast.AnnAssign | ast.Assign):
-            yield from (inner.id for inner in ast.walk(item) if isinstance(inner, ast.Name))
+            yield from (inner.id for inner in walk(item) if isinstance(inner, ast.Name))
 
 
 def fields(node: ast.ClassDef) -> list[ast.AnnAssign]:

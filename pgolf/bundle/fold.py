@@ -5,6 +5,8 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+from pgolf.bundle.graph import walk
+
 COMPARED: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
     ast.Eq: operator.eq,
     ast.NotEq: operator.ne,
@@ -24,7 +26,7 @@ def fixed_values(recipe: ast.AST, bases: dict[str, tuple[str, ...]], made: froze
     them. `bases` has each class's ancestors; classes in `made` are instantiated elsewhere too.
     """
     found: dict[str, list[dict[str, Any]]] = {}
-    for call in ast.walk(recipe):
+    for call in walk(recipe):
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in bases:
             values = {word.arg: word.value.value for word in call.keywords if isinstance(word.value, ast.Constant)}
             for name in (call.func.id, *bases[call.func.id]):

@@ -4,7 +4,7 @@ import ast
 from collections.abc import Iterator
 
 from pgolf.bundle.facts import Facts, functions_in, harmless, loaded, stores
-from pgolf.bundle.graph import copied
+from pgolf.bundle.graph import copied, walk
 
 SHORT = 24
 """Characters of an expression that may stand in several places."""
@@ -15,7 +15,7 @@ def result_of(node: ast.FunctionDef) -> ast.expr | None:
     body = [item for item in node.body if not (isinstance(item, ast.Expr) and isinstance(item.value, ast.Constant))]
     value = body[0].value if len(body) == 1 and isinstance(body[0], ast.Return) else None
     scoped = (ast.Lambda, ast.GeneratorExp, ast.ListComp, ast.SetComp, ast.DictComp, ast.NamedExpr, ast.Yield)
-    return None if value is None or any(isinstance(inner, scoped) for inner in ast.walk(value)) else value
+    return None if value is None or any(isinstance(inner, scoped) for inner in walk(value)) else value
 
 
 def events(node: ast.AST, sure: bool = True) -> Iterator[tuple[str, bool]]:

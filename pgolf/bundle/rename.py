@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cache
 
-from pgolf.bundle.graph import is_kernel_node, of_library
+from pgolf.bundle.graph import is_kernel_node, of_library, walk
 
 LIBRARIES = (
     *("argparse", "brotli", "concurrent.futures", "contextlib", "dataclasses", "hashlib", "io", "json", "lzma", "math"),
@@ -52,7 +52,7 @@ def defined(body: Iterable[ast.stmt]) -> Iterator[str]:
             yield node.name
         elif isinstance(node, ast.Assign | ast.AnnAssign):
             for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
-                yield from (name.id for name in ast.walk(target) if isinstance(name, ast.Name))
+                yield from (name.id for name in walk(target) if isinstance(name, ast.Name))
 
 
 def bound(node: ast.AST) -> Iterator[str]:
@@ -78,11 +78,11 @@ def spelled(node: ast.AST) -> list[str]:
 def untouchable(tree: ast.Module) -> set[str]:
     """Names that stay in every use: imported, built in, special, and those of functions around Triton kernels."""
     found = {*keyword.kwlist, *dir(builtins)}
-    for node in ast.walk(tree):
+    for node in walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
             found |= {alias.asname or alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.FunctionDef):
-            inside = list(ast.walk(node))
+            inside = list(walk(node))
             if any(isinstance(inner, ast.FunctionDef) and is_kernel_node(inner) for inner in inside):
                 found |= {word for inner in inside for word in spelled(inner)}
         found |= {word for word in spelled(node) if word.startswith("__")}
@@ -91,8 +91,8 @@ def untouchable(tree: ast.Module) -> set[str]:
 
 def quoted_words(tree: ast.Module) -> set[str]:
     """Words in strings that hold nothing but names, errors aside."""
-    told = {id(inner) for node in ast.walk(tree) if isinstance(node, ast.Raise) for inner in ast.walk(node)}
-    nodes = (node for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in told)
+    told = {id(inner) for node in walk(tree) if isinstance(node, ast.Raise) for inner in walk(node)}
+    nodes = (node for node in walk(tree) if isinstance(node, ast.Constant) and id(node) not in told)
     texts = (node.value for node in nodes if isinstance(node.value, str))
     return {word for text in texts if re.fullmatch(r"[\w.]+", text) for word in re.findall(r"\w+", text)}
 
@@ -101,7 +101,7 @@ class Names:
     """Which names of a module may change, by what they name."""
 
     def __init__(self, tree: ast.Module) -> None:
-        nodes = list(ast.walk(tree))
+        nodes = list(walk(tree))
         self.quoted, self.fixed = quoted_words(tree), untouchable(tree)
         self.top = set(defined(tree.body)) - self.fixed
         classes = [node for node in nodes if isinstance(node, ast.ClassDef)]
@@ -151,12 +151,12 @@ class Names:
     def spoken(self, node: ast.AST, owner: str = "") -> set[str]:
         """Arguments of the functions in a statement that calls may give by name; `owner` is the class around it."""
         found: set[str] = set()
-        for inner in ast.walk(node):
+        for inner in walk(node):
             if isinstance(inner, ast.FunctionDef | ast.Lambda):
                 callee = inner.name if isinstance(inner, ast.FunctionDef) else ""
                 callee = owner if callee == "__init__" else callee
                 by_name = self.linked[""] | self.linked.get(callee, set())
-                found |= by_name & {one.arg for one in ast.walk(inner.args) if isinstance(one, ast.arg)}
+                found |= by_name & {one.arg for one in walk(inner.args) if isinstance(one, ast.arg)}
         return found
 
 
@@ -196,7 +196,7 @@ def rename(source: str) -> str:
     """The source with short names for what is its own."""
     tree = ast.parse(source)
     names = Names(tree)
-    count = Counter(word for node in ast.walk(tree) for word in spelled(node))
+    count = Counter(word for node in walk(tree) for word in spelled(node))
     order = [word for word, _ in count.most_common()]
     free = [name for name in POOL if name not in names.fixed | set(keyword.kwlist)]
     letters = [name for name in free if len(name) == 1]
@@ -210,7 +210,7 @@ def rename(source: str) -> str:
     def change(node: ast.AST, owner: str = "") -> None:
         kept = names.fixed | names.top | names.spoken(node, owner)
         local = [name for name in dict.fromkeys(bound(node)) if name not in kept]
-        variables = (inner for inner in ast.walk(node) if isinstance(inner, ast.Name | ast.arg))
+        variables = (inner for inner in walk(node) if isinstance(inner, ast.Name | ast.arg))
         stay = {word for inner in variables for word in spelled(inner)} - {*local}
         unused = [name for name in letters + more if name not in stay]
         Rename(top | dict(zip(local, unused)), attributes, given).apply(node, bool(owner))

@@ -12,7 +12,7 @@ from typing import Any
 
 from pgolf.bundle.constant import ConstantCalls, constant_methods, foreign_names
 from pgolf.bundle.fold import Fold, fixed_values
-from pgolf.bundle.graph import Core, Definition, bound_names, copied, parse_core, reach, used_names
+from pgolf.bundle.graph import Core, Definition, bound_names, copied, parse_core, reach, used_names, walk
 from pgolf.bundle.rename import rename
 from pgolf.bundle.table import param_table
 from pgolf.bundle.tidy import tidy
@@ -106,7 +106,7 @@ def made_classes(core: Core, recipe: ast.AST, slim: dict[int, Definition]) -> fr
     """The classes of which the code itself makes instances."""
     definitions = {name: slim[id(d)] for name, d in core.definitions.items()}
     reached = reach(Core(definitions, tuple(slim[id(d)] for d in core.order), core.externals), used_names(recipe))
-    calls = (node for d in reached for node in ast.walk(d.node) if isinstance(node, ast.Call))
+    calls = (node for d in reached for node in walk(d.node) if isinstance(node, ast.Call))
     called = frozenset(call.func.id for call in calls if isinstance(call.func, ast.Name))
     return frozenset(name for name in called & core.definitions.keys() if is_class(core.definitions[name]))
 
@@ -226,7 +226,7 @@ class IdlePlaces(ast.NodeTransformer):
         """Whether all it asks of the part is idle."""
         asked = {
             inner.attr
-            for inner in ast.walk(node)
+            for inner in walk(node)
             if isinstance(inner, ast.Attribute) and isinstance(inner.value, ast.Name) and inner.value.id == part
         }
         return bool(asked) and asked <= self.idle
@@ -246,7 +246,7 @@ def methods(node: ast.ClassDef) -> frozenset[str]:
 
 def without_idle(definition: Definition, idle: frozenset[str]) -> Definition:
     """The definition without loops that would do nothing. The core's own trees stay as they are."""
-    if not any(isinstance(node, ast.Attribute) and node.attr in idle for node in ast.walk(definition.node)):
+    if not any(isinstance(node, ast.Attribute) and node.attr in idle for node in walk(definition.node)):
         return definition
     node = IdlePlaces(idle).visit(copied(definition.node))
     return definition if ast.dump(node) == ast.dump(definition.node) else replaced(definition, node)
@@ -254,7 +254,7 @@ def without_idle(definition: Definition, idle: frozenset[str]) -> Definition:
 
 def without_calls(definition: Definition, literals: dict[str, ast.expr]) -> Definition:
     """The definition with these calls folded. The core's own trees stay as they are."""
-    asked = (node.func for node in ast.walk(definition.node) if isinstance(node, ast.Call))
+    asked = (node.func for node in walk(definition.node) if isinstance(node, ast.Call))
     if not any(isinstance(func, ast.Attribute) and func.attr in literals for func in asked):
         return definition
     return replaced(definition, ConstantCalls(literals).visit(copied(definition.node)))
@@ -262,28 +262,26 @@ def without_calls(definition: Definition, literals: dict[str, ast.expr]) -> Defi
 
 def mentions(nodes: Iterable[ast.AST]) -> Counter[str]:
     """How often the nodes ask something for an attribute, by its name; a method that asks its ancestor's aside."""
-    walked = [node for outer in nodes for node in ast.walk(outer)]
+    walked = [node for outer in nodes for node in walk(outer)]
     found = Counter(node.attr for node in walked if isinstance(node, ast.Attribute))
     for node in walked:
         if isinstance(node, ast.FunctionDef):
             found[node.name] -= sum(
-                ast.unparse(inner) == f"super().{node.name}"
-                for inner in ast.walk(node)
-                if isinstance(inner, ast.Attribute)
+                ast.unparse(inner) == f"super().{node.name}" for inner in walk(node) if isinstance(inner, ast.Attribute)
             )
     return found
 
 
 def quotes(nodes: Iterable[ast.AST]) -> set[Any]:
     """Constants in the nodes, among them names in quotes."""
-    return {node.value for outer in nodes for node in ast.walk(outer) if isinstance(node, ast.Constant)}
+    return {node.value for outer in nodes for node in walk(outer) if isinstance(node, ast.Constant)}
 
 
 def idle_fields(recipe: ast.AST, chosen: list[Definition]) -> frozenset[str]:
     """Fields of the recipe, numbers and words and absent parts, that no definition reads, be it by a name in quotes. An
     absent part is skipped wherever parts are gone through.
     """
-    words = [word for call in ast.walk(recipe) if isinstance(call, ast.Call) for word in call.keywords if word.arg]
+    words = [word for call in walk(recipe) if isinstance(call, ast.Call) for word in call.keywords if word.arg]
     nodes = [definition.node for definition in chosen]
     plain = {str(word.arg) for word in words if is_plain(word.value)}
     kept = {word.arg for word in words if not is_plain(word.value)}
@@ -300,7 +298,7 @@ def is_plain(value: ast.expr) -> bool:
 def without_arguments(recipe: ast.Module, idle: frozenset[str]) -> ast.Module:
     """The recipe without these fields."""
     slim: ast.Module = copied(recipe)
-    for node in ast.walk(slim):
+    for node in walk(slim):
         if isinstance(node, ast.Call):
             node.keywords = [word for word in node.keywords if word.arg not in idle]
     return slim
@@ -477,7 +475,7 @@ def pack(minified: str, codec: Codec) -> bytes:
 def unpack(packed: bytes) -> str:
     """The source inside a packed script, found without running it. PgolfError if it is not of that form."""
     tree = ast.parse(packed)
-    for node in ast.walk(tree):
+    for node in walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and len(node.value) > 256:
             coded = node.value.encode("latin-1")
             if b"import brotli" in packed[:64]:

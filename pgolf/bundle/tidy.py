@@ -26,7 +26,7 @@ from pgolf.bundle.facts import (
     without_argument,
 )
 from pgolf.bundle.fold import COMPARED
-from pgolf.bundle.graph import copied, is_kernel_node
+from pgolf.bundle.graph import copied, is_kernel_node, walk
 from pgolf.bundle.inline import inline
 
 
@@ -104,9 +104,9 @@ class Settle(ConstantCalls):
         if len(found) > 1 and isinstance(found[-1], ast.Return) and isinstance(found[-1].value, ast.Name):
             last, name = found[-2], found[-1].value.id
             inner = (
-                node for item in found[:-2] for node in ast.walk(item) if isinstance(node, ast.FunctionDef | ast.Lambda)
+                node for item in found[:-2] for node in walk(item) if isinstance(node, ast.FunctionDef | ast.Lambda)
             )
-            held = any(name in loaded(one) for node in inner for one in ast.walk(node))
+            held = any(name in loaded(one) for node in inner for one in walk(node))
             if isinstance(last, ast.Assign) and [ast.unparse(one) for one in last.targets] == [name] and not held:
                 return [*found[:-2], ast.Return(last.value)]
         return found
@@ -168,10 +168,8 @@ def settle_function(node: ast.FunctionDef, outer: dict[str, Any]) -> None:
                 if all(same(value, values[0]) for value in values):
                     known[name] = values[0]
         Settle(known, {name: value for name, value in outer.items() if name not in found}).visit(node)
-        read = {inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name) and isinstance(inner.ctx, ast.Load)}
-        read |= {
-            name for inner in ast.walk(node) if isinstance(inner, ast.Nonlocal | ast.Global) for name in inner.names
-        }
+        read = {inner.id for inner in walk(node) if isinstance(inner, ast.Name) and isinstance(inner.ctx, ast.Load)}
+        read |= {name for inner in walk(node) if isinstance(inner, ast.Nonlocal | ast.Global) for name in inner.names}
         Unread(found.keys() - read, set()).visit(node)
         Settle({}, {}).visit(node)
         if ast.dump(node) == before:
@@ -186,7 +184,7 @@ def settle_arguments(facts: Facts) -> None:
         defaults += node.args.defaults
         for index, one in reversed(list(enumerate(node.args.args))[given:]):
             values = [argument(call, index - given, one.arg, defaults[index]) for call in calls]
-            read = any(one.arg in loaded(inner) for item in node.body for inner in ast.walk(item))
+            read = any(one.arg in loaded(inner) for item in node.body for inner in walk(item))
             known = [value_of(value, {}) for value in values]
             changed = any(one.arg in stores(item) for item in node.body)
             constant = calls and not changed and all(same(value, known[0]) for value in known)
@@ -220,12 +218,12 @@ def attribute_values(facts: Facts) -> dict[str, list[Any]]:
                 found[member.name].append(UNKNOWN)
     for outer in facts.nodes:
         plain: set[int] = set()
-        for inner in ast.walk(outer):
+        for inner in walk(outer):
             for target, value in pairs(inner) if isinstance(inner, ast.Assign) else ():
                 if isinstance(target, ast.Attribute):
                     found[target.attr].append(value_of(value, {}))
                     plain.add(id(target))
-        for inner in ast.walk(outer):
+        for inner in walk(outer):
             if isinstance(inner, ast.Attribute) and not isinstance(inner.ctx, ast.Load) and id(inner) not in plain:
                 found[inner.attr].append(UNKNOWN)
     return found
@@ -327,4 +325,4 @@ def tidy(nodes: list[ast.stmt], settled: set[str]) -> list[ast.stmt]:
 
 def has_kernel(node: ast.FunctionDef) -> bool:
     """Whether a Triton kernel is defined inside."""
-    return any(isinstance(inner, ast.FunctionDef) and is_kernel_node(inner) for inner in ast.walk(node))
+    return any(isinstance(inner, ast.FunctionDef) and is_kernel_node(inner) for inner in walk(node))
