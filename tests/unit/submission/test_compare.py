@@ -18,6 +18,8 @@ SCORE: dict[str, Any] = {
     "schema": "pgolf.score/2",
     "stage": "eval",
     "partial": False,
+    "share": 1.0,
+    "seconds": {"score": 1.0, "total": 2.0},
     "score": {"nats": 0.0, "tokens": 1000, "bytes": 3000, "val_loss": 0.0, "bpb": 0.0},
     "method": {"name": "sliding"},
     "model": {"kind": "artifact", "sha256": "x", "path": "m"},
