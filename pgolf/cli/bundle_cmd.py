@@ -1,5 +1,6 @@
 """pgolf bundle: the submission script of a configuration, before there is anything to submit."""
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,7 +29,8 @@ def bundle(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """The one script that trains, quantizes, compresses and scores a configuration, packed, and its size.
+    """The one script that trains, quantizes, compresses and scores a configuration, packed, and its size. That of a
+    submission has as many bytes but for a few: artifacts that this one makes name an empty tokenizer.
 
     A definition's bytes are those that the packed file would lose with it: what definitions share is in none of them.
 
@@ -38,9 +40,11 @@ def bundle(
     from pgolf.bundle.script import build_script
     from pgolf.config.load import resolve
     from pgolf.core.files import make_dir, write_bytes
+    from pgolf.stages.model_files import artifact_info
     from pgolf.submission.imports import needed_packages
 
-    script = build_script(resolve(preset, sets).config)
+    config = resolve(preset, sets).config
+    script = build_script(config, artifact_info(config, hashlib.sha256().hexdigest()).decode())
     pieces = explained(script) if explain else []
     if out is not None:
         make_dir(out)
