@@ -7,7 +7,7 @@ import lzma
 from dataclasses import dataclass
 from typing import Any
 
-from pgolf.bundle.script import Script, latin1_literal, squeeze
+from pgolf.bundle.script import Script, has_kernels, latin1_literal, squeeze
 
 CHAIN: list[dict[str, Any]] = [{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 20, "lc": 3, "lp": 0, "pb": 0}]
 """One setting of the compressor, so that differences are the definitions'."""
@@ -48,7 +48,8 @@ def explain(script: Script) -> list[Piece]:
     statements the minified one has in the same order under shorter names.
     """
     modules = {name: definition.module for definition in script.definitions for name in definition.names}
-    named = [node for node in ast.parse(squeeze(script.readable)).body if not is_import(node)]
+    source = script.readable if has_kernels(script.readable) else squeeze(script.readable)
+    named = [node for node in ast.parse(source).body if not is_import(node)]
     minified = ast.parse(script.minified).body
     texts = [ast.get_source_segment(script.minified, node) or "" for node in minified]
     rest = [index for index, node in enumerate(minified) if not is_import(node)]

@@ -418,13 +418,21 @@ def squeeze(source: str) -> str:
             return ast.unparse(ast.fix_missing_locations(ast.Module(whole, [])))
 
 
+def has_kernels(source: str) -> bool:
+    """Whether a script defines Triton kernels. Triton and torch call what belongs to them by the names of arguments, so
+    that such a script keeps all of its names.
+    """
+    return "triton.jit" in source
+
+
 def minify(source: str) -> str:
     """Shorter source with the same meaning."""
     import python_minifier
 
     return str(
         python_minifier.minify(
-            rename(squeeze(source)),
+            source if has_kernels(source) else rename(squeeze(source)),
+            remove_literal_statements=True,
             remove_annotations=False,
             rename_locals=False,
             rename_globals=False,
