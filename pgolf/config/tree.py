@@ -162,6 +162,21 @@ def to_values(config: Any, slot: str = "") -> dict[str, Any]:
     return values
 
 
+def beyond_defaults(config: Any, default: Any, slot: str = "") -> dict[str, Any]:
+    """As `to_values` without what `default` has as well; `build_config` over it gives back an equal config."""
+    values: dict[str, Any] = {}
+    if type(config) is not type(default):
+        values[selector(slot)], default = name_of(slot, type(config)), type(config)()
+    for field in dataclasses.fields(config):
+        value, usual = getattr(config, field.name), getattr(default, field.name)
+        inner = slot_of(field.type)
+        if inner or dataclasses.is_dataclass(value):
+            value, usual = beyond_defaults(value, usual, inner), {}
+        if value != usual:
+            values[field.name] = value
+    return values
+
+
 def flatten(values: dict[str, Any], path: str = "") -> dict[str, Any]:
     """Nested values as dotted key -> leaf."""
     flat: dict[str, Any] = {}

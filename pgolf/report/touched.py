@@ -11,7 +11,7 @@ from pgolf.core.optim.config import OptimConfig
 from pgolf.core.optim.muon import Muon
 from pgolf.core.optim.rates import ROLE_OF, RateByRole, role_of
 
-IN_BLOCKS = ("input_scale", "reach", "projected", "queries", "keys", "heads", "attended", "closed")
+IN_BLOCKS = ("scaled", "reach", "projected", "queries", "keys", "heads", "attended", "closed")
 """Places inside a block."""
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pgolf.config.load import resolve
 from pgolf.config.run import RunConfig
-from pgolf.config.tree import to_values
+from pgolf.config.tree import beyond_defaults, to_values
 from pgolf.core.artifact import ARTIFACT_MAGIC, FORMS, INFO, decode_artifact, read_sections
 from pgolf.core.errors import ConfigError, InputError
 from pgolf.core.files import check_regular, parse_json, read_bytes, read_head
@@ -31,6 +31,8 @@ is enough is written.
 FACTORS = ("a_codes", "a_scale", "b_codes", "b_scale")
 """Parts of a low-rank correction."""
 MAX_ARTIFACT = 512 << 20
+DESCRIBED = ("model", "eval", "ttt")
+"""Sections of the configuration that an artifact carries."""
 
 
 @dataclass
@@ -185,14 +187,12 @@ def load_checkpoint(path: Path) -> ModelFile:
 
 
 def artifact_info(config: RunConfig, tokenizer_sha256: str) -> bytes:
-    """What an artifact says of itself: architecture, how it was scored (without adjusters that are absent, which is
-    their default), whose tokens it reads.
+    """What an artifact says of itself: architecture, how it was scored, whose tokens it reads. These bytes count, twice
+    where a script makes the artifact, so what is the default is left out: those defaults stay what they are
+    (`tests/unit/test_artifact_defaults.py`).
     """
-    values = to_values(config)
-    kept = {"model": values["model"]}
-    for name in ("eval", "ttt"):
-        absent = ({"kind": "none"}, {"kind": "as_trained"})
-        kept[name] = {key: value for key, value in values[name].items() if value not in absent}
+    values = beyond_defaults(config, RunConfig())
+    kept = {name: values[name] for name in DESCRIBED if name in values}
     return json.dumps(
         {"schema": ARTIFACT_SCHEMA, "tokenizer_sha256": tokenizer_sha256, "config": kept},
         sort_keys=True,
@@ -210,14 +210,17 @@ def load_artifact(path: Path, programs: bool = False) -> ModelFile:
         raise InputError(
             "the artifact does not describe itself as one of pgolf's", where, "use the pgolf that wrote it"
         )
-    config = stored_config(info.get("config"), where)
+    if not isinstance(kept := info.get("config"), dict) or not set(kept) <= set(DESCRIBED):
+        raise InputError("the artifact's configuration is not that of a model and its scores", where, "make it anew")
+    config = stored_config(kept, where)
     model = decode_artifact(blob, config.model, codecs, where)
     digest = hashlib.sha256(blob).hexdigest()
+    values = to_values(config)
     return ModelFile(
         path,
         "artifact",
         digest,
-        info["config"],
+        {name: values[name] for name in DESCRIBED},
         config,
         str(info.get("tokenizer_sha256", "")),
         model.weights(),

@@ -1,6 +1,7 @@
 """The packed script: alone it scores and trains as pgolf does; what is in it, how large it is, and what guards it."""
 
 import ast
+import hashlib
 import importlib.util
 import json
 import re
@@ -20,6 +21,7 @@ from pgolf.bundle.script import Script, build_script, ships, unpack
 from pgolf.catalog import CATALOG
 from pgolf.config.load import preset_names, resolve
 from pgolf.core.errors import RuleError
+from pgolf.stages.model_files import artifact_info
 
 ROOT = Path(package.__file__).parent
 LAZY = {"sentencepiece", "safetensors", "brotli", "zstandard", "flash_attn", "flash_attn_interface", "triton"}
@@ -394,6 +396,14 @@ def test_every_preset_bundles(preset: str) -> None:
     size = len(script.packed)
     print(f"{preset}: {size:,} bytes packed, {len(script.minified):,} minified, {len(script.readable):,} readable")
     assert size < (12_000 if preset == "baseline_sp1024" else 12_800 if preset in ("demo", "tiny") else 15_100)
+
+
+@pytest.mark.parametrize(("preset", "most"), [("baseline_sp1024", 12_000), ("leader", 15_400)])
+def test_a_submission_counts_what_its_artifact_says_of_itself(preset: str, most: int) -> None:
+    """The size of the script as it is uploaded."""
+    config = resolve(preset).config
+    info = artifact_info(config, hashlib.sha256(b"tokenizer").hexdigest())
+    assert len(build_script(config, info.decode()).packed) < most
 
 
 FITTING = {

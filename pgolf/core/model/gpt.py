@@ -5,7 +5,6 @@ Techniques live in `parts/`, the order of layers in the plan.
 Shapes: B batch, T time, C model dim, H query heads, K key/value heads, D head dim, V vocabulary.
 """
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -31,12 +30,12 @@ def rms_norm(x: Tensor) -> Tensor:
 
 class Node(nn.Module):
     """A place in the parameter tree. `tap`, when set, sees input and output of every linear map through this node's
-    weight; `precision` is the part that decides what the weight is made of, `closing` whether its output joins the
+    weight; `treatment` is the part that decides what the weight is made of, `closing` whether its output joins the
     stream.
     """
 
     tap: Callable[[Tensor, Tensor], None] | None = None
-    precision: Part | None = None
+    treatment: Part | None = None
     role: str = ""
     closing: bool = False
 
@@ -47,14 +46,14 @@ class Node(nn.Module):
 
     def used(self) -> Tensor:
         """The weight as it is used."""
-        return self.weight if self.precision is None else self.precision.weights(self.weight, self.role)
+        return self.weight if self.treatment is None else self.treatment.weights(self.weight, self.role)
 
     def linear(self, x: Tensor, master: bool = False) -> Tensor:
         """x W^T with the weight cast to the dtype of x (float32 masters under bfloat16 activations). With `master` the
-        weight is what is stored, whatever its precision part makes of it elsewhere.
+        weight is what is stored, whatever its treatment makes of it elsewhere.
         """
-        if self.precision is not None:
-            x = self.precision.inputs(x, self.closing)
+        if self.treatment is not None:
+            x = self.treatment.inputs(x, self.closing)
         y = F.linear(x, (self.weight if master else self.used()).to(x.dtype))
         if self.tap is not None:
             self.tap(x, y)
@@ -122,10 +121,8 @@ class GPT(Node):
         order = [step.layer for step in self.plans[True]]
         blocks: list[Any] = [self.get_submodule(f"blocks.{layer}") for layer in range(config.num_layers)]
         self.layers = [config.loop.passes(block, order.count(layer)) for layer, block in enumerate(blocks)]
-        self.covered: list[Any] = []
+        self.covered: tuple[Any, ...] = ()
         self.attach()
-        scales = [[part.input_scale(layer) for part in acting] for layer, acting in enumerate(self.acting)]
-        self.scales = [math.prod(factors) for factors in scales]
 
     def attach(self, looping: bool = True, row_length: int = 0, more: tuple[Part, ...] = ()) -> None:
         """Choose what a forward pass is: whether layers loop, and in training the tokens per row, 0 as the loader has
@@ -137,8 +134,8 @@ class GPT(Node):
         parts, count = self.parts, config.num_layers
         self.acting = [[part for part in parts if layer in part.layers(count)] for layer in range(count)]
         for node in self.covered:
-            del node.precision  # not None: compiled graphs of before know that there was none
-        self.covered = []
+            del node.treatment  # not None: compiled graphs of before know that there was none
+        self.covered = ()
         for part in self.parts:
             part.cover(self)
 
@@ -149,9 +146,9 @@ class GPT(Node):
             passes = order.count(int(spec.name.split(".")[1])) if spec.name.startswith("blocks.") else 1
             if len(spec.shape) == 2 and spec.role != CONTROL and chosen(spec, passes):
                 node: Any = self.get_submodule(spec.name.rpartition(".")[0])
-                node.precision, node.role = part, spec.role
+                node.treatment, node.role = part, spec.role
                 node.closing = spec.role in (ATTN, MLP) and spec.init == ("fill", 0.0)
-                self.covered.append(node)
+                self.covered += (node,)
 
     def settle(self, device: torch.device, precision: str = "auto", attention: str = "auto") -> "GPT":
         """Move to a device and decide how to compute there. SetupError when that attention is not possible."""
@@ -186,7 +183,9 @@ class GPT(Node):
     def normalised(self, layer: int, x_BTC: Tensor) -> Tensor:
         """The input of a block's attention or MLP."""
         n = rms_norm(x_BTC)
-        return n if self.scales[layer] == 1.0 else n * self.scales[layer]
+        for part in self.acting[layer]:
+            n = part.scaled(layer, n)
+        return n
 
     def step(self, step: LayerStep, lanes: tuple[Tensor, ...], x0_BTC: Tensor, flow: Flow) -> tuple[Tensor, ...]:
         """One transformer block on the residual lanes."""

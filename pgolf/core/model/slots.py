@@ -118,9 +118,9 @@ class Part:
 
     # One block
 
-    def input_scale(self, layer: int) -> float:
-        """Factor on the normalised input of attention and MLP."""
-        return 1.0
+    def scaled(self, layer: int, n_BTC: "Tensor") -> "Tensor":
+        """The normalised input of attention and MLP."""
+        return n_BTC
 
     def reach(self, length: int) -> int:
         """How many tokens back a layer's attention may look; 0 is no limit."""
@@ -292,7 +292,7 @@ class Smear(Protocol):
 
 
 class NormScale(Protocol):
-    """Factor on normalised block inputs."""
+    """Scales normalised block inputs."""
 
 
 class QueryHook(Protocol):

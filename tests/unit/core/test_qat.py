@@ -95,10 +95,10 @@ def test_noise_is_for_layers_that_run_more_than_once() -> None:
     config = resolve("leader_tiny").config.model
     model = GPT(config)
     model.attach(more=(Noise(),))
-    loose = {name for name, module in model.named_modules() if getattr(module, "precision", None) is not None}
+    loose = {name for name, module in model.named_modules() if getattr(module, "treatment", None) is not None}
     assert loose and {name.split(".")[1] for name in loose} == {"2", "3"}
     model.attach()
-    assert not any(getattr(module, "precision", None) for module in model.modules())
+    assert not any(getattr(module, "treatment", None) for module in model.modules())
 
 
 def test_crown_q_adds_the_squared_error_that_rounding_is_expected_to_make() -> None:

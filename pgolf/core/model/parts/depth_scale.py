@@ -1,8 +1,12 @@
 """Smaller inputs for deeper layers (PR #315)."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pgolf.core.model.slots import Part
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -11,6 +15,6 @@ class DepthScale(Part):
     -0.0023 (PR #315). Source: PR #315 (ln_scale).
     """
 
-    def input_scale(self, layer: int) -> float:
-        """1 / sqrt(l + 1)."""
-        return float((layer + 1) ** -0.5)
+    def scaled(self, layer: int, n_BTC: "Tensor") -> "Tensor":
+        """n / sqrt(l + 1)."""
+        return n_BTC * (layer + 1) ** -0.5
