@@ -229,6 +229,10 @@ CATALOG: dict[str, dict[str, str]] = {
         "adamw": "pgolf.core.evals.context_slot:SlotAdamW",
         "lbfgs": "pgolf.core.evals.context_slot:SlotLbfgs",
     },
+    "EvalTemperature": {
+        "none": "pgolf.core.evals.base:Unadjusted",
+        "fixed": "pgolf.core.evals.temperature:FixedTemperature",
+    },
     "EvalBias": {
         "none": "pgolf.core.evals.base:Unadjusted",
         "online": "pgolf.core.evals.online_bias:OnlineBias",

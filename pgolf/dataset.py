@@ -139,6 +139,8 @@ def manifest_dataset(folder: Path, manifest: Any) -> Dataset:
         vocab_size = int(manifest["vocab_size"])
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"the manifest lacks or garbles {error}", where, "make the dataset anew") from None
+    if not 1 <= vocab_size <= 1 << 16:
+        raise InputError(f"a vocabulary of {vocab_size:,} ids is none that shards have", where, "make the dataset anew")
     for split, files in names.items():
         if any(not (match := SHARD_NAME.match(name)) or match[1] != split for name in files):
             raise InputError(f"a {split} shard has a name that no shard may have", where, "make the dataset anew")

@@ -397,6 +397,8 @@ def mutant_model(whole: bytes, draw: random.Random) -> bytes:
     """A tokenizer's model with bytes replaced, removed, doubled or cut off, most of them where pieces are."""
     content = bytearray(whole)
     for _ in range(draw.choice((1, 1, 2, 8))):
+        if not content:
+            break
         place = draw.randrange(len(content)) if draw.random() < 0.3 else draw.randrange(min(len(content), 7000))
         end = min(place + draw.randint(1, 40), len(content))
         kind = draw.randrange(5)

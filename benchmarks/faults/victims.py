@@ -58,13 +58,11 @@ class Victim:
             os.setsid()
             os.dup2(self.writer, 1)
             os.dup2(self.writer, 2)
-            from pgolf.cli.main import main
+            from pgolf.cli.main import ended
 
             if prepare:
                 prepare()
-            code = main(argv)
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                signal.signal(number, signal.SIG_IGN)
+            code = ended(argv)
             if note:
                 note.write_text("\n".join(sys.modules))
             sys.stdout.flush()

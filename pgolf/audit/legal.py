@@ -20,6 +20,10 @@ LEGAL: dict[str, tuple[str, tuple[str, ...]]] = {
     "sliding, YaRN": ("eval", ("eval.method=sliding", "eval.rope=yarn", "eval.rope.trained=32")),
     "sliding, slot adamw": ("eval", ("eval.method=sliding", "eval.slot=adamw", "eval.slot.lr=0.1")),
     "sliding, slot lbfgs": ("eval", ("eval.method=sliding", "eval.slot=lbfgs", "eval.slot.iterations=4")),
+    "sliding, temperature": (
+        "eval",
+        ("eval.method=sliding", "eval.temperature=fixed", "eval.temperature.value=0.9"),
+    ),
     "sliding, bias": ("eval", ("eval.method=sliding", "eval.bias=online")),
     "sliding, cache": ("eval", ("eval.method=sliding", *CACHE)),
     "sliding, mixer": ("eval", ("eval.method=sliding", "eval.mixer=hedge")),

@@ -162,17 +162,23 @@ def prepare_streams() -> None:
             stream.reconfigure(errors="replace")
 
 
-def entry() -> None:
-    """The console script."""
+def ended(argv: list[str] | None = None, began_s: float | None = None) -> int:
+    """As `main`, also where a signal comes while that ends; after it, signals change the exit code no longer."""
     from pgolf.stages.signals import Interrupted, ending
 
-    prepare_streams()
     try:
-        code = main(began_s=time.monotonic() - process_age_s())
+        code = main(argv, began_s)
         for number in ending():
             signal.signal(number, signal.SIG_IGN)
     except Interrupted as late:
         code = 128 + late.number
+    return code
+
+
+def entry() -> None:
+    """The console script."""
+    prepare_streams()
+    code = ended(began_s=time.monotonic() - process_age_s())
     try:
         sys.stdout.flush()
     except BrokenPipeError:

@@ -86,12 +86,14 @@ def upgraded(stored: dict[str, Any]) -> dict[str, Any]:
             value = values.pop(key)
             for name in path:
                 values = values.setdefault(name, {})
+                if not isinstance(values, dict):
+                    raise ConfigError(f"{new.rpartition('.')[0]} is a section, not a value", section)
             values[last] = value
     for key, choices in RENAMED_CHOICES.items():
         section, selecting = key.split(".")
         values = stored.get(section)
-        if isinstance(values, dict) and values.get(selecting) in choices:
-            values[selecting] = choices[values[selecting]]
+        if isinstance(values, dict) and isinstance(values.get(selecting), str):
+            values[selecting] = choices.get(values[selecting], values[selecting])
     return stored
 
 

@@ -19,7 +19,14 @@ from pgolf.stages.evaluate import Scoring, score_split
 from pgolf.stages.model_files import ModelFile
 
 COMPARISON_SCHEMA = "pgolf.comparison/1"
-SLOTS = {"slot": "EvalSlot", "bias": "EvalBias", "cache": "EvalCache", "mixer": "EvalMixer", "tilt": "EvalTilt"}
+SLOTS = {
+    "slot": "EvalSlot",
+    "temperature": "EvalTemperature",
+    "bias": "EvalBias",
+    "cache": "EvalCache",
+    "mixer": "EvalMixer",
+    "tilt": "EvalTilt",
+}
 """Key of a method -> the slot of its adjusters."""
 
 

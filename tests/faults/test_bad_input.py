@@ -215,6 +215,8 @@ def test_a_damaged_manifest(copy_run: Path, content: bytes) -> None:
         ("vocab_size", None),
         ("vocab_size", -5),
         ("vocab_size", 10**9),
+        ("vocab_size", 1 << 62),
+        ("vocab_size", 65537),
         ("splits", {}),
         ("splits", []),
         ("tokenizer", "x"),

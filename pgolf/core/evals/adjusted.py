@@ -45,7 +45,7 @@ class AdjustedLedger(Ledger):
             raise RuleError(
                 "adjusters read the stream in order, and this method scores it in another",
                 f"target {self.done}",
-                "set the method's slot, bias, cache, mixer and tilt to none",
+                "set the method's slot, temperature, bias, cache, mixer and tilt to none",
             )
         lot = self.method.batch_seqs * self.watch.world.size if self.tunes else len(windows)
         while len(windows):

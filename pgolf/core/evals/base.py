@@ -103,6 +103,10 @@ class EvalSlot(Adjusting, Protocol):
     """Tunes something small to each window's context before its scored part."""
 
 
+class EvalTemperature(Adjusting, Protocol):
+    """Sharpens or flattens every distribution."""
+
+
 class EvalBias(Adjusting, Protocol):
     """A bias on the vocabulary that learns from scored chunks."""
 
@@ -163,6 +167,8 @@ class Evaluator:
     """Rotary frequencies."""
     slot: EvalSlot = Unadjusted()
     """Tuning to each window's context."""
+    temperature: EvalTemperature = Unadjusted()
+    """Sharper or flatter distributions."""
     bias: EvalBias = Unadjusted()
     """A vocabulary bias that learns."""
     cache: EvalCache = Unadjusted()
@@ -191,4 +197,5 @@ class Evaluator:
 
     def adjusters(self) -> "tuple[Adjusting, ...]":
         """The adjusters that act, in the order in which they act."""
-        return tuple(one for one in (self.slot, self.bias, self.cache, self.mixer, self.tilt) if one.acts())
+        every = self.slot, self.temperature, self.bias, self.cache, self.mixer, self.tilt
+        return tuple(one for one in every if one.acts())

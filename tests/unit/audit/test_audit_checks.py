@@ -254,7 +254,7 @@ def test_every_way_to_score_is_audited() -> None:
 
     said = {word for _, sets in LEGAL.values() for word in sets}
     slots = {"EvalRope": "eval.rope", "EvalSlot": "eval.slot", "EvalBias": "eval.bias", "EvalCache": "eval.cache"}
-    slots |= {"EvalMixer": "eval.mixer", "EvalTilt": "eval.tilt"}
+    slots |= {"EvalTemperature": "eval.temperature", "EvalMixer": "eval.mixer", "EvalTilt": "eval.tilt"}
     slots |= {"EvalMethod": "eval.method", "TttMethod": "ttt.method"}
     for slot, key in slots.items():
         usual = {"none", "as_trained"}

@@ -378,7 +378,7 @@ def fitting(preset, chosen):
     by role have no bits of their own.
     """
     record = preset.startswith(("pr", "leader", "ternary"))
-    by_role = preset.startswith("ternary") and "quant.method" not in chosen
+    by_role = preset.startswith(("ternary", "pr638")) and "quant.method" not in chosen
     kept = {key: value for key, value in chosen.items() if not (record and key.startswith("model."))}
     kept = {key: value for key, value in kept.items() if not (by_role and key == "quant.bits")}
     return dict(sorted(kept.items(), key=lambda item: not item[0].endswith(("kind", "method"))))
@@ -421,6 +421,20 @@ def test_a_stored_configuration_of_before_the_optimizers_of_test_time_training_h
     stored = {"ttt": dict(old)}
     assert resolve(stored=stored).config.ttt == wanted
     assert stored == {"ttt": old}
+
+
+@pytest.mark.parametrize(
+    "ttt",
+    [
+        {"method": ["chunk_sgd"]},
+        {"method": {"chunk_sgd": 1}},
+        {"momentum": 0.5, "optimizer": 5},
+        {"momentum": 0.5, "optimizer": "sgd"},
+    ],
+)
+def test_stored_values_of_another_shape_are_refused(ttt):
+    with pytest.raises(ConfigError):
+        resolve(stored={"ttt": ttt})
 
 
 @pytest.mark.parametrize("slot", CATALOG)

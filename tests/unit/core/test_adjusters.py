@@ -24,6 +24,7 @@ from pgolf.core.evals.ledger import EvalWatch, Ledger, evaluate
 from pgolf.core.evals.online_bias import OnlineBias
 from pgolf.core.evals.plain import PlainEval
 from pgolf.core.evals.sliding import SlidingEval, sliding_windows
+from pgolf.core.evals.temperature import FixedTemperature
 from pgolf.core.evals.token_hints import group_equal
 from pgolf.core.evals.token_tilt import TokenTilt
 from pgolf.core.ttt.chunk import ChunkTtt
@@ -37,8 +38,26 @@ SLOTS = {
     "adamw": {"slot": SlotAdamW(steps=3, lr=0.3)},
     "lbfgs": {"slot": SlotLbfgs(iterations=4, history=3, context_tokens=5)},
 }
-ALONE = {**SLOTS, "bias": {"bias": BIAS}, "cache": {"cache": CACHE}, "hedge": {"mixer": HEDGE}, "tilt": {"tilt": TILT}}
-SETS = {**ALONE, "all": {"slot": SLOTS["adamw"]["slot"], "bias": BIAS, "cache": CACHE, "mixer": HEDGE, "tilt": TILT}}
+WARM = FixedTemperature(value=1.3)
+ALONE = {
+    **SLOTS,
+    "temperature": {"temperature": WARM},
+    "bias": {"bias": BIAS},
+    "cache": {"cache": CACHE},
+    "hedge": {"mixer": HEDGE},
+    "tilt": {"tilt": TILT},
+}
+SETS = {
+    **ALONE,
+    "all": {
+        "slot": SLOTS["adamw"]["slot"],
+        "temperature": WARM,
+        "bias": BIAS,
+        "cache": CACHE,
+        "mixer": HEDGE,
+        "tilt": TILT,
+    },
+}
 BASES = {
     "sliding": SlidingEval(seq_len=16, stride=5),
     "plain": PlainEval(seq_len=12),
@@ -113,6 +132,18 @@ def test_scoring_with_adjusters_leaves_the_model_alone(tiny_model):
     evaluate(tiny_model, repeating(60), np.full(59, 2), method)
     assert all(torch.equal(weight, before[name]) for name, weight in tiny_model.state_dict().items())
     assert all(weight.grad is None for weight in tiny_model.parameters())
+
+
+def test_a_temperature_divides_the_models_logits(tiny_model):
+    tokens = repeating(90)
+    found = losses_of(tiny_model, tokens, PlainEval(seq_len=12, temperature=FixedTemperature(value=0.7)))
+    expected = []
+    for begin in range(0, 89, 12):
+        ids = torch.from_numpy(tokens[begin : min(begin + 13, 90)].astype(np.int64))
+        with torch.no_grad():
+            logits = tiny_model.head(tiny_model.hidden(ids[None, :-1]))[0].double() / 0.7
+        expected.append(torch.nn.functional.cross_entropy(logits, ids[1:], reduction="none"))
+    np.testing.assert_allclose(found, torch.cat(expected).numpy(), atol=1e-5)
 
 
 # What the ledger refuses
@@ -359,6 +390,7 @@ def test_tuning_ends_when_there_is_no_more_time(tiny_model):
         lambda: ExactCache(prior=0.0),
         lambda: ExactCache(step=0),
         lambda: OnlineBias(chunk_tokens=0),
+        lambda: FixedTemperature(value=0.0),
         lambda: HedgeMixer(first_weight=1.0),
         lambda: HedgeMixer(rate=-0.1),
         lambda: SlotAdamW(steps=0),
