@@ -9,9 +9,10 @@ import ast
 
 from benchmarks.report import parser, show
 from pgolf.bundle.graph import Core, Definition, copied, parse_core, reach, used_names
-from pgolf.bundle.script import Script, build_script, minify, pack
+from pgolf.bundle.script import build_script, emit, minify, pack
 from pgolf.catalog import load
 from pgolf.config.load import resolve
+from pgolf.config.run import RunConfig
 from pgolf.core.codecs.store import Store
 
 DECODER_LIMIT = 3000
@@ -28,14 +29,15 @@ def without_encode(definition: Definition, codec: str) -> Definition:
     return Definition(definition.module, definition.names, node, used_names(node) - set(definition.names))
 
 
-def decoder_source(whole: Script, bare: Script, codec: str) -> str:
+def decoder_source(whole: RunConfig, bare: RunConfig, codec: str) -> str:
     """The bare script with a codec's decoder behind it."""
-    order = tuple(without_encode(definition, codec) for definition in whole.definitions)
+    order = tuple(without_encode(definition, codec) for definition in emit(whole, "")[1])
     names = {name: definition for definition in order for name in definition.names}
-    known = {name for definition in bare.definitions for name in definition.names}
+    source, held = emit(bare, "")
+    known = {name for definition in held for name in definition.names}
     found = [d for d in reach(Core(names, order, parse_core().externals), [codec]) if not known & set(d.names)]
     added = ast.Module([copied(definition.node) for definition in found], [])
-    return bare.readable + ast.unparse(ast.fix_missing_locations(added)) + "\n"
+    return source + ast.unparse(ast.fix_missing_locations(added)) + "\n"
 
 
 def main() -> None:
@@ -45,11 +47,13 @@ def main() -> None:
     arguments.add_argument("--codecs", nargs="+", default=["zlib", "lzma", "brotli", "zstd", "rans"])
     arguments.add_argument("--set", action="append", default=[], dest="sets", metavar="KEY=VALUE")
     options = arguments.parse_args()
-    bare = build_script(resolve(options.preset, [*options.sets, "compress.method=store"]).config)
+    plain = resolve(options.preset, [*options.sets, "compress.method=store"]).config
+    bare = build_script(plain)
     rows = []
     for name in options.codecs:
-        whole = build_script(resolve(options.preset, [*options.sets, f"compress.method={name}"]).config)
-        decoder = pack(minify(decoder_source(whole, bare, load("Codec", name).__name__)), Store())
+        config = resolve(options.preset, [*options.sets, f"compress.method={name}"]).config
+        whole = build_script(config)
+        decoder = pack(minify(decoder_source(config, plain, load("Codec", name).__name__)), Store())
         rows.append(
             {
                 "codec": name,

@@ -33,7 +33,7 @@ from pgolf.core.quant.lqer import low_rank, pack_rows
 from pgolf.core.quant.sdclip import Grid, SdClip
 from pgolf.dataset import open_dataset
 from pgolf.report.console import Console
-from pgolf.stages.calibrate import calibration
+from pgolf.stages.calibrate import Depth, calibration
 from pgolf.stages.model_files import ModelFile, load_model, ready
 from pgolf.stages.quantize import knowing
 
@@ -66,6 +66,8 @@ METHODS = {
     "d": Method("GPTQ, steps by curvature", CURVED),
     "g": Method("d along an 8-state trellis", CURVED | {"rounding": "trellis", "states": 8}),
     "g64": Method("d with 64 states", CURVED | {"rounding": "trellis", "states": 64}),
+    "k": Method("g with coupled rows", CURVED | {"rounding": "trellis", "states": 8, "couple": "rows"}),
+    "k64": Method("k with 64 states", CURVED | {"rounding": "trellis", "states": 64, "couple": "rows"}),
     "h": Method(
         "d with 256 states, rank 4 of the embedding apart",
         CURVED | {"rounding": "trellis", "states": 256},
@@ -173,7 +175,9 @@ def measure(options: argparse.Namespace, folder: Path) -> tuple[list[dict[str, A
         settings = Gptq(calibration_seqs=options.calibration_seqs, calibration_seq_len=options.seq_len)
         kept = path.parent / options.calibration if options.calibration else folder / f"{path.stem}.safetensors"
         start = time.perf_counter()
-        found, cached = calibration(model, dataset, settings, kept, True, World(), console)
+        found, cached = calibration(
+            model, dataset, settings, kept, Depth(gradients=True, couplings=True), World(), console
+        )
         spent = time.perf_counter() - start
         weights = sum(spec.numel for spec in param_specs(model.config.model) if spec.role != CONTROL)
         for rate in options.rates:

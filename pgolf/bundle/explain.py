@@ -47,7 +47,6 @@ def explain(script: Script) -> list[Piece]:
     in none of their savings, so these do not add up to the packed file. Names are those of the readable script, whose
     statements the minified one has in the same order under shorter names.
     """
-    modules = {name: definition.module for definition in script.definitions for name in definition.names}
     source = script.readable if has_kernels(script.readable) else squeeze(script.readable)
     named = [node for node in ast.parse(source).body if not is_import(node)]
     minified = ast.parse(script.minified).body
@@ -60,5 +59,5 @@ def explain(script: Script) -> list[Piece]:
     for name, places in groups.items():
         others = "\n".join(text for index, text in enumerate(texts) if index not in places)
         characters = sum(len(texts[index]) for index in places)
-        found.append(Piece(name, modules.get(name, "-"), characters, whole - coded_bytes(others)))
+        found.append(Piece(name, script.modules.get(name, "-"), characters, whole - coded_bytes(others)))
     return sorted(found, key=lambda piece: (-piece.bytes, piece.name))

@@ -7,7 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 from pgolf.bundle.constant import ConstantCalls, constant_methods, foreign_names
@@ -40,12 +40,14 @@ threads may still ask for it (pytorch issue 38228).
 
 @dataclass(frozen=True)
 class Script:
-    """The submission script: readable source, minified source, and the packed file whose bytes count."""
+    """The submission script: readable source, minified source, the packed file whose bytes count, and the core module
+    of each name in it. No syntax trees, of which a long sweep would keep gigabytes.
+    """
 
     readable: str
     minified: str
     packed: bytes
-    definitions: tuple[Definition, ...]
+    modules: dict[str, str]
 
 
 def recipe_source(config: RunConfig, info: str) -> str:
@@ -506,7 +508,7 @@ def ships(config: RunConfig) -> bool:
     return type(config.compress).__module__.startswith("pgolf.core.")
 
 
-@cache
+@lru_cache(maxsize=256)
 def build_script(config: RunConfig, info: str = "") -> Script:
     """The script of a configuration; `info` is what the artifact it makes says of itself. RuleError when no script can
     carry its method of compress; PgolfError if packing it and unpacking it again gives another program.
@@ -523,4 +525,5 @@ def build_script(config: RunConfig, info: str = "") -> Script:
     packed = pack(minified, config.compress)
     if unpack(packed) != minified:
         raise PgolfError("the packed script does not unpack to what was packed", "bundle", "please report this")
-    return Script(readable, minified, packed, definitions)
+    modules = {name: definition.module for definition in definitions for name in definition.names}
+    return Script(readable, minified, packed, modules)

@@ -14,7 +14,7 @@ from pgolf.core.tensorfile import load_tensors, tensor_meta
 from pgolf.dataset import BOS, open_dataset
 from pgolf.layouts.methods import method_name
 from pgolf.report.quantized import code_entropy, coded_bits, scheme
-from pgolf.stages.calibrate import CALIBRATION_SCHEMA, HESSIANS_SCHEMA
+from pgolf.stages.calibrate import CALIBRATION_SCHEMA, COUPLED_SCHEMA, HESSIANS_SCHEMA
 from pgolf.stages.checkpoints import RESUME_SCHEMA
 from pgolf.stages.manifest import MANIFEST_SCHEMA
 from pgolf.stages.model_files import MAX_ARTIFACT, ModelFile, load_model
@@ -56,7 +56,7 @@ def inspect_file(path: Path) -> dict[str, Any]:
     if path.suffix == ".safetensors":
         meta, _ = tensor_meta(path)
         schema = str(meta.get("schema"))
-        if schema in (CALIBRATION_SCHEMA, HESSIANS_SCHEMA, RESUME_SCHEMA):
+        if schema in (CALIBRATION_SCHEMA, COUPLED_SCHEMA, HESSIANS_SCHEMA, RESUME_SCHEMA):
             return inspect_tensors(path, schema)
     if path.suffix not in (".safetensors", ".pgz"):
         raise InputError(

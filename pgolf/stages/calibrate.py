@@ -1,6 +1,8 @@
 """Calibration as a file: second moments of a checkpoint's inputs and gradients, collected once for every quantizer."""
 
 import time
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,30 @@ from pgolf.dataset import Dataset
 from pgolf.report.console import Console
 from pgolf.stages.model_files import ModelFile
 
-CALIBRATION_SCHEMA, HESSIANS_SCHEMA = "pgolf.hessians/2", "pgolf.hessians/1"
-"""Version 1 had the inputs' moments alone, under the weights' names."""
-GRADIENTS = "label gradients"
+HESSIANS_SCHEMA, CALIBRATION_SCHEMA, COUPLED_SCHEMA = (f"pgolf.hessians/{version}" for version in (1, 2, 3))
+"""Version 1 had the inputs' moments alone, under the weights' names, version 2 no couplings. The least that is enough
+is written.
+"""
+
+
+@dataclass(frozen=True)
+class Depth:
+    """What a calibration holds beside the moments of inputs: those of gradients by row, and between rows."""
+
+    gradients: bool = False
+    couplings: bool = False
+
+    @classmethod
+    def of(cls, quantizers: Iterable[Gptq]) -> "Depth":
+        """What these quantizers ask for."""
+        some = list(quantizers)
+        return cls(any(one.planned for one in some), any(one.couple == "rows" for one in some))
+
+    def lacking(self, meta: dict[str, Any]) -> str:
+        """What a file lacks of it, empty for nothing."""
+        if self.gradients and not meta["gradients"]:
+            return "it has no gradients, which quant.steps and quant.rounding ask for"
+        return "it has no couplings, which quant.couple asks for" if self.couplings and not meta["couplings"] else ""
 
 
 def kept_beside(out: Path) -> Path:
@@ -62,12 +85,13 @@ def upgrade_hessians(tensors: dict[str, Any], meta: dict[str, Any]) -> tuple[dic
 
 def read_calibration(path: Path) -> tuple[Calibration, dict[str, Any]]:
     """A calibration file and what it depends on. InputError if it is damaged or empty."""
-    tensors, meta, _ = load_tensors(path, CALIBRATION_SCHEMA, (HESSIANS_SCHEMA,))
+    tensors, meta, _ = load_tensors(path, COUPLED_SCHEMA, (HESSIANS_SCHEMA, CALIBRATION_SCHEMA))
     counts = ("calibration_seqs", "calibration_seq_len", "tokens")
     if wrong := [name for name in counts if type(meta.get(name, 0)) is not int]:
         raise InputError(f"{wrong[0]} is no whole number", str(path), "collect it anew with --force")
     if meta["schema"] == HESSIANS_SCHEMA:
         tensors, meta = upgrade_hessians(tensors, meta)
+    meta = {"couplings": False, **meta}
     found = Calibration(tokens=meta.get("tokens", 0))
     for name, tensor in tensors.items():
         group, _, weight = name.partition(".")
@@ -79,17 +103,13 @@ def read_calibration(path: Path) -> tuple[Calibration, dict[str, Any]]:
     return found, meta
 
 
-def difference(meta: dict[str, Any], wanted: dict[str, Any], gradients: bool) -> str:
+def difference(meta: dict[str, Any], wanted: dict[str, Any], depth: Depth) -> str:
     """Why a calibration does not serve; empty if it does."""
     for key, value in wanted.items():
         if (found := meta.get(key)) != value:
             short = [str(one)[:16] if key.endswith("sha256") else str(one) for one in (found, value)]
             return f"its {key} is {short[0]}, wanted is {short[1]}"
-    return (
-        "it has no gradients, which quant.steps and quant.rounding ask for"
-        if gradients and not meta["gradients"]
-        else ""
-    )
+    return depth.lacking(meta)
 
 
 def shared_sums(found: Calibration, world: World) -> Calibration:
@@ -102,7 +122,7 @@ def shared_sums(found: Calibration, world: World) -> Calibration:
 
 
 def collect(
-    model: ModelFile, stream: TrainStream, quantizer: Gptq, gradients: bool, world: World, console: Console
+    model: ModelFile, stream: TrainStream, quantizer: Gptq, depth: Depth, world: World, console: Console
 ) -> Calibration:
     """Run the calibration batches, this rank's share of them, and add up. InputError if a rank would have none."""
     batches = -(-quantizer.calibration_seqs // quantizer.calibration_batch)
@@ -115,8 +135,8 @@ def collect(
             line.count("calibration", done, -(-batches // world.size))
 
         numbered = quantizer.batches(network, stream, world.rank, world.size)
-        if gradients:
-            return shared_sums(collect_curvature(network, numbered, shown), world)
+        if depth.gradients:
+            return shared_sums(collect_curvature(network, numbered, shown, depth.couplings), world)
         found = shared_sums(Calibration(collect_hessians(network, numbered, shown)), world)
     found.tokens = quantizer.calibration_seqs * quantizer.calibration_seq_len
     return found
@@ -127,7 +147,7 @@ def calibration(
     dataset: Dataset,
     quantizer: Gptq,
     path: Path,
-    gradients: bool,
+    depth: Depth,
     world: World,
     console: Console,
     strict: bool = False,
@@ -140,7 +160,7 @@ def calibration(
     if path.is_file() and not force:
         try:
             found, meta = read_calibration(path)
-            if not (reason := difference(meta, wanted, gradients)):
+            if not (reason := difference(meta, wanted, depth)):
                 return found, True
             if strict:
                 raise InputError(f"this is not the calibration wanted: {reason}", str(path), "name another, or --force")
@@ -148,10 +168,12 @@ def calibration(
             if strict:
                 raise
             console.warn(f"the calibration kept is not usable and is collected anew: {error}")
-    found = collect(model, training_stream(dataset, quantizer), quantizer, gradients, world, console)
+    found = collect(model, training_stream(dataset, quantizer), quantizer, depth, world, console)
     if world.leads:
         tensors = {f"{group}.{name}": t for group, sums in found.groups().items() for name, t in sums.items()}
-        facts = {"schema": CALIBRATION_SCHEMA, "tokens": found.tokens, "gradients": gradients}
+        facts = {"schema": CALIBRATION_SCHEMA, "tokens": found.tokens, "gradients": depth.gradients}
+        if depth.couplings:
+            facts |= {"schema": COUPLED_SCHEMA, "couplings": True}
         save_tensors(path, tensors, facts | wanted)
     return found, False
 
@@ -165,11 +187,14 @@ def calibrate(
     console: Console,
     force: bool = False,
 ) -> dict[str, Any]:
-    """Collect everything into a file, gradients included, for any quantizer to come; what was done, for people."""
+    """Collect everything into a file, gradients included, for any quantizer to come; couplings, which take as much room
+    again, if this one asks for them. What was done, for people.
+    """
     if not (wanting := compensating(quantizer)):
         raise InputError("this quantizer needs no calibration", "quant.method", "set quant.method=gptq")
     start = time.monotonic()
-    found, fresh = calibration(model, dataset, wanting[0], path, True, world, console, force=force)
+    depth = Depth(gradients=True, couplings=Depth.of(wanting).couplings)
+    found, fresh = calibration(model, dataset, wanting[0], path, depth, world, console, force=force)
     return {
         "file": str(path),
         "fresh": fresh,

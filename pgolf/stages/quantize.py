@@ -25,16 +25,21 @@ from pgolf.core.quant.roles import ByRole, compensating, known_by_role
 from pgolf.core.quant.steps import Planned
 from pgolf.core.quant.variants import CoarseLayers
 from pgolf.dataset import Dataset
-from pgolf.fast_trellis import fast_viterbi
+from pgolf.fast_trellis import fast_coupled_viterbi, fast_viterbi
 from pgolf.report.console import Console
 from pgolf.report.quantized import tensor_report
 from pgolf.stages.budget import Fit, Fitter, downgraded
-from pgolf.stages.calibrate import calibration, kept_beside
+from pgolf.stages.calibrate import Depth, calibration, kept_beside
 from pgolf.stages.judge import Judge
 from pgolf.stages.manifest import fresh_entry, guarded, provenance, record, stage_key
 from pgolf.stages.memory import enough_memory
 from pgolf.stages.model_files import ModelFile, artifact_info, check_tokenizer, load_model, save_quantized
 from pgolf.stages.packing import encoded, script_bytes
+
+
+def compiled_search(plan: Planned) -> Callable[..., Any]:
+    """The compiled search along a trellis."""
+    return fast_viterbi if plan.coupling is None else fast_coupled_viterbi
 
 
 def knowing(quantizer: Any, model: ModelFile, found: Calibration) -> Callable[[Any], Mapping[str, Any]]:
@@ -45,7 +50,7 @@ def knowing(quantizer: Any, model: ModelFile, found: Calibration) -> Callable[[A
         known = known_by_role(quantizer, param_specs(model.config.model), model.weights, found)
         for one in known.values():
             if isinstance(one, Planned):
-                one.search = fast_viterbi
+                one.search = compiled_search(one)
         return lambda same: known
     if not (isinstance(quantizer, Gptq) and quantizer.planned):
         return lambda same: found.inputs
@@ -56,7 +61,7 @@ def knowing(quantizer: Any, model: ModelFile, found: Calibration) -> Callable[[A
     specs = [spec for spec in param_specs(model.config.model) if spec.role != CONTROL]
     base = plain.plan(specs, model.weights, found)
     for plan in base.values():
-        plan.search = fast_viterbi
+        plan.search = compiled_search(plan)
     return lambda same: same.scaled(specs, model.weights, base)
 
 
@@ -204,8 +209,8 @@ def calibrated(
     if not (wanting := compensating(quantizer)):
         return Calibration(), False
     start, strict = time.monotonic(), named is not None and not force
-    file, world, gradients = named or beside, World(device=device), any(one.planned for one in wanting)
-    found, cached = calibration(model, dataset, wanting[0], file, gradients, world, console, strict)
+    file, world = named or beside, World(device=device)
+    found, cached = calibration(model, dataset, wanting[0], file, Depth.of(wanting), world, console, strict)
     seconds["hessians"] = time.monotonic() - start
     if not cached:
         check_reserve(model, seconds["hessians"], console)

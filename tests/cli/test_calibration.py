@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from harness import flip
 
 from pgolf.core.tensorfile import load_tensors, save_tensors
-from pgolf.stages.calibrate import CALIBRATION_SCHEMA, read_calibration
+from pgolf.stages.calibrate import CALIBRATION_SCHEMA, COUPLED_SCHEMA, read_calibration
 
 CURVED = ("--set", "quant.steps=curvature", "--set", "quant.rounding=trellis", "--set", "quant.bits_per_weight=4")
 
@@ -109,6 +110,27 @@ def test_a_stale_calibration_beside_the_output_is_made_anew(pgolf: Any, tiny_run
     flip(kept, 5000)
     result = pgolf(*quantize(tiny_run, "--out", out, "--json", "--set", "quant.bits=4")).good()
     assert not result.document["hessians_cached"] and "not usable and is collected anew" in result.err
+
+
+def test_couplings_are_collected_when_asked_for(pgolf: Any, tiny_run: Path, tmp_path: Path) -> None:
+    out, kept = tmp_path / "q.safetensors", tmp_path / "hessians.safetensors"
+    curved = (*CURVED, "--set", "quant.bits_per_weight=2", "--set", "quant.calibration_seqs=256")
+    apart = pgolf(*quantize(tiny_run, "--out", out, "--json", *curved)).good().document
+    assert not read_calibration(kept)[0].couplings
+    coupled = (*curved, "--set", "quant.couple=rows")
+    pgolf(*quantize(tiny_run, "--out", out, "--calibration", kept, *coupled)).refused(3, "it has no couplings")
+    together = pgolf(*quantize(tiny_run, "--out", out, "--json", *coupled)).good().document
+    found, facts = read_calibration(kept)
+    assert facts["schema"] == COUPLED_SCHEMA and set(found.couplings) == {
+        name for name in found.inputs if name.startswith("blocks.")
+    }
+    for name, matrix in found.couplings.items():
+        torch.testing.assert_close(matrix.diagonal(), found.outputs[name], rtol=1e-4, atol=0)
+    assert together["kl_bpb"] < apart["kl_bpb"]
+    assert pgolf(*quantize(tiny_run, "--out", out, "--json", *curved)).good().document["hessians_cached"]
+    pgolf(*quantize(tiny_run, "--out", out, "--set", "quant.couple=rows")).refused(
+        2, "quant.couple", "rounding=trellis"
+    )
 
 
 def test_text_that_the_model_makes_up_needs_no_data_of_its_own(pgolf: Any, tiny_run: Path, tmp_path: Path) -> None:

@@ -197,5 +197,6 @@ class Evaluator:
 
     def adjusters(self) -> "tuple[Adjusting, ...]":
         """The adjusters that act, in the order in which they act."""
-        every = self.slot, self.temperature, self.bias, self.cache, self.mixer, self.tilt
-        return tuple(one for one in every if one.acts())
+        return tuple(
+            one for one in (self.slot, self.temperature, self.bias, self.cache, self.mixer, self.tilt) if one.acts()
+        )

@@ -22,9 +22,9 @@ class Calibration:
     inputs: dict[str, Tensor] = field(default_factory=dict)
     """A = sum of x^T x, (C,C)."""
     outputs: dict[str, Tensor] = field(default_factory=dict)
-    """The diagonal of B = sum of g^T g, (R,), g being the gradient of the output. The rest of B tells how errors of
-    different rows interact, which rounding row by row cannot use: steps and metric want B_rr alone.
-    """
+    """The diagonal of B = sum of g^T g, (R,), g being the gradient of the output."""
+    couplings: dict[str, Tensor] = field(default_factory=dict)
+    """All of B, (R,R), of the matrices of the blocks, where it is asked for: how errors of different rows interact."""
     lookups: dict[str, Tensor] = field(default_factory=dict)
     """Sum of h^T h, (C,C), h being the gradient of a looked-up row."""
     energies: dict[str, Tensor] = field(default_factory=dict)
@@ -32,10 +32,11 @@ class Calibration:
     tokens: int = 0
 
     def groups(self) -> dict[str, dict[str, Tensor]]:
-        """The four kinds by name."""
+        """The five kinds by name."""
         return {
             "inputs": self.inputs,
             "outputs": self.outputs,
+            "couplings": self.couplings,
             "lookups": self.lookups,
             "energies": self.energies,
         }
@@ -51,8 +52,8 @@ class CurvatureTap:
     see the very same input share its product.
     """
 
-    def __init__(self, name: str, found: Calibration, shared: dict[int, tuple[Tensor, Tensor]]) -> None:
-        self.name, self.found, self.shared = name, found, shared
+    def __init__(self, name: str, found: Calibration, shared: dict[int, tuple[Tensor, Tensor]], coupled: bool) -> None:
+        self.name, self.found, self.shared, self.coupled = name, found, shared, coupled
 
     def __call__(self, x: Tensor, y: Tensor) -> None:
         """x (..., C), y (..., R)."""
@@ -65,7 +66,10 @@ class CurvatureTap:
 
     def backward(self, grad: Tensor) -> None:
         """Gradient of the outputs (..., R)."""
-        add_to(self.found.outputs, self.name, grad.flatten(0, -2).float().square().sum(0))
+        flat = grad.flatten(0, -2).float()
+        add_to(self.found.outputs, self.name, flat.square().sum(0))
+        if self.coupled:
+            add_to(self.found.couplings, self.name, flat.T @ flat)
 
 
 class LookupTap(TorchFunctionMode):
@@ -94,12 +98,14 @@ class LookupTap(TorchFunctionMode):
 
 
 def collect_curvature(
-    model: GPT, batches: Iterable[tuple[int, Tensor]], progress: Callable[[int], None]
+    model: GPT, batches: Iterable[tuple[int, Tensor]], progress: Callable[[int], None], coupled: bool = False
 ) -> Calibration:
     """Run numbered (B,T) id batches through the model as evaluation would, with loops on, and back again. The labels of
-    a batch are drawn by a generator seeded with its number, so that it does not matter which rank takes it.
+    a batch are drawn by a generator seeded with its number, so that it does not matter which rank takes it. `coupled`
+    collects couplings too.
 
-    Memory: per linear map (C,C) + (R,) float32, per table (C,C) + (R,), and the graph of one batch.
+    Memory: per linear map (C,C) + (R,) float32, (R,R) more for couplings, per table (C,C) + (R,), and the graph of one
+    batch.
     """
     found, shared, count = Calibration(), dict[int, tuple[Tensor, Tensor]](), 0
     weights = dict(model.named_parameters())
@@ -108,7 +114,8 @@ def collect_curvature(
     try:
         for name, module in model.named_modules():
             if isinstance(module, Node) and f"{name}.weight" in weights:
-                module.tap = CurvatureTap(f"{name}.weight", found, shared)
+                inside = coupled and name.startswith("blocks.")
+                module.tap = CurvatureTap(f"{name}.weight", found, shared, inside)
         model.requires_grad_(False)
         for number, ids in batches:
             with torch.enable_grad(), LookupTap(names, found):

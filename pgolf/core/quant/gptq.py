@@ -109,6 +109,10 @@ class Gptq(SdClip):
     """How a column is rounded: nearest, or trellis (a quarter less error at the same entropy)."""
     states: int = 64
     """States of the trellis: 4, 8, 32, 64 or 256."""
+    couple: str = "none"
+    """Whether later rows make up for the errors of earlier ones, as columns do: none, or rows (along a trellis, by the
+    curvature between outputs; arXiv:2505.22988).
+    """
     bits_per_weight: float = 0.0
     """Bits per weight at which theta is found, by order-0 entropy of the tensors rounded to nearest, where steps lie on
     the logarithmic grid (steps = curvature or rounding = trellis); 0 takes theta.
@@ -136,11 +140,14 @@ class Gptq(SdClip):
         for key, known in (
             ("steps", ("sigma", "curvature")),
             ("rounding", ("nearest", "trellis")),
+            ("couple", ("none", "rows")),
             ("calibration_source", ("train", "self")),
             ("states", (4, 8, 32, 64, 256)),
         ):
             if getattr(self, key) not in known:
                 raise ConfigError(f"{getattr(self, key)!r} must be one of {', '.join(map(str, known))}", key)
+        if self.couple == "rows" and self.rounding != "trellis":
+            raise ConfigError("rows are coupled along a trellis", "couple", "set rounding=trellis")
         if self.bits_per_weight < 0 or (self.bits_per_weight and not self.planned):
             raise ConfigError("it must go with steps = curvature or rounding = trellis", "bits_per_weight")
 
@@ -177,7 +184,7 @@ class Gptq(SdClip):
             from pgolf.core.model.config import param_specs
             from pgolf.core.quant.curvature import collect_curvature
 
-            found = collect_curvature(model, self.batches(model, stream), progress)
+            found = collect_curvature(model, self.batches(model, stream), progress, self.couple == "rows")
             return self.plan(param_specs(model.config), model.state_dict(), found)
         from pgolf.core.quant.calibration import collect_hessians
 
@@ -196,7 +203,7 @@ class Gptq(SdClip):
             bits, ratio = self.grid(role)
             return bits, ratio / (self.theta * self.own(role).theta)
 
-        plans = plan_steps(kept, tensors, found, plain, self.damping, self.steps == "curvature")
+        plans = plan_steps(kept, tensors, found, plain, self.damping, self.steps == "curvature", self.couple == "rows")
         return self.scaled(kept, tensors, plans)
 
     def scaled(

@@ -116,7 +116,7 @@ def calibrated_roles(
         return {}
     batches = wanting[0].batches(model, stream)
     if any(one.planned for one in wanting):
-        found = collect_curvature(model, batches, progress)
+        found = collect_curvature(model, batches, progress, any(one.couple == "rows" for one in wanting))
     else:
         found = Calibration(inputs=collect_hessians(model, batches, progress))
     return known_by_role(quantizer, param_specs(model.config), model.state_dict(), found)

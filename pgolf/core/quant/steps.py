@@ -19,6 +19,8 @@ from pgolf.core.quant.grid import COLUMN_GRID, ROW_GRID, StepTensor, step_sizes
 
 EMBED_SHARE = 0.8
 """Steps of embeddings over SDClip's."""
+OUTPUT_DAMPING = 0.1
+"""Share of the mean diagonal added to B, and twice its rows over calibration tokens: of drawn labels it is noisy."""
 
 
 @dataclass
@@ -31,6 +33,8 @@ class Planned:
     rows: Tensor
     columns: Tensor
     metric: Tensor
+    coupling: Tensor | None = None
+    """How much of each earlier row's error a row makes up for, (R,R) below the diagonal, where rows are coupled."""
     search: Callable[..., tuple[Tensor, Tensor]] | None = None
     """How a trellis is searched, where that is not by the script's own means."""
 
@@ -86,6 +90,17 @@ def curvature_of(name: str, found: Calibration) -> tuple[Tensor, Tensor] | None:
     return None
 
 
+def coupled_rows(outputs_RR: Tensor, damping: float) -> tuple[Tensor, Tensor]:
+    """Rounding row after row under B (R,R) as it is best one at a time (arXiv:2505.22988): with B = S S^T, S upper,
+    tr(E^T B E) is the sum over rows i of S_ii^2 |E_i + sum over k < i of M_ik E_k|^2. Returns S_ii^2 (R,) float64 and M
+    (R,R) float32. `damping` is the share of the mean diagonal that is added to B.
+    """
+    exact = outputs_RR.double()
+    damped = exact + torch.eye(len(exact), dtype=exact.dtype) * damping * exact.diagonal().mean().clamp_min(1e-300)
+    upper = torch.linalg.cholesky(damped.flip(0, 1)).flip(0, 1)
+    return upper.diagonal().square(), (upper / upper.diagonal()).T.tril(-1).float().contiguous()
+
+
 def conditional(upper: Tensor, order: Tensor, dead: Tensor) -> Tensor:
     """1 / U_jj^2 in original order, float64 (C,): the curvature of a column that the later ones make up for."""
     found = torch.empty(len(order), dtype=torch.float64)
@@ -100,9 +115,10 @@ def plan_steps(
     grid: Callable[[str], tuple[int, float]],
     damping: float,
     by_curvature: bool,
+    coupled: bool = False,
 ) -> dict[str, Planned]:
     """What each parameter is to be quantized with. `grid` has, by role, SDClip's step over row deviation
-    behind a code width; without `by_curvature` steps are just that.
+    behind a code width; without `by_curvature` steps are just that. With `coupled` rows make up for each other.
     """
     plans, asked, usual, sizes = {}, {}, {}, {}
     for spec in specs:
@@ -116,6 +132,10 @@ def plan_steps(
         if known is None or factor is None:
             continue
         plan.metric = relative(known[1]).sqrt().float()
+        if coupled and spec.name in found.couplings:
+            noise = OUTPUT_DAMPING + 2 * len(weight) / max(found.tokens, 1)
+            alone, plan.coupling = coupled_rows(found.couplings[spec.name], noise)
+            plan.metric = relative(alone).float()
         if not by_curvature:
             continue
         spent = conditional(*factor)

@@ -64,6 +64,45 @@ def viterbi(target_R: Tensor, half_R: Tensor, metric_R: Tensor, states: int, lim
     return (found / 2).floor(), found
 
 
+def coupled_viterbi(
+    target_R: Tensor, half_R: Tensor, metric_R: Tensor, states: int, limit: int, coupling_RR: Tensor
+) -> tuple[Tensor, Tensor]:
+    """As `viterbi`, where an error counts together with those before it: row i's cost is metric_R[i] times the square,
+    in half steps, of error[i] + sum over k < i of coupling_RR[i, k] error[k]. Every path carries what its own errors
+    are to the rows of the segment that are still to come; segments follow one another.
+    """
+    before, way = (table.to(target_R.device) for table in arrivals(states))
+    branch, every = way >> 1, torch.arange(states, device=target_R.device)
+    subset = (every & 1)[None] + 2.0 * torch.arange(2, device=target_R.device)[:, None]
+    least, most = ((-2 * limit - subset) / 4).ceil(), ((2 * limit + 1 - subset) / 4).floor()
+    onto_RR = coupling_RR.T.contiguous()
+    wanted_R, found = target_R.clone(), torch.empty_like(target_R)
+    for start in range(0, len(target_R), SEGMENT):
+        stop = min(start + SEGMENT, len(target_R))
+        paths = target_R.new_full((states,), torch.inf)
+        paths[0] = 0
+        wanted = wanted_R[start:stop].repeat(states, 1)
+        taken, values = [], []
+        for place, row in enumerate(range(start, stop)):
+            x = wanted[:, place] / half_R[row]
+            near = 4 * ((x - subset) / 4).round().clamp(least, most) + subset
+            sums = paths[before] + (metric_R[row] * (x - near).square())[branch, before]
+            taken.append(sums[:, 1] < sums[:, 0])
+            arrival = taken[-1].long()
+            came, turned = before[every, arrival], branch[every, arrival]
+            paths = torch.where(taken[-1], sums[:, 1], sums[:, 0])
+            values.append(near[turned, came])
+            error = target_R[row] - values[-1] * half_R[row]
+            wanted = wanted[came] + onto_RR[row, start:stop] * error[:, None]
+        state = paths.argmin()
+        for row in reversed(range(start, stop)):
+            found[row] = values[row - start][state]
+            state = before[state, taken[row - start][state].long()]
+        for row in range(start, stop if stop < len(target_R) else start):
+            wanted_R[stop:] += onto_RR[row, stop:] * (target_R[row] - found[row] * half_R[row])
+    return (found / 2).floor(), found
+
+
 def walk(codes_RC: Tensor, states: int) -> Tensor:
     """k of stored codes m, int32 (R,C), all columns and segments side by side."""
     rows, columns = codes_RC.shape

@@ -48,7 +48,7 @@ def batches_of(*rows):
 def by_hand(model, batches):
     """The same sums in float64, from all outputs of torch's own linear and embedding functions, kept in the graph."""
     names = {weight.data_ptr(): name for name, weight in model.named_parameters()}
-    sums = {kind: {} for kind in ("inputs", "outputs", "lookups", "energies")}
+    sums = {kind: {} for kind in ("inputs", "outputs", "couplings", "lookups", "energies")}
     linear, embedding = F.linear, F.embedding
     for number, ids in batches:
         seen = []
@@ -83,6 +83,7 @@ def by_hand(model, batches):
             else:
                 x = came.double().flatten(0, -2)
                 found = {"inputs": x.T @ x, "outputs": grad.square().sum(0)}
+                found |= {"couplings": grad.T @ grad} if name.startswith("blocks.") else {}
             for kind, value in found.items():
                 sums[kind][name] = sums[kind].get(name, 0) + value
     model.zero_grad()
@@ -93,7 +94,8 @@ def by_hand(model, batches):
 def test_moments_are_those_of_autograd(make_model, kind):
     model = make_model(ModelConfig(**SMALL, **MODELS[kind]))
     counts = []
-    found = collect_curvature(model, batches_of(2, 3, 1), counts.append)
+    found = collect_curvature(model, batches_of(2, 3, 1), counts.append, coupled=True)
+    assert not collect_curvature(model, batches_of(1), lambda done: None).couplings
     wanted = by_hand(model, batches_of(2, 3, 1))
     assert counts == [1, 2, 3] and found.tokens == 6 * 9
     for group, sums in found.groups().items():

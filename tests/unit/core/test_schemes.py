@@ -246,7 +246,7 @@ def test_one_calibration_serves_all_roles(make_model):
 def test_three_values_for_mlps_alone_leave_attention_as_it_is():
     model = GPT(replace(CONFIG, precision=Ternary(group=32, blocks="mlp", tables="float")))
     attn, mlp = (model.get_submodule(f"blocks.0.{name}") for name in ("attn.c_q", "mlp.fc"))
-    assert attn.precision is None and attn.weight[0].unique().numel() > 3 and mlp.used()[0].unique().numel() <= 3
+    assert attn.treatment is None and attn.weight[0].unique().numel() > 3 and mlp.used()[0].unique().numel() <= 3
     with pytest.raises(ConfigError, match="none of all, attn, mlp"):
         Ternary(blocks="head")
     with pytest.raises(ConfigError, match="neither float32 nor float16"):

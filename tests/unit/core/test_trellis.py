@@ -9,8 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pgolf.core.quant.grid import TrellisTensor
-from pgolf.core.quant.trellis import PARITY_CHECKS, SEGMENT, arrivals, next_state, viterbi, walk
-from pgolf.fast_trellis import fast_viterbi
+from pgolf.core.quant.steps import coupled_rows
+from pgolf.core.quant.trellis import (
+    PARITY_CHECKS,
+    SEGMENT,
+    arrivals,
+    coupled_viterbi,
+    next_state,
+    viterbi,
+    walk,
+)
+from pgolf.fast_trellis import fast_coupled_viterbi, fast_viterbi
 
 STATES = sorted(PARITY_CHECKS)
 
@@ -104,6 +113,64 @@ def test_segments_do_not_know_of_each_other():
     whole = viterbi(target, half, half, 8, 31)[0]
     parts = [viterbi(part, half[:SEGMENT], half[:SEGMENT], 8, 31)[0] for part in target.split(SEGMENT)]
     assert torch.equal(whole, torch.cat(parts))
+
+
+# Coupled rows
+
+
+def curvature(rows, seed=0, rank=0):
+    """A positive definite matrix (R,R) float64 in which rows have to do with each other."""
+    factor = normal(rows, rank or rows // 2 + 1, seed=seed).double()
+    return factor @ factor.T + 0.05 * torch.eye(rows, dtype=torch.float64)
+
+
+def test_rows_one_after_the_other_add_up_to_the_whole():
+    matrix, error = curvature(9), normal(9, seed=1).double()
+    alone, coupling = coupled_rows(matrix, 0.0)
+    felt = error + coupling.double() @ error
+    assert float((alone * felt.square()).sum()) == pytest.approx(float(error @ matrix @ error), rel=1e-6)
+    assert float(alone[0]) == pytest.approx(1 / float(torch.linalg.inv(matrix)[0, 0]), rel=1e-9)
+    assert float(coupling.triu().abs().max()) == 0
+    assert bool(coupled_rows(torch.zeros(4, 4), 0.01)[0].isfinite().all())
+
+
+@pytest.mark.parametrize("states", [4, 64])
+@pytest.mark.parametrize("rows", [1, 33, SEGMENT + 9])
+def test_coupled_searches_agree_and_decode(states, rows):
+    alone, coupling = coupled_rows(curvature(rows), 0.01)
+    target, half = normal(rows, seed=rows), 0.05 + 0.1 * normal(rows, seed=1).abs()
+    given = target, half, alone.float() * half.square(), states, 31, coupling
+    codes, values = coupled_viterbi(*given)
+    fast = fast_coupled_viterbi(*given)
+    assert torch.equal(codes, fast[0]) and torch.equal(values, fast[1])
+    assert torch.equal(walk(codes.to(torch.int8)[:, None], states)[:, 0].float(), values)
+
+
+@pytest.mark.parametrize("rows", [5, SEGMENT + 9])
+def test_rows_that_have_nothing_to_do_with_each_other_are_searched_as_ever(rows):
+    target, half, metric = normal(rows, seed=3), torch.full((rows,), 0.2), normal(rows, seed=4).square()
+    apart = fast_viterbi(target, half, metric, 8, 31)
+    together = fast_coupled_viterbi(target, half, metric, 8, 31, torch.zeros(rows, rows))
+    assert torch.equal(apart[1], together[1])
+
+
+@pytest.mark.parametrize("rows", [24, SEGMENT, 2 * SEGMENT + 40])
+def test_what_rows_do_together_is_smaller(rows):
+    """The whole error under the matrix, against a search that takes each row for itself."""
+    matrix = curvature(rows, seed=7)
+    alone, coupling = coupled_rows(matrix, 1e-3)
+    half, total = torch.full((rows,), 0.2), [0.0, 0.0]
+    for seed in range(10):
+        target = normal(rows, seed=seed)
+        apart = fast_viterbi(target, half, matrix.diagonal().float() * half.square(), 8, 31)[1]
+        together = fast_coupled_viterbi(target, half, alone.float() * half.square(), 8, 31, coupling)[1]
+        for index, values in enumerate((apart, together)):
+            error = (target - values * half).double()
+            total[index] += float(error @ matrix @ error)
+    assert total[1] < 0.7 * total[0]
+
+
+# What it is worth
 
 
 @pytest.mark.parametrize(("states", "least"), [(4, 0.9), (8, 1.0), (64, 1.15), (256, 1.2)])
