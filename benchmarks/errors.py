@@ -1,7 +1,8 @@
-"""docs/errors.md: every error of pgolf that the tests provoke, as the user sees it.
+"""docs/errors.md: every error of pgolf, as the user sees it where the tests provoke it.
 
 `python -m pytest --errors FILE ...` notes them, this makes the page of FILE: one line for each place in the source that
-makes an error, with its exit code; folders are cut to `…`. The share of places that were seen is told.
+makes an error, with its exit code; folders are cut to `…`. The share of places that were seen is told; the others stand
+as the source has them.
 """
 
 import ast
@@ -32,20 +33,32 @@ INTRODUCTION = """# Errors
 Every error that the tests provoke, as the user sees it after `error:`: what is wrong, (where), and how to mend it.
 Made by `python -m benchmarks.errors` of what `python -m pytest --errors FILE` notes; folders are cut to `…`. Seen are
 {seen} of the {total} places in the source that make an error; what tests provoke in other processes, on a GPU or on a
-second machine is not noted.
+second machine is not noted, and stands at the end as the source has it.
+"""
+REST = """
+## As the source has them
+
+Errors that were not noted, with … for what differs from case to case. Places that only pass on another error's text, or
+choose among several, are left out.
+
+| exit code | what, where, how to mend it |
+| --- | --- |
 """
 HEAD = "| what, where, how to mend it |\n| --- |\n"
 
 
 @dataclass(frozen=True)
 class Site:
-    """A place that makes an error: `pattern` is what its text may be, as far as the source says."""
+    """A place that makes an error: `pattern` is what its text may be, `shape` how it reads with … for what differs, as
+    far as the source says.
+    """
 
     module: str
     first: int
     last: int
     code: int
     pattern: str
+    shape: str = ""
 
 
 def sites() -> list[Site]:
@@ -59,7 +72,8 @@ def sites() -> list[Site]:
             if isinstance(node, ast.Call) and name in KINDS and name != "PgolfError" and node.args:
                 module = path.relative_to(ROOT).as_posix()
                 code = KINDS[name].exit_code
-                found.append(Site(module, node.lineno, node.end_lineno or node.lineno, code, pattern(node.args[0])))
+                lines = node.lineno, node.end_lineno or node.lineno
+                found.append(Site(module, *lines, code, pattern(node.args[0]), shape(node.args)))
     return found
 
 
@@ -73,6 +87,23 @@ def pattern(node: ast.expr) -> str:
         parts = [pattern(node.body), pattern(node.orelse)]
         return f"(?:{'|'.join(parts)})" if all(parts) else ""
     return ""
+
+
+def words(node: ast.expr) -> str:
+    """A text with … in the places of expressions; … alone where the source does not say."""
+    if isinstance(node, ast.Constant):
+        return str(node.value)
+    if isinstance(node, ast.JoinedStr):
+        return "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values)
+    return "…"
+
+
+def shape(given: list[ast.expr]) -> str:
+    """An error as `str` gives it, of its arguments; empty where they do not say what is wrong."""
+    what, where, fix = [*(words(one) for one in given), "", ""][:3]
+    if sum(map(str.isalpha, what)) < 3:
+        return ""
+    return f"{what} ({where})" * bool(where) + what * (not where) + f". {fix}" * bool(fix)
 
 
 def plain(text: str) -> str:
@@ -99,13 +130,14 @@ def seen(lines: list[dict[str, Any]], places: list[Site]) -> dict[Site, str]:
     return found
 
 
-def page(texts: dict[Site, str], total: int) -> str:
+def page(texts: dict[Site, str], places: list[Site]) -> str:
     """The page."""
-    text = INTRODUCTION.format(seen=len(texts), total=total)
+    text = INTRODUCTION.format(seen=len(texts), total=len(places))
     for code, heading in HEADINGS.items():
         lines = sorted({text for site, text in texts.items() if site.code == code})
         text += f"\n## Exit code {code}: {heading}\n\n{HEAD}" + "".join(f"| {line} |\n" for line in lines)
-    return text
+    rest = sorted({(site.code, plain(site.shape)) for site in places if site not in texts and site.shape})
+    return text + REST + "".join(f"| {code} | {line} |\n" for code, line in rest)
 
 
 def main() -> int:
@@ -117,7 +149,7 @@ def main() -> int:
     places = sites()
     texts = seen([json.loads(line) for line in options.seen.read_text(encoding="utf-8").splitlines()], places)
     if options.write:
-        options.write.write_text(page(texts, len(places)), encoding="utf-8")
+        options.write.write_text(page(texts, places), encoding="utf-8")
     rows = [
         {
             "exit code": code,

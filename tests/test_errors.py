@@ -16,7 +16,7 @@ def rows() -> list[tuple[int, str]]:
     """Exit code and text of every line."""
     found = []
     for part in PAGE.read_text().split("\n## Exit code ")[1:]:
-        table = part[part.index(HEAD) + len(HEAD) :]
+        table = part[part.index(HEAD) + len(HEAD) :].partition("\n## ")[0]
         found += [(int(part[0]), line.strip("| ")) for line in table.splitlines() if line.strip()]
     return found
 
@@ -45,6 +45,17 @@ def plain_pattern(pattern: str) -> str:
     return pattern.replace("`", "'")
 
 
+def test_every_place_is_on_the_page() -> None:
+    """As it was seen, or as the source has it."""
+    shown = [text for _, text in rows()]
+    rest = PAGE.read_text().partition("\n## As the source has them")[2]
+    for site in SITES:
+        if site.shape:
+            seen_so = any(re.match(plain_pattern(site.pattern), text, re.S) for text in shown)
+            assert seen_so or f"| {site.code} | {plain(site.shape)} |" in rest, site
+    assert not re.search(r"\b[A-Z]\w*(Error|Exception)\b|Traceback|pgolf/\w+/\w+\.py", rest)
+
+
 def test_the_share_that_was_seen_is_told() -> None:
     stated = re.search(r"Seen are\s(\d+) of the (\d+) places", PAGE.read_text())
     assert stated and len(SITES) / 3 < int(stated[1]) <= int(stated[2])
@@ -69,5 +80,7 @@ def test_the_shortest_text_of_a_place_is_shown() -> None:
     made = ((3, 3, "bad, at length"), (5, 3, "bad"), (9, 3, "x"), (4, 3, "no"), (4, 2, "bad"))
     lines = [{"module": "pgolf/x.py", "line": number, "code": code, "text": text} for number, code, text in made]
     found = seen(lines, [site])
-    text = page(found, 7)
-    assert found == {site: "bad"} and "| bad |" in text and "1 of the 7 places" in text
+    other = Site("pgolf/x.py", 7, 7, 5, "no", "no … (there). go away")
+    text = page(found, [site, other])
+    assert found == {site: "bad"} and "| bad |" in text and "1 of the 2 places" in text
+    assert "| 5 | no … (there). go away |" in text

@@ -76,7 +76,8 @@ def play(case: Any, where: str, run_programs: bool = False) -> dict[str, Any]:
         subject, tokens = subject_of(case["subject"], where, run_programs), np.array(case["tokens"], np.int64)
         return {"property": case["property"], **PLAYED[case["property"]](subject, tokens, case)}
     except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise InputError(f"the counterexample is damaged: {error!r}", where, "audit again") from None
+        lost = error if isinstance(error, KeyError) else "a value"
+        raise InputError(f"the counterexample is damaged: it lacks or garbles {lost}", where, "audit again") from None
 
 
 def late(subject: Subject, tokens: np.ndarray, case: dict[str, Any]) -> dict[str, Any]:

@@ -122,7 +122,10 @@ def audit_of(path: Path, stage: str, method: dict[str, Any], model: dict[str, An
             "same_weights": document["subject"]["model"]["sha256"] == sha256
         }
     except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"the report has not the form of one: {error!r}", where, "audit again") from None
+        lost = error if isinstance(error, KeyError) else "a value"
+        raise InputError(
+            f"the report has not the form of one: it lacks or garbles {lost}", where, "audit again"
+        ) from None
 
 
 def matched(
