@@ -357,9 +357,18 @@ def attempt(folder: Path) -> tuple[dict[str, Any], int]:
         return {"bug": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}, 1
 
 
+def unraisable(found: "sys.UnraisableHookArgs") -> None:
+    """Say nothing of a signal that came while Python put something away, where nobody can catch what its handler
+    raises; of anything else what Python says.
+    """
+    if not isinstance(found.exc_value, Interrupted):
+        sys.__unraisablehook__(found)
+
+
 if __name__ == "__main__":
     from pgolf.core.dist import torchrun_rank
 
+    sys.unraisablehook = unraisable
     result = main(Path(sys.argv[1]), torchrun_rank())
     sys.stderr.flush()
     os._exit(result)  # without waiting for connections to ranks that may be gone

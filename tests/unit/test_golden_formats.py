@@ -95,9 +95,9 @@ def test_a_newer_version_is_refused(tmp_path: Path) -> None:
     (tmp_path / "quantized.safetensors").write_bytes(content)
     with pytest.raises(InputError, match="version 4"):
         load_model(tmp_path / "quantized.safetensors")
-    content = (GOLDEN / "hessians.safetensors").read_bytes().replace(b"pgolf.hessians/1", b"pgolf.hessians/3")
+    content = (GOLDEN / "hessians.safetensors").read_bytes().replace(b"pgolf.hessians/1", b"pgolf.hessians/4")
     (tmp_path / "hessians.safetensors").write_bytes(content)
-    with pytest.raises(InputError, match="version 3"):
+    with pytest.raises(InputError, match="version 4"):
         read_calibration(tmp_path / "hessians.safetensors")
     content = (GOLDEN / "checkpoint.safetensors").read_bytes().replace(b"pgolf.checkpoint/1", b"pgolf.checkpoint/2")
     (tmp_path / "checkpoint.safetensors").write_bytes(content)

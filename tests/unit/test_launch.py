@@ -6,11 +6,13 @@ import signal
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from pgolf.core.errors import SetupError
 from pgolf.stages import launch
+from pgolf.stages.signals import Interrupted
 
 
 @pytest.fixture
@@ -54,3 +56,12 @@ def test_failures_are_told_with_their_exit_codes(folder: Path, monkeypatch: pyte
     ).items()
     monkeypatch.setattr(launch, "work_as_rank", lambda place: {"entry": {}, "warnings": []})
     assert launch.main(folder, 0) == 0 and report(folder)["entry"] == {}
+
+
+def test_a_signal_while_things_are_put_away_is_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    """As where it comes while the generator that reads batches waits for its thread."""
+    for error, told in ((Interrupted(signal.SIGTERM), False), (KeyError("lost"), True)):
+        launch.unraisable(
+            SimpleNamespace(exc_type=type(error), exc_value=error, exc_traceback=None, err_msg=None, object=None)
+        )  # type: ignore[arg-type]
+        assert ("lost" in capsys.readouterr().err) == told
