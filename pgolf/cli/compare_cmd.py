@@ -25,7 +25,8 @@ def compare(
 ) -> None:
     """Is NEW better than OLD? Differences by stage with their intervals, tests over seeds, and what rules say of them.
 
-    Negative differences are gains. Nats per token are converted by the bytes per token of NEW.
+    Negative differences are gains. Nats per token are converted by the bytes per token of NEW. What is published is
+    always OLD, also where it is named second.
 
     Example: pgolf compare pr1855 runs/mine
     """
@@ -33,6 +34,8 @@ def compare(
     from pgolf.submission.significance import load_rules
 
     rules = load_rules(rule)
+    if Path(old).exists() and not new.exists() and published_entry(str(new)):
+        old, new = str(new), Path(old)
     entry = None if Path(old).exists() else published_entry(old)
     document = compare_published(entry, new, rules) if entry else compare_runs(Path(old), new, rules)
     if as_json:

@@ -24,9 +24,11 @@ def published() -> list[dict[str, Any]]:
 
 
 def published_entry(name: str) -> dict[str, Any] | None:
-    """The entry of a preset or of a pull request's number."""
+    """The entry of a preset, by any of its names, or of a pull request's number."""
     wanted = {name, f"#{name}", name.replace("pr", "#", 1)}
-    found = (entry for entry in published() if entry.get("preset") == name or entry["pr"] in wanted)
+    found = (
+        entry for entry in published() if name in (entry.get("preset"), entry.get("alias")) or entry["pr"] in wanted
+    )
     return next(found, None)
 
 

@@ -12,6 +12,9 @@ def test_a_run_with_itself_and_with_a_record(tiny_run: Path) -> None:
     assert all(row["delta_bpb"] == 0 for row in found["rows"])
     beside = run_here("compare", "pr1855", tiny_run, "--json").good().document
     assert beside["old"] == "#1855" and not any(rule["beats"] for row in beside["rows"] for rule in row["rules"])
+    assert run_here("compare", tiny_run, "pr1855", "--json").good().document == beside
+    assert run_here("compare", "leader", tiny_run, "--json").good().document == beside
+    run_here("compare", tiny_run, "pr9").refused(3, "pr9")
     assert "a record needs three" in run_here("compare", "pr1855", tiny_run).good().out
     run_here("compare", "nothing", tiny_run).refused(3, "no such run")
 
