@@ -10,6 +10,12 @@ from torch import Tensor
 from pgolf.core.quant.trellis import SEGMENT, arrivals
 
 
+def farthest(limit: int) -> tuple[np.ndarray, np.ndarray]:
+    """The least and the most of (k - subset) / 4 with floor(k / 2) within ±limit, for each k mod 4, float32 (4,)."""
+    subset = np.arange(4, dtype=np.float32)
+    return np.ceil((-2 * limit - subset) / np.float32(4)), np.floor((2 * limit + 1 - subset) / np.float32(4))
+
+
 @cache
 def compiled() -> Any:
     """The search over all segments of a column, (rows, 4) candidates and costs to codes and values."""
@@ -17,13 +23,9 @@ def compiled() -> Any:
 
     @numba.njit
     def search(
-        target: Any, half: Any, metric: Any, before: Any, way: Any, limit: int, segment: int, codes: Any, values: Any
+        target: Any, half: Any, metric: Any, before: Any, way: Any, limits: Any, segment: int, codes: Any, values: Any
     ) -> None:
-        states, rows = len(before), len(target)
-        low, high = np.empty(4, np.float32), np.empty(4, np.float32)
-        for subset in range(4):
-            low[subset] = np.ceil(np.float32(-2 * limit - subset) / np.float32(4))
-            high[subset] = np.floor(np.float32(2 * limit + 1 - subset) / np.float32(4))
+        states, rows, (low, high) = len(before), len(target), limits
         paths, sums = np.empty(states, np.float32), np.empty(states, np.float32)
         taken = np.empty((segment, states), np.uint8)
         near, cost = np.empty((segment, 4), np.float32), np.empty(4, np.float32)
@@ -62,7 +64,7 @@ def fast_viterbi(target_R: Tensor, half_R: Tensor, metric_R: Tensor, states: int
     codes, values = torch.empty(len(target_R)), torch.empty(len(target_R))
     before, way = (table.numpy() for table in arrivals(states))
     columns = (column.contiguous().numpy() for column in (target_R, half_R, metric_R))
-    compiled()(*columns, before, way, limit, SEGMENT, codes.numpy(), values.numpy())
+    compiled()(*columns, before, way, farthest(limit), SEGMENT, codes.numpy(), values.numpy())
     return codes, values
 
 
@@ -79,16 +81,12 @@ def compiled_coupled() -> Any:
         onto: Any,
         before: Any,
         way: Any,
-        limit: int,
+        limits: Any,
         segment: int,
         codes: Any,
         values: Any,
     ) -> None:
-        states, rows = len(before), len(target)
-        low, high = np.empty(4, np.float32), np.empty(4, np.float32)
-        for subset in range(4):
-            low[subset] = np.ceil(np.float32(-2 * limit - subset) / np.float32(4))
-            high[subset] = np.floor(np.float32(2 * limit + 1 - subset) / np.float32(4))
+        states, rows, (low, high) = len(before), len(target), limits
         paths, sums, came = np.empty(states, np.float32), np.empty(states, np.float32), np.empty(states, np.int64)
         near, cost = np.empty((2, states), np.float32), np.empty((2, states), np.float32)
         taken, chosen = np.empty((segment, states), np.uint8), np.empty((segment, states), np.float32)
@@ -153,5 +151,5 @@ def fast_coupled_viterbi(
     before, way = (table.numpy() for table in arrivals(states))
     columns = (column.contiguous().numpy() for column in (target_R, half_R, metric_R))
     onto = coupling_RR.T.contiguous().numpy()
-    compiled_coupled()(*columns, onto, before, way, limit, SEGMENT, codes.numpy(), values.numpy())
+    compiled_coupled()(*columns, onto, before, way, farthest(limit), SEGMENT, codes.numpy(), values.numpy())
     return codes, values
