@@ -71,7 +71,7 @@ CAMPAIGNS = (
              run=partial(stopping.file_limit, names=ALL)),
     Campaign(row="F5", how="small file systems in memory, each stage", full=20, reduced=2,
              run=partial(stopping.small_disk, names=ALL)),
-    Campaign(row="F6", how="EIO, ENOSPC, EINTR, EDQUOT at every request to write, each stage", full=EVERY, reduced=8,
+    Campaign(row="F6", how="EIO, ENOSPC, EINTR, EDQUOT at every request to write, each stage", full=EVERY, reduced=15,
              run=partial(stopping.failing, names=ALL)),
     Campaign(row="F7", how="every format at every kilobyte and field", full=EVERY, reduced=30, run=damage.truncate),
     Campaign(row="F8", how="every format, all bits of headers and 10,000 of what follows", full=10_000, reduced=100,

@@ -126,7 +126,7 @@ def inner_fields(kind: Any) -> tuple[str, ...]:
 
 
 def walk(node: ast.AST) -> Iterator[ast.AST]:
-    """Nodes as ast.walk gives them, operators and contexts aside, in a third of the time."""
+    """Nodes as ast.walk gives them, operators and contexts aside, and faster."""
     waiting = [node]
     for one in waiting:
         kind: Any = type(one)
