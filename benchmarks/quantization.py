@@ -30,10 +30,14 @@ from pgolf.core.quant.curvature import Calibration
 from pgolf.core.quant.gptq import Gptq
 from pgolf.core.quant.gptq_lqer import Lqer
 from pgolf.core.quant.lqer import low_rank, pack_rows
+from pgolf.core.quant.qtensor import QuantizedModel
 from pgolf.core.quant.sdclip import Grid, SdClip
+from pgolf.core.quant.tuned import tuned_to
+from pgolf.core.quant.tuning import CrossEntropyTuning, KlTuning
+from pgolf.core.shards import TrainStream
 from pgolf.dataset import open_dataset
 from pgolf.report.console import Console
-from pgolf.stages.calibrate import Depth, calibration
+from pgolf.stages.calibrate import Depth, calibration, training_tokens
 from pgolf.stages.model_files import ModelFile, load_model, ready
 from pgolf.stages.quantize import knowing
 
@@ -50,6 +54,7 @@ class Method:
     compensated: bool = True
     corrected: bool = False
     embedding_rank: int = 0
+    tune: KlTuning | None = None
 
     @property
     def by_theta(self) -> bool:
@@ -58,6 +63,8 @@ class Method:
 
 
 CURVED: dict[str, Any] = {"steps": "curvature"}
+EIGHT: dict[str, Any] = CURVED | {"rounding": "trellis", "states": 8, "couple": "rows"}
+BY_KL, BY_LOSS = KlTuning(seqs=8, seq_len=512), CrossEntropyTuning(seqs=8, seq_len=512)
 METHODS = {
     "a": Method("round to nearest, SDClip", compensated=False),
     "b": Method("GPTQ, SDClip (PR #1394)"),
@@ -66,8 +73,12 @@ METHODS = {
     "d": Method("GPTQ, steps by curvature", CURVED),
     "g": Method("d along an 8-state trellis", CURVED | {"rounding": "trellis", "states": 8}),
     "g64": Method("d with 64 states", CURVED | {"rounding": "trellis", "states": 64}),
-    "k": Method("g with coupled rows", CURVED | {"rounding": "trellis", "states": 8, "couple": "rows"}),
-    "k64": Method("k with 64 states", CURVED | {"rounding": "trellis", "states": 64, "couple": "rows"}),
+    "k": Method("g with coupled rows", EIGHT),
+    "k64": Method("k with 64 states", EIGHT | {"states": 64}),
+    "ct": Method("c, then tuned by KL", corrected=True, tune=BY_KL),
+    "ce": Method("c, then tuned by cross entropy", corrected=True, tune=BY_LOSS),
+    "kt": Method("k, then tuned by KL", EIGHT, tune=BY_KL),
+    "ke": Method("k, then tuned by cross entropy", EIGHT, tune=BY_LOSS),
     "h": Method(
         "d with 256 states, rank 4 of the embedding apart",
         CURVED | {"rounding": "trellis", "states": 256},
@@ -80,6 +91,7 @@ METHODS = {
 class Coded:
     """A model as a method left it; `bits` are of a weight's code alone, `whole_bits` of all that is stored."""
 
+    model: QuantizedModel
     weights: dict[str, Tensor]
     bytes: float
     bits: float
@@ -110,12 +122,13 @@ def code(method: Method, scale: float, model: ModelFile, found: Calibration) -> 
     final = result.weights()
     for name, one in factors.items():
         final[name] = final[name] + one.product()
-    for name, tensor in result.tensors.items():
+    tensors = dict(result.tensors)
+    for name, tensor in tensors.items():
         if isinstance(tensor, CorrectedTensor):
-            result.tensors[name], factors[name] = tensor.base, tensor.factors
-    size, bits = ideal_bytes(specs, result.tensors, factors)
+            tensors[name], factors[name] = tensor.base, tensor.factors
+    size, bits = ideal_bytes(specs, tensors, factors)
     weights_count = sum(spec.numel for spec in specs if spec.role != CONTROL)
-    return Coded(final, size, bits, 8 * size / weights_count, seconds, scale)
+    return Coded(result, final, size, bits, 8 * size / weights_count, seconds, scale)
 
 
 def scaled_to(wanted: float, figure: str, make: Callable[[float], Coded]) -> Coded:
@@ -132,6 +145,15 @@ def scaled_to(wanted: float, figure: str, make: Callable[[float], Coded]) -> Cod
         scale = made.scale * 2 ** (getattr(made, figure) - wanted)
     assert best is not None
     return best
+
+
+def tuned(coded: Coded, tuning: KlTuning, model: ModelFile, stream: TrainStream) -> Coded:
+    """The same after tuning, which moves what is stored as floats and so leaves the bytes as they are."""
+    start = time.perf_counter()
+    batches = tuning.batches(stream)
+    result = tuned_to(tuning, coded.model, model.build(torch.device("cpu")), batches, lambda done: None)
+    seconds = coded.seconds + time.perf_counter() - start
+    return dataclasses.replace(coded, model=result, weights=result.weights(), seconds=seconds)
 
 
 @torch.no_grad()
@@ -190,6 +212,10 @@ def measure(options: argparse.Namespace, folder: Path) -> tuple[list[dict[str, A
                 name: base if name == "c" else scaled_to(base.whole_bits, "whole_bits", make(name))
                 for name in options.methods
             }
+            for name, one in coded.items():
+                if (tuning := METHODS[name].tune) is not None:
+                    after = TrainStream(dataset.split("train"), training_tokens(settings))
+                    coded[name] = tuned(one, tuning, model, after)
             figures, score = losses(
                 model, {**coded, "c": base}, stream[: targets + 1], charges[:targets], options.seq_len
             )

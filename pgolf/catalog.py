@@ -197,6 +197,11 @@ CATALOG: dict[str, dict[str, str]] = {
         "float": "pgolf.core.quant.casts:KeepFloats",
         "by_role": "pgolf.core.quant.roles:ByRole",
     },
+    "QuantTuning": {
+        "none": "pgolf.core.quant.base:Untuned",
+        "kl": "pgolf.core.quant.tuning:KlTuning",
+        "cross_entropy": "pgolf.core.quant.tuning:CrossEntropyTuning",
+    },
     "Codec": {
         "store": "pgolf.core.codecs.store:Store",
         "zlib": "pgolf.core.codecs.zlib:Zlib",

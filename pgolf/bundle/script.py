@@ -25,11 +25,13 @@ from pgolf.core.evals.base import Eager, RopeAsTrained, Unadjusted
 from pgolf.core.model.config import attention_names, param_specs
 from pgolf.core.model.slots import Absent
 from pgolf.core.optim.schedules import Unscaled
+from pgolf.core.quant.base import Untuned
 from pgolf.core.quant.casts import Float8Cast, Int8Rows, KeepFloats
 from pgolf.core.quant.few_values import TernaryCodes
 from pgolf.core.quant.gptq import Gptq
 from pgolf.core.quant.gptq_lqer import Lqer
 from pgolf.core.quant.roles import ByRole, compensating
+from pgolf.core.quant.tuning import KlTuning
 from pgolf.core.train.steady import Steady
 
 MAIN = 'if __name__ == "__main__":\n    os._exit(run_submission(RECIPE, Path(__file__), sys.argv[1:]))\n'
@@ -292,7 +294,7 @@ def idle_fields(recipe: ast.AST, chosen: list[Definition]) -> frozenset[str]:
 
 def is_plain(value: ast.expr) -> bool:
     """Whether a value of the recipe does nothing by itself."""
-    names = [idle.__name__ for idle in (Absent, Steady, Unscaled, Unadjusted, RopeAsTrained, Eager)]
+    names = [idle.__name__ for idle in (Absent, Steady, Unscaled, Unadjusted, RopeAsTrained, Eager, Untuned)]
     absent = isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id in names
     return absent or isinstance(value, ast.Constant)
 
@@ -346,6 +348,7 @@ def emit(config: RunConfig, info: str) -> tuple[str, tuple[Definition, ...]]:
     core = without_entries(core, "ORDERS", {"steps"} if getattr(config.compress, "permute", False) else set())
     lqer = {"lqer"} if isinstance(config.quant, Lqer) else set()
     core = without_entries(without_entries(core, "FINISHES", lqer), "CORRECTIONS", lqer)
+    core = without_entries(core, "TUNINGS", {"gradient"} if isinstance(config.quant.tune, KlTuning) else set())
     core = without_entries(core, "CALIBRATED", {"gptq"} if compensating(config.quant) else set())
     configured = with_bases(core, frozenset(name for name in used_names(ast.parse(recipe)) if name in core.definitions))
     chosen = needed(core, tree, configured)

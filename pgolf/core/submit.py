@@ -23,6 +23,7 @@ from pgolf.core.model.config import ModelConfig
 from pgolf.core.model.gpt import GPT
 from pgolf.core.optim.config import OptimConfig
 from pgolf.core.quant.base import Quantizer, quantize_model
+from pgolf.core.quant.tuning import TUNINGS
 from pgolf.core.shards import TrainStream, list_shards, load_split
 from pgolf.core.train.config import TrainConfig
 from pgolf.core.train.loop import Watch, fit, start_state, validator
@@ -91,13 +92,13 @@ def train_recipe(
 def make_artifact(recipe: Submission, model: GPT, data: Path) -> bytes:
     """Quantize and compress the trained weights."""
     model.settle(next(model.parameters()).device, attention=recipe.train.attention_later)
-    known = recipe.quant.prepare(
-        model, TrainStream(load_split(list_shards(data, "train"), recipe.model.vocab_size)), lambda done: None
-    )
+    stream = TrainStream(load_split(list_shards(data, "train"), recipe.model.vocab_size))
+    known = recipe.quant.prepare(model, stream, lambda done: None)
     weights = {name: weight.detach().cpu() for name, weight in model.state_dict().items()}
-    return encode_artifact(
-        quantize_model(recipe.model, weights, recipe.quant, known), recipe.compress, recipe.info.encode()
-    )
+    made = quantize_model(recipe.model, weights, recipe.quant, known)
+    for tune in TUNINGS.values():
+        made = tune(recipe.quant, made, model, stream, lambda done: None)
+    return encode_artifact(made, recipe.compress, recipe.info.encode())
 
 
 def run_submission(recipe: Submission, code: Path, argv: list[str]) -> int:

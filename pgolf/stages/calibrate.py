@@ -51,11 +51,16 @@ def kept_beside(out: Path) -> Path:
     return out.parent / "hessians.safetensors"
 
 
+def training_tokens(quantizer: Gptq) -> int:
+    """How many training tokens a calibration takes."""
+    taken = quantizer.calibration_seqs * quantizer.calibration_seq_len
+    return taken if quantizer.calibration_source == "train" else 0
+
+
 def training_stream(dataset: Dataset, quantizer: Gptq) -> TrainStream:
     """The training tokens. InputError when there are fewer than calibration takes."""
-    shards = dataset.split("train")
-    wanted = quantizer.calibration_seqs * quantizer.calibration_seq_len
-    if quantizer.calibration_source == "train" and (total := sum(map(len, shards))) < wanted:
+    shards, wanted = dataset.split("train"), training_tokens(quantizer)
+    if (total := sum(map(len, shards))) < wanted:
         raise InputError(
             f"calibration wants {wanted:,} training tokens, there are {total:,}",
             str(dataset.folder),

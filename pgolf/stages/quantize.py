@@ -23,13 +23,16 @@ from pgolf.core.quant.gptq import Gptq
 from pgolf.core.quant.qtensor import QuantizedModel
 from pgolf.core.quant.roles import ByRole, compensating, known_by_role
 from pgolf.core.quant.steps import Planned
+from pgolf.core.quant.tuned import tuned_to
+from pgolf.core.quant.tuning import KlTuning
 from pgolf.core.quant.variants import CoarseLayers
+from pgolf.core.shards import TrainStream
 from pgolf.dataset import Dataset
 from pgolf.fast_trellis import fast_coupled_viterbi, fast_viterbi
 from pgolf.report.console import Console
 from pgolf.report.quantized import tensor_report
 from pgolf.stages.budget import Fit, Fitter, downgraded
-from pgolf.stages.calibrate import Depth, calibration, kept_beside
+from pgolf.stages.calibrate import Depth, calibration, kept_beside, training_tokens
 from pgolf.stages.judge import Judge
 from pgolf.stages.manifest import fresh_entry, guarded, provenance, record, stage_key
 from pgolf.stages.memory import enough_memory
@@ -88,6 +91,43 @@ def check_gap(result: QuantizedModel, judge: Judge, limit: float, console: Conso
     return {"gap_bpb": gap, "kl_bpb": kl, "judged_targets": judge.targets}
 
 
+def submission_bytes(config: RunConfig, made: QuantizedModel, tokenizer_sha256: str) -> int:
+    """Bytes of the artifact of a quantized model and of the script beside it."""
+    info = artifact_info(config, tokenizer_sha256)
+    blob, _ = encoded(made, config.compress, info)
+    return len(blob) + script_bytes(config, info)
+
+
+def tuned(
+    made: QuantizedModel,
+    model: ModelFile,
+    dataset: Dataset,
+    quantizer: Any,
+    device: torch.device,
+    judge: Judge | None,
+    console: Console,
+) -> tuple[QuantizedModel, dict[str, Any]]:
+    """A quantized model tuned to its float model, on the training tokens after those that a calibration takes; and what
+    this changed, as figures.
+    """
+    start, tuning, stream = time.monotonic(), quantizer.tune, TrainStream(dataset.split("train"))
+    if wanting := compensating(quantizer):
+        stream.position = training_tokens(wanting[0])
+    with console.progress() as line:
+        batches = tuning.batches(stream)
+        result = tuned_to(
+            tuning, made, model.build(device), batches, lambda done: line.count("tuning", done, tuning.steps)
+        )
+    seconds = time.monotonic() - start
+    tokens = tuning.steps * tuning.seqs * tuning.seq_len
+    figures = {"kind": name_of("QuantTuning", type(tuning)), "tokens": tokens, "seconds": round(seconds, 3)}
+    if judge:
+        before, after = (float(judge.cost(one.weights()).kl.sum()) for one in (made, result))
+        console.line(f"quantize: tuned on {tokens:,} training tokens, KL {before:.4f} -> {after:.4f}")
+        figures |= {"kl_bpb_before": before, "kl_bpb_after": after}
+    return result, figures
+
+
 def fitted(
     budget: int,
     model: ModelFile,
@@ -99,11 +139,10 @@ def fitted(
     """Steps at which the submission has `budget` bytes; see `pgolf.stages.budget`."""
     if judge is None:
         raise InputError("what bytes are worth is measured on training documents", "--budget", "tokenize anew")
-    info, measure = artifact_info(config, model.tokenizer_sha256), judge
+    measure = judge
 
     def total(quantizer: Any, made: QuantizedModel) -> int:
-        blob, _ = encoded(made, config.compress, info)
-        return len(blob) + script_bytes(dataclasses.replace(config, quant=quantizer), info)
+        return submission_bytes(dataclasses.replace(config, quant=quantizer), made, model.tokenizer_sha256)
 
     if isinstance(config.quant, CoarseLayers):
         specs, weights = config.model, model.weights
@@ -117,15 +156,16 @@ def fitted(
     return Fitter(config, model.weights, known, cost, total, console).solve(budget)
 
 
-def check_reserve(model: ModelFile, seconds: float, console: Console) -> None:
-    """Warn when training and calibration together took more than the budget: it reads training tokens, so the records
-    count it as training.
+def check_reserve(model: ModelFile, spent: Mapping[str, float], console: Console) -> None:
+    """Warn when training and what reads training tokens after it, which the records count as training, together took
+    more than the budget; `spent` has the seconds of each.
     """
     trained = model.meta.get("figures", {}).get("train_seconds", 0.0)
-    budget_s = model.config.train.max_wallclock_seconds
-    if 0 < budget_s < (both := trained + seconds):
+    budget_s, after = model.config.train.max_wallclock_seconds, sum(spent.values())
+    if after and 0 < budget_s < (both := trained + after):
+        parts = [f"{what} ({seconds:.1f} s)" for what, seconds in spent.items() if seconds]
         console.warn(
-            f"training ({trained:.1f} s) and calibration ({seconds:.1f} s) took {both - budget_s:.1f} s more than "
+            f"training ({trained:.1f} s) and {' and '.join(parts)} took {both - budget_s:.1f} s more than "
             f"train.max_wallclock_seconds={budget_s:g}: raise train.reserve_seconds"
         )
 
@@ -165,6 +205,9 @@ def quantize(
         found, cached = calibrated(model, dataset, quantizer, device, console, kept, kept_beside(out), force, seconds)
         known = knowing(quantizer, model, found)
         result, resolved, figures = coded(model, dataset, resolved, known, device, console, budget)
+        tuning_s = figures.get("tuned", {}).get("seconds", 0.0)
+        calibration_s = 0.0 if cached else seconds.get("hessians", 0.0)
+        check_reserve(model, {"calibration": calibration_s, "tuning": tuning_s}, console)
         rows, warnings = tensor_report(result, model.weights, found)
         for warning in warnings:
             console.warn(warning)
@@ -212,8 +255,6 @@ def calibrated(
     file, world = named or beside, World(device=device)
     found, cached = calibration(model, dataset, wanting[0], file, Depth.of(wanting), world, console, strict)
     seconds["hessians"] = time.monotonic() - start
-    if not cached:
-        check_reserve(model, seconds["hessians"], console)
     return found, cached
 
 
@@ -238,6 +279,13 @@ def coded(
         resolved = dataclasses.replace(resolved, config=dataclasses.replace(config, quant=fit.quantizer))
     else:
         result = quantize_model(config.model, model.weights, config.quant, known(config.quant))
+    if isinstance(config.quant.tune, KlTuning):
+        result, figures["tuned"] = tuned(result, model, dataset, config.quant, device, judge, console)
+        if budget:
+            total = figures["budget"]["total_bytes"] = submission_bytes(resolved.config, result, model.tokenizer_sha256)
+            if total > budget:
+                what = f"tuning made {total:,} bytes of {fit.total_bytes:,}, {total - budget:,} too many"
+                raise RuleError(what, f"--budget {budget}", "give a budget smaller by that")
     if judge and limit:
         figures |= check_gap(result, judge, limit, console)
     return result, resolved, figures

@@ -200,8 +200,10 @@ def test_the_script_plans_steps_and_searches_a_trellis_as_pgolf_does(
 def test_the_script_collects_counts_and_scores_with_them_as_pgolf_does(
     pgolf: Any, copy_run: Path, tmp_path: Path
 ) -> None:
+    """And tunes row scales by the same tokens."""
     counts = ("model.counts=ngrams", "model.counts.order=4", "model.counts.entries=300", "eval.cache=exact")
-    sets = [word for value in (*counts, "train.iterations=4") for word in ("--set", value)]
+    tune = ("quant.tune=cross_entropy", "quant.tune.steps=3", "quant.tune.seqs=2", "quant.tune.seq_len=64")
+    sets = [word for value in (*counts, *tune, "train.iterations=4") for word in ("--set", value)]
     pgolf("run", "--out", copy_run, "--from", "train", *sets, "--until", "package", "--quiet").good()
     place = room(copy_run, tmp_path / "room", "train", "val")
     found = result(alone(place, "--seed", "1337", "--out", "mine.pgz"))
@@ -214,11 +216,12 @@ def test_the_script_collects_counts_and_scores_with_them_as_pgolf_does(
 
 
 def test_the_script_quantizes_by_role_as_pgolf_does(pgolf: Any, copy_run: Path, tmp_path: Path) -> None:
-    """Three values, GPTQ, a trellis and float8 in one script, trained and quantized by itself."""
+    """Three values, GPTQ, a trellis and float8 in one script, trained, quantized and tuned by itself."""
     mixed = ("quant.method=by_role", "quant.mlp.method=ternary", "quant.mlp.group=32", "quant.embed.method=fp8")
     size = ("quant.attn.calibration_seqs=8", "quant.attn.calibration_seq_len=64", "quant.head.method=float")
     more = ("quant.attn.rounding=trellis", "quant.attn.states=4", "quant.max_gap=0", "train.iterations=4")
-    sets = [word for value in (*mixed, *size, *more) for word in ("--set", value)]
+    tune = ("quant.tune=kl", "quant.tune.steps=3", "quant.tune.seqs=2", "quant.tune.seq_len=64")
+    sets = [word for value in (*mixed, *size, *more, *tune) for word in ("--set", value)]
     pgolf("run", "--out", copy_run, "--from", "train", *sets, "--until", "package", "--quiet").good()
     place = room(copy_run, tmp_path / "room", "train", "val")
     found = result(alone(place, "--seed", "1337", "--out", "mine.pgz"))

@@ -58,3 +58,44 @@ def test_layers_are_downgraded_until_a_budget_is_met(pgolf: Any, tiny_run: Path,
     assert load_tensors(out, "pgolf.quantized/1")[1]["config"]["quant"]["layers"] == "1"
     assert load_tensors(out, "pgolf.quantized/1")[1]["bits"]["blocks.1.mlp.fc.weight"] == 4
     pgolf(*quantize(tiny_run, "--out", out, *argv, "--budget", 30000)).refused(4, "with all layers coarse it has")
+
+
+TUNE = ("quant.tune=kl", "quant.tune.steps=8", "quant.tune.seqs=2", "quant.tune.seq_len=64")
+
+
+def test_tuning_comes_closer_and_says_so(pgolf: Any, tiny_run: Path, tmp_path: Path) -> None:
+    plain, out, coarse = tmp_path / "plain.safetensors", tmp_path / "q.safetensors", sets("quant.bits=4", "quant.k=7")
+    before = pgolf(*quantize(tiny_run, "--out", plain, *coarse, "--json")).good().document
+    found = pgolf(*quantize(tiny_run, "--out", out, *coarse, *sets(*TUNE), "--json")).good().document
+    assert found["tuned"] | {"seconds": 0} == {
+        "kind": "kl",
+        "tokens": 1024,
+        "seconds": 0,
+        "kl_bpb_before": before["kl_bpb"],
+        "kl_bpb_after": found["kl_bpb"],
+    }
+    assert found["kl_bpb"] < before["kl_bpb"] and "tuned" not in before
+    models = [load_model(path) for path in (plain, out)]
+    assert models[1].config.quant.tune.steps == 8
+    old, new = (model.quantized.tensors["blocks.0.mlp.fc.weight"] for model in models)
+    assert (old.codes == new.codes).all() and (old.scale != new.scale).any()
+    assert pgolf(*quantize(tiny_run, "--out", out, *coarse, *sets(*TUNE), "--json")).good().document["fresh"]
+
+
+def test_a_budget_holds_after_tuning(pgolf: Any, tiny_run: Path, tmp_path: Path) -> None:
+    out, argv = tmp_path / "q.safetensors", sets("quant.method=coarse_layers", "quant.max_gap=0", *TUNE)
+    document = pgolf(*quantize(tiny_run, "--out", out, *argv, "--budget", 100000, "--json")).good().document
+    made = pgolf("compress", out, "--out", tmp_path / "model.pgz", "--json").good().document
+    assert made["total_bytes"] == document["budget"]["total_bytes"] <= 100000
+
+
+def test_bytes_that_tuning_adds_beyond_the_budget_are_told(
+    pgolf: Any, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = iter([99_000, 100_007])
+    monkeypatch.setattr("pgolf.stages.quantize.submission_bytes", lambda *given: next(sizes))
+    out, argv = tmp_path / "q.safetensors", sets("quant.method=coarse_layers", "quant.max_gap=0", *TUNE)
+    pgolf(*quantize(tiny_run, "--out", out, *argv, "--budget", 100000)).refused(
+        4, "tuning made 100,007 bytes of 99,000, 7 too many", "--budget 100000", "give a budget smaller by that"
+    )
+    assert not out.exists()

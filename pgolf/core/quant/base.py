@@ -20,6 +20,15 @@ SMALLEST_SCALE = 2.0**-24
 
 
 @dataclass(frozen=True, kw_only=True)
+class Untuned:
+    """Scales, norms and gates as quantization leaves them. Source: naive baseline."""
+
+
+class QuantTuning(Protocol):
+    """Tunes what is no code once all is quantized."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Checked:
     """What holds for every quantizer."""
 
@@ -27,6 +36,8 @@ class Checked:
     """BPB that the quantized model may be worse than the float model on held-out training tokens: beyond it pgolf
     quantize fails. 0 does not look.
     """
+    tune: QuantTuning = Untuned()
+    """Tuning of scales, norms and gates after quantization, on training tokens."""
 
 
 class Quantizer(Protocol):
@@ -34,6 +45,10 @@ class Quantizer(Protocol):
 
     @property
     def max_gap(self) -> float:
+        """See `Checked`."""
+
+    @property
+    def tune(self) -> QuantTuning:
         """See `Checked`."""
 
     def prepare(self, model: "GPT", stream: "TrainStream", progress: "Callable[[int], None]") -> "dict[str, Any]":

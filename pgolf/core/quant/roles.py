@@ -57,8 +57,9 @@ class ByRole(Checked):
         for role, one in self.quantizers().items():
             if isinstance(one, ByRole | Lqer):
                 raise ConfigError("a role's quantizer looks at one tensor at a time", f"{role}.method", "set gptq")
-            if one.max_gap != Checked.max_gap:
-                raise ConfigError("the gap is the whole model's", f"{role}.max_gap", "set quant.max_gap")
+            for key in ("max_gap", "tune"):
+                if getattr(one, key) != getattr(Checked, key):
+                    raise ConfigError("this is the whole model's", f"{role}.{key}", f"set quant.{key}")
             if isinstance(one, SdClip):
                 object.__setattr__(self, role, of_one_role(one, role))
         if type(self.control) not in (KeepFloats, Int8Rows):
