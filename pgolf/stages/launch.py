@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 ORDER = "order.json"
 PATIENCE_S = 600
 """How long ranks may take to save and end after the first signal; a second one ends them at once."""
+WATCH_S, STUCK_S = 0.5, 5.0
+"""How often a rank looks after the others, and how long it waits for one that is gone."""
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 AGAIN = "the other ranks were stopped; the same command goes on from what was saved last"
 
@@ -183,8 +185,8 @@ def log_path(folder: Path, rank: int) -> Path:
 
 
 def run_ranks(ranks: int, folder: Path) -> dict[int, int]:
-    """Start the ranks and wait for all of them; the exit codes of those that failed before the others were stopped,
-    negative for a signal. Interrupted when a signal ended it; the ranks have got it too and had time to save.
+    """Start the ranks and wait for all of them; the exit codes of those that failed, in the order in which that was
+    seen, negative for a signal. Interrupted when a signal ended it; the ranks have got it too and had time to save.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -207,7 +209,8 @@ def run_ranks(ranks: int, folder: Path) -> dict[int, int]:
         try:
             elastic_launch(config, sys.executable)("-m", "pgolf.stages.launch", str(folder))
         except ChildFailedError as error:
-            return {rank: failure.exitcode for rank, failure in error.failures.items()}
+            found = sorted(error.failures.items(), key=lambda item: (item[1].timestamp, item[0]))
+            return {rank: failure.exitcode for rank, failure in found}
         except SignalException as error:
             path = report_path(folder, 0)
             report = read_json(path) if path.is_file() else {}
@@ -251,7 +254,7 @@ def first_failure(
     told = sorted((report["time"], rank) for rank, report in reports.items() if rank in codes)
     if not killed and told:
         return told_failure(f"rank {told[0][1]} of {ranks}", reports[told[0][1]])
-    rank = min(killed or codes, default=0)
+    rank = next(iter(killed or codes), 0)
     code, log = codes.get(rank, 0), log_path(folder, rank)
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code} and no report"
     said = read_bytes(log, 1 << 30).decode(errors="replace").split("\n") if log.is_file() else []
@@ -315,11 +318,43 @@ def score_as_rank(order: Order, facts: dict[str, Any], world: "World", console: 
 
 
 def end_with(launcher: int, folder: Path) -> None:
-    """Clean up after the process that started this one when it is gone, and ask this one to save and end."""
+    """Clean up after the process that started this one when it is gone, and ask this one to save and end. Where a rank
+    is gone and this one waits for it all the same (gloo does so now and then, and no signal gets through to where it
+    waits), this one ends.
+    """
+    ranks, waiting_s = set[int](), 0.0
     while os.getppid() == launcher:
-        time.sleep(0.5)
+        ranks |= ranks_of(launcher)
+        time.sleep(WATCH_S)
+        waiting_s = waiting_s + WATCH_S if waits_for_ranks() and not all(map(lives, ranks)) else 0.0
+        if waiting_s > STUCK_S:
+            os._exit(128 + signal.SIGTERM)
     shutil.rmtree(folder, ignore_errors=True)
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def ranks_of(launcher: int) -> set[int]:
+    """The processes of the ranks that a process has started; none where the system does not tell."""
+    listed = Path(f"/proc/{launcher}/task/{launcher}/children")
+    try:
+        started = {int(word) for word in listed.read_text().split()}
+        return {one for one in started if b"\0RANK=" in Path(f"/proc/{one}/environ").read_bytes()}
+    except OSError:
+        return set()
+
+
+def lives(process: int) -> bool:
+    """Whether a process has not ended."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def waits_for_ranks() -> bool:
+    """Whether the main thread is in a collective operation."""
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    return frame is not None and frame.f_code.co_filename.endswith("distributed_c10d.py")
 
 
 def redirect(folder: Path, rank: int) -> None:
