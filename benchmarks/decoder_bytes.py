@@ -6,9 +6,10 @@ itself by brotli, which is counted in the column packed, and is why it is smalle
 """
 
 import ast
+from dataclasses import replace
 
 from benchmarks.report import parser, show
-from pgolf.bundle.graph import Core, Definition, copied, parse_core, reach, used_names
+from pgolf.bundle.graph import Core, Definition, copied, parse_core, reach
 from pgolf.bundle.script import build_script, emit, minify, pack
 from pgolf.catalog import load
 from pgolf.config.load import resolve
@@ -26,7 +27,7 @@ def without_encode(definition: Definition, codec: str) -> Definition:
         return definition
     node = copied(node)
     node.body = [item for item in node.body if not (isinstance(item, ast.FunctionDef) and item.name == "encode")]
-    return Definition(definition.module, definition.names, node, used_names(node) - set(definition.names))
+    return replace(definition, node=node)
 
 
 def decoder_source(whole: RunConfig, bare: RunConfig, codec: str) -> str:

@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ EMPTY = (ast.Tuple, ast.List)
 """Literals that may stand for nothing to go through."""
 
 
+@cache
 def foreign_names() -> frozenset[str]:
     """Attributes of the objects of others that the core handles: calling one of these may mean theirs."""
     import numpy as np
@@ -34,21 +36,22 @@ def constant_of(node: ast.FunctionDef) -> ast.expr | None:
 
 
 def constant_methods(nodes: Iterable[ast.AST], foreign: frozenset[str]) -> dict[str, ast.expr]:
-    """Name -> literal, of methods that are the same constant in every class that has them, and no attribute besides."""
+    """Name -> literal, of methods that are the same constant in every class that has them, and no attribute besides,
+    among all nodes of a program.
+    """
     found: dict[str, list[ast.expr | None]] = {}
     assigned: set[str] = set()
-    for outer in nodes:
-        for node in walk(outer):
-            if isinstance(node, ast.ClassDef):
-                for item in node.body:
-                    if isinstance(item, ast.FunctionDef):
-                        found.setdefault(item.name, []).append(constant_of(item))
-                    elif isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
-                        assigned.add(item.target.id)
-                    elif isinstance(item, ast.Assign):
-                        assigned |= {target.id for target in item.targets if isinstance(target, ast.Name)}
-            elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
-                assigned.add(node.attr)
+    for node in nodes:
+        if isinstance(node, ast.ClassDef):
+            for item in node.body:
+                if isinstance(item, ast.FunctionDef):
+                    found.setdefault(item.name, []).append(constant_of(item))
+                elif isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
+                    assigned.add(item.target.id)
+                elif isinstance(item, ast.Assign):
+                    assigned |= {target.id for target in item.targets if isinstance(target, ast.Name)}
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            assigned.add(node.attr)
     return {
         name: values[0]
         for name, values in found.items()

@@ -3,9 +3,12 @@
 import ast
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 from typing import Any
 
-from pgolf.bundle.graph import is_dataclass_node, is_kernel_node, of_library, walk
+from pgolf.bundle.graph import Definition, is_dataclass_node, is_kernel_node, of_library, walk
 from pgolf.bundle.rename import bound, quoted_words, vocabulary
 
 UNKNOWN = object()
@@ -48,11 +51,18 @@ def harmless(node: ast.expr | None) -> bool:
     """Whether computing an expression does nothing but give its value."""
     for inner in walk(node) if node else ():
         if isinstance(inner, ast.Call):
-            if ast.unparse(inner.func) not in HARMLESS:
+            if dotted(inner.func) not in HARMLESS:
                 return False
         elif not isinstance(inner, QUIET):
             return False
     return True
+
+
+def dotted(node: ast.expr) -> str:
+    """A name, or an attribute of a name; empty for anything else."""
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+        return f"{node.value.id}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else ""
 
 
 def matched(target: ast.Tuple, value: ast.Tuple) -> list[tuple[ast.expr, ast.expr]]:
@@ -94,44 +104,104 @@ def stores(function: ast.AST) -> dict[str, list[Any]]:
     return found
 
 
+@dataclass(frozen=True, eq=False)
+class Part(Definition):
+    """A statement of a script, and what can be said of it alone."""
+
+    @cached_property
+    def functions(self) -> list[ast.FunctionDef]:
+        """The function that it is, or the methods of a class."""
+        return list(functions_in([self.node]))
+
+    @cached_property
+    def said(self) -> set[str]:
+        """What it reads, and what it sets or defines that others may read."""
+        classes = {node.name for node in self.kinds[ast.ClassDef]}
+        own = [*(node.name for node in self.functions), *(name for name, _ in self.stored)]
+        return classes.union(self.loads, self.names, ("." + name for name in own))
+
+    @cached_property
+    def calls(self) -> list[tuple[str, ast.Call]]:
+        """What is called, and the calls."""
+        return [(called(call.func), call) for call in self.kinds[ast.Call]]
+
+    @cached_property
+    def loads(self) -> list[str]:
+        """What is read, as often as it is."""
+        return [word for node in (*self.kinds[ast.Name], *self.kinds[ast.Attribute]) for word in loaded(node)]
+
+    @cached_property
+    def words(self) -> list[tuple[str, Any]]:
+        """Arguments given by name, and their values."""
+        words = (word for call in self.kinds[ast.Call] for word in call.keywords)
+        return [(word.arg or "", value_of(word.value, {})) for word in words]
+
+    @cached_property
+    def variables(self) -> set[str]:
+        """Names bound inside functions."""
+        return {name for function in self.functions for name in bound(function)}
+
+    @cached_property
+    def quoted(self) -> set[str]:
+        """Words in strings that hold nothing but names."""
+        return quoted_words(self.node)
+
+    @cached_property
+    def stored(self) -> list[tuple[str, Any]]:
+        """Attributes that are set, and the values they are given."""
+        found, plain = [], set[ast.expr]()
+        for node in self.kinds[ast.Assign]:
+            for target, value in pairs(node):
+                if isinstance(target, ast.Attribute):
+                    found.append((target.attr, value_of(value, {})))
+                    plain.add(target)
+        others = (node for node in self.kinds[ast.Attribute] if not isinstance(node.ctx, ast.Load))
+        return found + [(node.attr, UNKNOWN) for node in others if node not in plain]
+
+    @cached_property
+    def held(self) -> set[str]:
+        """Names that are set in classes, as attributes and by name."""
+        found = {name for node in self.kinds[ast.ClassDef] for name in assigned(node)}
+        return found.union(name for name, _ in (*self.words, *self.stored))
+
+    @cached_property
+    def outer(self) -> dict[str, Any]:
+        """Names of the module that are constant."""
+        node = self.node
+        value = value_of(node.value, {}) if isinstance(node, ast.Assign) else UNKNOWN
+        targets = node.targets if isinstance(node, ast.Assign) and value is not UNKNOWN else []
+        return {target.id: value for target in targets if isinstance(target, ast.Name)}
+
+
 class Facts:
     """What the definitions of a script are called with and read for."""
 
-    def __init__(self, nodes: list[ast.stmt]) -> None:
-        self.nodes = nodes
-        walked = [inner for node in nodes for inner in walk(node)]
-        self.foreign = vocabulary() | quoted_words(ast.Module(nodes, []))
-        self.classes = [node for node in walked if isinstance(node, ast.ClassDef)]
+    def __init__(self, parts: list[Part]) -> None:
+        self.parts = parts
+        self.quoted = set[str]().union(*(part.quoted for part in parts))
+        self.classes: list[ast.ClassDef] = [node for part in parts for node in part.kinds[ast.ClassDef]]
         self.calls: dict[str, list[ast.Call]] = defaultdict(list)
-        self.loads = Counter(word for node in walked for word in loaded(node))
-        self.words: dict[str, list[ast.expr]] = defaultdict(list)
-        for node in walked:
-            if isinstance(node, ast.Call):
-                self.calls[called(node.func)].append(node)
-                for word in node.keywords:
-                    self.words[word.arg or ""].append(word.value)
-        self.variables = {name for function in functions_in(nodes) for name in bound(function)}
-        self.outer = {
-            target.id: value
-            for node in nodes
-            if isinstance(node, ast.Assign)
-            for target in node.targets
-            if isinstance(target, ast.Name) and (value := value_of(node.value, {})) is not UNKNOWN
-        }
-        self.held = set(self.words) | {name for node in self.classes for name in assigned(node)}
-        stored = (node for node in walked if isinstance(node, ast.Attribute) and not isinstance(node.ctx, ast.Load))
-        self.held |= {node.attr for node in stored}
+        for name, call in chain.from_iterable(part.calls for part in parts):
+            self.calls[name].append(call)
+        self.loads = Counter(chain.from_iterable(part.loads for part in parts))
+        self.variables = set[str]().union(*(part.variables for part in parts))
+        self.outer = {name: value for part in parts for name, value in part.outer.items()}
+        self.held = set[str]().union(*(part.held for part in parts))
         self.members = Counter(
             item.name for node in self.classes for item in node.body if isinstance(item, ast.FunctionDef)
         )
 
+    def foreign(self, name: str) -> bool:
+        """Whether an attribute of this name may be a library's, or be asked for by text."""
+        return name in self.quoted or name in vocabulary()
+
     def alone(self, method: ast.FunctionDef) -> bool:
         """Whether a method's name stands for nothing else, wherever it is asked for."""
-        return self.members[method.name] == 1 and method.name not in self.foreign | self.held
+        return self.members[method.name] == 1 and method.name not in self.held and not self.foreign(method.name)
 
     def functions(self) -> Iterator[tuple[ast.FunctionDef, int]]:
         """Functions whose every use is a call seen here, and how many arguments come by themselves."""
-        own = [(node, 0) for node in self.nodes if isinstance(node, ast.FunctionDef)]
+        own = [(part.node, 0) for part in self.parts if isinstance(part.node, ast.FunctionDef)]
         own += [
             (item, 1)
             for node in self.classes

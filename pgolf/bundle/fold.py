@@ -52,6 +52,8 @@ class Fold(ast.NodeTransformer):
 
     def visit(self, node: ast.AST) -> Any:
         """Know whether this is part of a condition."""
+        if isinstance(node, ast.expr_context | ast.Constant):
+            return node
         deciding = isinstance(node, ast.Compare | ast.BoolOp | ast.UnaryOp)
         self.deciding += deciding
         try:

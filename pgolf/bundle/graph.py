@@ -2,9 +2,10 @@
 
 import ast
 import builtins
-from collections.abc import Iterable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,60 @@ ERRORS = {name for name, cls in vars(errors).items() if isinstance(cls, type) an
 CORE = Path(pgolf.__file__).parent / "core"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Definition:
-    """A top-level statement of a core module: the names it binds, its code without annotations, the names it needs."""
+    """A top-level statement of a core module: the names it binds, and its code without annotations. What that shows is
+    found once, so that whoever changes the code makes another definition of it.
+    """
 
     module: str
     names: tuple[str, ...]
     node: ast.stmt
-    needs: frozenset[str]
+
+    @cached_property
+    def kinds(self) -> dict[type, list[Any]]:
+        """The nodes of the statement, by kind."""
+        found: dict[type, list[Any]] = defaultdict(list)
+        for node in walk(self.node):
+            found[type(node)].append(node)
+        return found
+
+    @cached_property
+    def used(self) -> frozenset[str]:
+        """Names anywhere in it."""
+        return frozenset(name.id for name in self.kinds[ast.Name])
+
+    @cached_property
+    def needs(self) -> frozenset[str]:
+        """Names it needs of others."""
+        return self.used.difference(self.names)
+
+    @cached_property
+    def attributes(self) -> Counter[str]:
+        """How often it asks something for an attribute, by its name; a method that asks its ancestor's aside."""
+        found = Counter(node.attr for node in self.kinds[ast.Attribute])
+        above = [node for node in self.kinds[ast.Attribute] if of_ancestor(node)]
+        for function in self.kinds[ast.FunctionDef]:
+            own = [node for node in above if node.attr == function.name]
+            found[function.name] -= sum(node in own for node in walk(function)) if own else 0
+        return found
+
+    @cached_property
+    def own(self) -> dict[ast.stmt, int]:
+        """How often each method of a class asks for its own name."""
+        methods = [item for item in getattr(self.node, "body", ()) if isinstance(item, ast.FunctionDef)]
+        return {item: Definition("", (), item).attributes[item.name] for item in methods}
+
+    @cached_property
+    def shape(self) -> tuple[Any, ...]:
+        """All of it, to be compared."""
+        return shape(self.node)
+
+    @cached_property
+    def source(self) -> str:
+        """Its code as it follows other statements."""
+        whole = ast.fix_missing_locations(ast.Module([ast.Pass(), self.node], []))
+        return ast.unparse(whole).removeprefix("pass")
 
 
 @dataclass(frozen=True)
@@ -125,18 +172,50 @@ def inner_fields(kind: Any) -> tuple[str, ...]:
     return tuple(name for name in fields if name not in NO_NODES)
 
 
-def walk(node: ast.AST) -> Iterator[ast.AST]:
+def walk(node: ast.AST) -> list[ast.AST]:
     """Nodes as ast.walk gives them, operators and contexts aside, and faster."""
-    waiting = [node]
-    for one in waiting:
-        kind: Any = type(one)
-        for name in inner_fields(kind):
-            value = getattr(one, name, None)
-            if isinstance(value, list):
-                waiting += [item for item in value if isinstance(item, ast.AST)]
-            elif isinstance(value, ast.AST):
-                waiting.append(value)
-        yield one
+    found = [node]
+    for one in found:
+        found += children(one)
+    return found
+
+
+def children(node: ast.AST) -> list[ast.AST]:
+    """The nodes right inside a node, as walk gives them."""
+    found: list[ast.AST] = []
+    kind: Any = type(node)
+    for name in inner_fields(kind):
+        value = getattr(node, name, None)
+        if isinstance(value, list):
+            found += [item for item in value if isinstance(item, ast.AST)]
+        elif isinstance(value, ast.AST):
+            found.append(value)
+    return found
+
+
+def shape(node: ast.AST) -> tuple[Any, ...]:
+    """What a syntax tree means, to be compared, as ast.dump gives it, and faster."""
+    found: list[Any] = []
+    waiting: list[Any] = [node]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, ast.AST):
+            found.append(type(one))
+            waiting += [getattr(one, name, None) for name in one._fields]
+        elif isinstance(one, list):
+            found.append(len(one))
+            waiting += one
+        else:
+            found.append(repr(one))
+    return tuple(found)
+
+
+def of_ancestor(node: ast.Attribute) -> bool:
+    """Whether it is an attribute of `super()`."""
+    call = node.value
+    if not isinstance(call, ast.Call) or call.args or call.keywords:
+        return False
+    return isinstance(call.func, ast.Name) and call.func.id == "super"
 
 
 def copied(node: Any) -> Any:
@@ -147,7 +226,8 @@ def copied(node: Any) -> Any:
         return [copied(item) for item in node]
     if not isinstance(node, ast.AST):
         return node
-    return type(node)(**{name: copied(value) for name, value in ast.iter_fields(node)})
+    held = vars(node)
+    return type(node)(**{name: copied(held[name]) for name in node._fields if name in held})
 
 
 def is_dataclass_node(node: ast.ClassDef) -> bool:
@@ -167,11 +247,6 @@ def bound_names(node: ast.stmt) -> tuple[str, ...]:
     if isinstance(node, ast.Assign):
         return tuple(name.id for target in node.targets for name in walk(target) if isinstance(name, ast.Name))
     return ()
-
-
-def used_names(node: ast.AST) -> frozenset[str]:
-    """Names a statement reads anywhere in it."""
-    return frozenset(name.id for name in walk(node) if isinstance(name, ast.Name))
 
 
 def module_order(trees: dict[str, ast.Module]) -> list[str]:
@@ -212,9 +287,7 @@ def parse_core() -> Core:
             stripped = Strip().visit(node)
             if stripped is None or not (names := bound_names(stripped)):
                 continue
-            definition = Definition(
-                module, names, ast.fix_missing_locations(stripped), used_names(stripped) - set(names)
-            )
+            definition = Definition(module, names, stripped)
             for name in names:
                 if name in definitions or hasattr(builtins, name):
                     raise PgolfError(

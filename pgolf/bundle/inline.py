@@ -3,8 +3,8 @@
 import ast
 from collections.abc import Iterator
 
-from pgolf.bundle.facts import Facts, functions_in, harmless, loaded, stores
-from pgolf.bundle.graph import copied, walk
+from pgolf.bundle.facts import Facts, harmless, loaded, stores
+from pgolf.bundle.graph import children, copied, walk
 
 SHORT = 24
 """Characters of an expression that may stand in several places."""
@@ -29,7 +29,7 @@ def events(node: ast.AST, sure: bool = True) -> Iterator[tuple[str, bool]]:
         for value in node.values[1:]:
             yield from events(value, False)
     else:
-        for child in ast.iter_child_nodes(node):
+        for child in children(node):
             yield from events(child, sure and not (isinstance(node, ast.Compare) and len(node.ops) > 1))
         if isinstance(node, ast.Name):
             yield node.id, sure
@@ -107,8 +107,8 @@ class Inline(ast.NodeTransformer):
         return found
 
 
-def inline(facts: Facts) -> None:
-    """Put the results of functions that are called once, or short, where they are called."""
+def inline(facts: Facts) -> set[str]:
+    """Put the results of functions that are called once, or short, where they are called. Gives the names."""
     results: dict[str, tuple[ast.FunctionDef, ast.expr]] = {}
     for function, given in facts.functions():
         key = ("." if given else "") + function.name
@@ -121,5 +121,8 @@ def inline(facts: Facts) -> None:
                 result, uses = result_of(item), facts.loads["." + item.name]
                 if facts.alone(item) and result is not None and (uses == 1 or len(ast.unparse(result)) <= SHORT):
                     results["@" + item.name] = item, result
-    for function in functions_in(facts.nodes):
-        Inline(results, set(stores(function)), function.name).visit(function)
+    names = {key.replace("@", ".") for key in results}
+    for part in facts.parts:
+        for function in () if names.isdisjoint(part.said) else part.functions:
+            Inline(results, set(stores(function)), function.name).visit(function)
+    return names

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cache
 
-from pgolf.bundle.graph import is_kernel_node, of_library, walk
+from pgolf.bundle.graph import children, is_kernel_node, of_library, walk
 
 LIBRARIES = (
     *("argparse", "brotli", "concurrent.futures", "contextlib", "dataclasses", "hashlib", "io", "json", "lzma", "math"),
@@ -57,7 +57,7 @@ def defined(body: Iterable[ast.stmt]) -> Iterator[str]:
 
 def bound(node: ast.AST) -> Iterator[str]:
     """Names bound inside a function or another statement, in the order of the text."""
-    for inner in ast.iter_child_nodes(node):
+    for inner in children(node):
         if isinstance(inner, ast.Name) and isinstance(inner.ctx, ast.Store):
             yield inner.id
         elif isinstance(inner, ast.arg):
@@ -89,12 +89,13 @@ def untouchable(tree: ast.Module) -> set[str]:
     return found
 
 
-def quoted_words(tree: ast.Module) -> set[str]:
+def quoted_words(tree: ast.AST) -> set[str]:
     """Words in strings that hold nothing but names, errors aside."""
-    told = {id(inner) for node in walk(tree) if isinstance(node, ast.Raise) for inner in walk(node)}
-    nodes = (node for node in walk(tree) if isinstance(node, ast.Constant) and id(node) not in told)
-    texts = (node.value for node in nodes if isinstance(node.value, str))
-    return {word for text in texts if re.fullmatch(r"[\w.]+", text) for word in re.findall(r"\w+", text)}
+    nodes = walk(tree)
+    told = {inner for node in nodes if isinstance(node, ast.Raise) for inner in walk(node)}
+    values = (node.value for node in nodes if isinstance(node, ast.Constant) and node not in told)
+    texts = (value for value in values if isinstance(value, str) and re.fullmatch(r"[\w.]+", value))
+    return {word for text in texts for word in re.findall(r"\w+", text)}
 
 
 class Names:
@@ -141,7 +142,8 @@ class Names:
         if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and node.value.id in self.tables:
             return node.value.id
         if isinstance(node, ast.Name):
-            return node.id if node.id in {*self.top, "replace"} else None if node.id in dir(builtins) else ""
+            own = node.id in self.top or node.id == "replace"
+            return node.id if own else None if hasattr(builtins, node.id) else ""
         if isinstance(node, ast.Attribute) and of_library(node):
             return None
         if not isinstance(node, ast.Attribute) or (node.attr in self.members and node.attr not in self.methods):
@@ -181,7 +183,7 @@ class Rename:
             node.name = names.get(node.name, node.name)
         elif isinstance(node, ast.Nonlocal | ast.Global):
             node.names = [self.variables.get(name, name) for name in node.names]
-        for child in ast.iter_child_nodes(node):
+        for child in children(node):
             self.apply(child, (isinstance(node, ast.ClassDef) and child in node.body) or is_target(node, child, member))
 
 
@@ -200,7 +202,8 @@ def rename(source: str) -> str:
     order = [word for word, _ in count.most_common()]
     free = [name for name in POOL if name not in names.fixed | set(keyword.kwlist)]
     letters = [name for name in free if len(name) == 1]
-    rest = iter(name for name in free if name not in (*letters, *count) and name not in vocabulary())
+    taken = vocabulary().union(letters, count)
+    rest = iter(name for name in free if name not in taken)
     given = {word: next(rest) for word in order if word in names.given}
     top = {word: next(rest) for word in order if word in names.top}
     single = (name for name in letters if name not in vocabulary() and name not in count)
@@ -212,7 +215,7 @@ def rename(source: str) -> str:
         local = [name for name in dict.fromkeys(bound(node)) if name not in kept]
         variables = (inner for inner in walk(node) if isinstance(inner, ast.Name | ast.arg))
         stay = {word for inner in variables for word in spelled(inner)} - {*local}
-        unused = [name for name in letters + more if name not in stay]
+        unused = (name for name in letters + more if name not in stay)
         Rename(top | dict(zip(local, unused)), attributes, given).apply(node, bool(owner))
 
     for node in tree.body:
@@ -224,4 +227,4 @@ def rename(source: str) -> str:
             node.body = body
         else:
             change(node)
-    return ast.unparse(ast.fix_missing_locations(tree)) + "\n"
+    return ast.unparse(tree) + "\n"

@@ -1,18 +1,21 @@
 """train_gpt.py: the recipe as a value, plus the code it reaches, in one file (spec: submission 7)."""
 
 import ast
+import gc
 import itertools
 import lzma
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 from pgolf.bundle.constant import ConstantCalls, constant_methods, foreign_names
+from pgolf.bundle.facts import Part
 from pgolf.bundle.fold import Fold, fixed_values
-from pgolf.bundle.graph import Core, Definition, bound_names, copied, parse_core, reach, used_names, walk
+from pgolf.bundle.graph import Core, Definition, bound_names, copied, parse_core, reach, walk
 from pgolf.bundle.rename import rename
 from pgolf.bundle.table import param_table
 from pgolf.bundle.tidy import tidy
@@ -50,6 +53,9 @@ class Script:
     minified: str
     packed: bytes
     modules: dict[str, str]
+
+
+One = TypeVar("One", bound=Definition)
 
 
 def recipe_source(config: RunConfig, info: str) -> str:
@@ -95,7 +101,7 @@ def with_constants(
     node = definition.node
     if not isinstance(node, ast.ClassDef) or not configured & with_bases(core, frozenset({node.name})):
         return definition
-    return replaced(definition, constant_class(node, node.name not in configured - made))
+    return replace(definition, node=constant_class(node, node.name not in configured - made))
 
 
 def with_values(definition: Definition, values: dict[str, dict[str, Any]]) -> Definition:
@@ -103,26 +109,24 @@ def with_values(definition: Definition, values: dict[str, dict[str, Any]]) -> De
     node = definition.node
     if not isinstance(node, ast.ClassDef) or not values.get(node.name):
         return definition
-    return replaced(definition, Fold(values[node.name]).visit(copied(node)))
+    return replace(definition, node=Fold(values[node.name]).visit(copied(node)))
 
 
-def made_classes(core: Core, recipe: ast.AST, slim: dict[int, Definition]) -> frozenset[str]:
+def made_classes(core: Core, roots: Iterable[str]) -> frozenset[str]:
     """The classes of which the code itself makes instances."""
-    definitions = {name: slim[id(d)] for name, d in core.definitions.items()}
-    reached = reach(Core(definitions, tuple(slim[id(d)] for d in core.order), core.externals), used_names(recipe))
-    calls = (node for d in reached for node in walk(d.node) if isinstance(node, ast.Call))
+    calls = (call for definition in reach(core, roots) for call in definition.kinds[ast.Call])
     called = frozenset(call.func.id for call in calls if isinstance(call.func, ast.Name))
     return frozenset(name for name in called & core.definitions.keys() if is_class(core.definitions[name]))
 
 
-def fixed_fields(core: Core, recipe: ast.AST, made: frozenset[str]) -> dict[str, dict[str, Any]]:
+def fixed_fields(core: Core, tail: list[Definition], made: frozenset[str]) -> dict[str, dict[str, Any]]:
     """Class -> field -> value of what the recipe fixes."""
     bases = {
         name: tuple(with_bases(core, frozenset({name})) - {name})
         for name, definition in core.definitions.items()
         if is_class(definition)
     }
-    return fixed_values(recipe, bases, made)
+    return fixed_values(ast.Module([definition.node for definition in tail], []), bases, made)
 
 
 def is_class(definition: Definition) -> bool:
@@ -140,18 +144,17 @@ def without_entries(core: Core, table: str, kept: set[Any]) -> Core:
         if isinstance(key, ast.Constant) and key.value in kept
     ]
     pruned = ast.Dict([key for key, _ in entries], [value for _, value in entries])
-    new = replaced(old, ast.Assign(old.node.targets, pruned))
-    changed = {id(old): new}
+    changed = {old: replace(old, node=ast.Assign(old.node.targets, pruned))}
     for definition in core.order if not entries else ():
         if table in definition.needs:
-            changed[id(definition)] = replaced(definition, WithoutRounds(table).visit(copied(definition.node)))
+            changed[definition] = replace(definition, node=WithoutRounds(table).visit(copied(definition.node)))
     return exchanged(core, changed)
 
 
-def exchanged(core: Core, changed: dict[int, Definition]) -> Core:
+def exchanged(core: Core, changed: dict[Definition, Definition]) -> Core:
     """The core with other definitions in the places of some."""
-    definitions = {name: changed.get(id(definition), definition) for name, definition in core.definitions.items()}
-    order = tuple(changed.get(id(definition), definition) for definition in core.order)
+    definitions = {name: changed.get(definition, definition) for name, definition in core.definitions.items()}
+    order = tuple(changed.get(definition, definition) for definition in core.order)
     return Core(definitions, order, core.externals)
 
 
@@ -181,13 +184,7 @@ def coded_kinds(quantizer: Any) -> set[Any]:
     return {5 if quantizer.rounding == "trellis" else 4}
 
 
-def replaced(definition: Definition, node: ast.stmt) -> Definition:
-    """The definition with another body, its needs found anew."""
-    ast.fix_missing_locations(node)
-    return Definition(definition.module, definition.names, node, used_names(node) - set(definition.names))
-
-
-def without_members(definition: Definition, mentioned: Counter[str], quoted: set[Any]) -> Definition:
+def without_members(definition: One, mentioned: Counter[str], quoted: set[Any]) -> One:
     """The definition without methods that nothing but themselves mentions, and without values that nothing does, be it
     in quotes; torch itself calls `forward`, Python the dunder methods.
     """
@@ -198,7 +195,7 @@ def without_members(definition: Definition, mentioned: Counter[str], quoted: set
     def is_used(item: ast.stmt) -> bool:
         if isinstance(item, ast.FunctionDef):
             own = item.name.startswith("__") or item.name == "forward"
-            return own or mentioned[item.name] > mentions([item])[item.name]
+            return own or mentioned[item.name] > definition.own[item]
         if isinstance(item, ast.Assign) and isinstance(item.targets[0], ast.Name):
             name = item.targets[0].id
             return name in mentioned or name in quoted or name.startswith("__")
@@ -208,7 +205,7 @@ def without_members(definition: Definition, mentioned: Counter[str], quoted: set
     if len(body) == len(node.body):
         return definition
     kept = ast.ClassDef(node.name, node.bases, node.keywords, body or [ast.Pass()], node.decorator_list)
-    return replaced(definition, kept)
+    return replace(definition, node=kept)
 
 
 class IdlePlaces(ast.NodeTransformer):
@@ -236,7 +233,7 @@ class IdlePlaces(ast.NodeTransformer):
         return bool(asked) and asked <= self.idle
 
 
-def idle_places(chosen: list[Definition]) -> frozenset[str]:
+def idle_places(chosen: Sequence[Definition]) -> frozenset[str]:
     """Methods of `Part` that no other class among the definitions has."""
     classes = {d.node.name: methods(d.node) for d in chosen if isinstance(d.node, ast.ClassDef)}
     places = classes.pop("Part", frozenset())
@@ -248,48 +245,51 @@ def methods(node: ast.ClassDef) -> frozenset[str]:
     return frozenset(item.name for item in node.body if isinstance(item, ast.FunctionDef))
 
 
-def without_idle(definition: Definition, idle: frozenset[str]) -> Definition:
+def without_idle(definition: One, idle: frozenset[str]) -> One:
     """The definition without loops that would do nothing. The core's own trees stay as they are."""
-    if not any(isinstance(node, ast.Attribute) and node.attr in idle for node in walk(definition.node)):
+    if idle.isdisjoint(definition.attributes):
         return definition
-    node = IdlePlaces(idle).visit(copied(definition.node))
-    return definition if ast.dump(node) == ast.dump(definition.node) else replaced(definition, node)
+    found = replace(definition, node=IdlePlaces(idle).visit(copied(definition.node)))
+    return definition if found.shape == definition.shape else found
 
 
-def without_calls(definition: Definition, literals: dict[str, ast.expr]) -> Definition:
+def without_calls(definition: One, literals: dict[str, ast.expr]) -> One:
     """The definition with these calls folded. The core's own trees stay as they are."""
-    asked = (node.func for node in walk(definition.node) if isinstance(node, ast.Call))
+    asked = (call.func for call in definition.kinds[ast.Call])
     if not any(isinstance(func, ast.Attribute) and func.attr in literals for func in asked):
         return definition
-    return replaced(definition, ConstantCalls(literals).visit(copied(definition.node)))
+    return replace(definition, node=ConstantCalls(literals).visit(copied(definition.node)))
 
 
-def mentions(nodes: Iterable[ast.AST]) -> Counter[str]:
-    """How often the nodes ask something for an attribute, by its name; a method that asks its ancestor's aside."""
-    walked = [node for outer in nodes for node in walk(outer)]
-    found = Counter(node.attr for node in walked if isinstance(node, ast.Attribute))
-    for node in walked:
-        if isinstance(node, ast.FunctionDef):
-            found[node.name] -= sum(
-                ast.unparse(inner) == f"super().{node.name}" for inner in walk(node) if isinstance(inner, ast.Attribute)
-            )
+def lessened(chosen: list[One], tail: list[One], quoted: set[Any]) -> list[One]:
+    """The definitions without methods, values and loops that all of them, and what follows, show to do nothing."""
+    mentioned, idle = mentions([*tail, *chosen]), idle_places(chosen)
+    nodes = (node for d in chosen for kind in (ast.ClassDef, ast.Attribute) for node in d.kinds[kind])
+    literals = constant_methods(nodes, foreign_names())
+    return [without_calls(without_idle(without_members(d, mentioned, quoted), idle), literals) for d in chosen]
+
+
+def mentions(definitions: Sequence[Definition]) -> Counter[str]:
+    """How often the definitions ask something for an attribute, by its name."""
+    found = Counter[str]()
+    for definition in definitions:
+        found.update(definition.attributes)
     return found
 
 
-def quotes(nodes: Iterable[ast.AST]) -> set[Any]:
-    """Constants in the nodes, among them names in quotes."""
-    return {node.value for outer in nodes for node in walk(outer) if isinstance(node, ast.Constant)}
+def quotes(definitions: Sequence[Definition]) -> set[Any]:
+    """Constants in the definitions, among them names in quotes."""
+    return {node.value for definition in definitions for node in definition.kinds[ast.Constant]}
 
 
-def idle_fields(recipe: ast.AST, chosen: list[Definition]) -> frozenset[str]:
+def idle_fields(tail: Sequence[Definition], chosen: Sequence[Definition]) -> frozenset[str]:
     """Fields of the recipe, numbers and words and absent parts, that no definition reads, be it by a name in quotes. An
     absent part is skipped wherever parts are gone through.
     """
-    words = [word for call in walk(recipe) if isinstance(call, ast.Call) for word in call.keywords if word.arg]
-    nodes = [definition.node for definition in chosen]
+    words = [word for part in tail for call in part.kinds[ast.Call] for word in call.keywords if word.arg]
     plain = {str(word.arg) for word in words if is_plain(word.value)}
     kept = {word.arg for word in words if not is_plain(word.value)}
-    return frozenset(plain - kept - quotes(nodes) - set(mentions(nodes)))
+    return frozenset(plain - kept - quotes(chosen) - set(mentions(chosen)))
 
 
 def is_plain(value: ast.expr) -> bool:
@@ -299,49 +299,48 @@ def is_plain(value: ast.expr) -> bool:
     return absent or isinstance(value, ast.Constant)
 
 
-def without_arguments(recipe: ast.Module, idle: frozenset[str]) -> ast.Module:
+def without_arguments(recipe: One, idle: frozenset[str]) -> One:
     """The recipe without these fields."""
-    slim: ast.Module = copied(recipe)
-    for node in walk(slim):
-        if isinstance(node, ast.Call):
-            node.keywords = [word for word in node.keywords if word.arg not in idle]
-    return slim
+    for call in recipe.kinds[ast.Call]:
+        call.keywords = [word for word in call.keywords if word.arg not in idle]
+    return replace(recipe)
 
 
-def needed(core: Core, tree: ast.AST, configured: frozenset[str]) -> list[Definition]:
+def used_by(definitions: Iterable[Definition]) -> frozenset[str]:
+    """Names anywhere in the definitions."""
+    return frozenset().union(*(definition.used for definition in definitions))
+
+
+def reached(chosen: list[One], tail: list[One]) -> list[One]:
+    """Those of the definitions that what follows them still reaches."""
+    kept = reach(Core({name: d for d in chosen for name in d.names}, tuple(chosen), {}), used_by(tail))
+    return [definition for definition in chosen if definition in kept]
+
+
+def needed(core: Core, tail: list[Definition], configured: frozenset[str]) -> list[Definition]:
     """Definitions that `tree` reaches. Configuration classes are simplified, and what the watch does not hear, places
     where no part acts and methods that nothing mentions dropped, until nothing more falls away.
     """
-    slim = {id(d): with_constants(core, d, configured) for d in core.order}
-    made = made_classes(core, tree, slim)
-    slim = {id(d): with_constants(core, d, configured, with_bases(core, made)) for d in core.order}
-    values = fixed_fields(core, tree, made)
-    slim = {key: with_values(definition, values) for key, definition in slim.items()}
-    while True:
-        definitions = {name: slim[id(d)] for name, d in core.definitions.items()}
-        order = tuple(slim[id(d)] for d in core.order)
-        chosen = reach(Core(definitions, order, core.externals), used_names(tree))
-        nodes = [definition.node for definition in chosen]
-        mentioned, quoted, idle = mentions([tree, *nodes]), quotes(nodes), idle_places(chosen)
-        literals = constant_methods(nodes, foreign_names())
-        smaller = {
-            key: without_calls(without_idle(without_members(d, mentioned, quoted), idle), literals)
-            for key, d in slim.items()
-        }
-        if all(smaller[key] is slim[key] for key in slim if slim[key] in chosen):
-            return chosen
-        slim = smaller
+    slim = exchanged(core, {d: with_constants(core, d, configured) for d in core.order})
+    made = made_classes(slim, used_by(tail))
+    values = fixed_fields(core, tail, made)
+    constants = {d: with_constants(core, d, configured, with_bases(core, made)) for d in core.order}
+    slim = exchanged(core, {old: with_values(new, values) for old, new in constants.items()})
+    chosen, before = reach(slim, used_by(tail)), list[Definition]()
+    while chosen != before:
+        before, chosen = chosen, reached(lessened(chosen, tail, quotes(chosen)), tail)
+    return chosen
 
 
 def emit(config: RunConfig, info: str) -> tuple[str, tuple[Definition, ...]]:
     """Readable source of the script, and the definitions in it."""
     recipe = recipe_source(config, info)
-    tree = ast.parse(f"RECIPE = {recipe}\n{MAIN}")
-    named = used_names(tree)
+    tail = [Definition("", bound_names(node), node) for node in ast.parse(f"RECIPE = {recipe}\n{MAIN}").body]
+    named = used_by(tail)
     attention = {"sdpa", config.train.attention, *attention_names(config.model)}
     core = without_entries(parse_core(), "OTHER_ATTENTION", attention)
     if (table := param_table(config.model)) is not None:
-        core = exchanged(core, {id(core.definitions["param_specs"]): replaced(core.definitions["param_specs"], table)})
+        core = exchanged(core, {core.definitions["param_specs"]: replace(core.definitions["param_specs"], node=table)})
     core = without_entries(core, "INITS", {spec.init[0] for spec in param_specs(config.model)})
     core = without_entries(core, "NETWORKS", {"eager", config.train.kernels})
     core = without_entries(core, "FORMS", coded_kinds(config.quant))
@@ -350,15 +349,15 @@ def emit(config: RunConfig, info: str) -> tuple[str, tuple[Definition, ...]]:
     core = without_entries(without_entries(core, "FINISHES", lqer), "CORRECTIONS", lqer)
     core = without_entries(core, "TUNINGS", {"gradient"} if isinstance(config.quant.tune, KlTuning) else set())
     core = without_entries(core, "CALIBRATED", {"gptq"} if compensating(config.quant) else set())
-    configured = with_bases(core, frozenset(name for name in used_names(ast.parse(recipe)) if name in core.definitions))
-    chosen = needed(core, tree, configured)
-    tree = without_arguments(tree, idle_fields(tree, chosen))
-    chosen = reach(Core({name: d for d in chosen for name in d.names}, tuple(chosen), {}), used_names(tree))
-    used = frozenset().union(named, *(definition.needs for definition in chosen))
+    configured = with_bases(core, tail[0].used.intersection(core.definitions))
+    chosen = needed(core, tail, configured)
+    idle = idle_fields(tail, chosen)
+    tail = [without_arguments(one, idle) for one in tail]
+    chosen = reached(chosen, tail)
+    used = named.union(*(definition.needs for definition in chosen))
     imports = [node for name, node in core.externals.items() if name in used and name not in core.definitions]
-    body = [*imports, *ast.parse(VALUES).body, *(definition.node for definition in chosen), *tree.body]
-    module = copied(ast.Module(body, []))
-    return ast.unparse(ast.fix_missing_locations(module)) + "\n", tuple(chosen)
+    head = ast.unparse(ast.Module([*imports, *ast.parse(VALUES).body], []))
+    return "".join([head, *(definition.source for definition in (*chosen, *tail)), "\n"]), tuple(chosen)
 
 
 class Hoisted(ast.NodeTransformer):
@@ -403,24 +402,19 @@ def squeeze(source: str) -> str:
     imports = [*hoisted.imports, *(node for node in body if isinstance(node, ast.ImportFrom))]
     rest = [node for node in body if not isinstance(node, ast.Pass | ast.ImportFrom)]
     start = next((at for at, node in enumerate(rest) if "RECIPE" in bound_names(node)), len(rest))
-    chosen = [Definition("", bound_names(node), node, used_names(node)) for node in rest[:start]]
-    tree, settled = ast.Module(rest[start:], []), set[str]()
-    while True:
-        before = [ast.dump(node) for node in (*(d.node for d in chosen), tree)]
-        nodes = [definition.node for definition in chosen]
-        mentioned, quoted, idle = mentions([tree, *nodes]), quotes([tree, *nodes]), idle_places(chosen)
-        literals = constant_methods(nodes, foreign_names())
-        chosen = [without_calls(without_idle(without_members(d, mentioned, quoted), idle), literals) for d in chosen]
-        made = tidy([*(definition.node for definition in chosen), *tree.body], settled)
-        chosen = [replaced(definition, node) for definition, node in zip(chosen, made)]
-        tree = ast.Module(made[len(chosen) :], [])
-        recipe = without_arguments(ast.Module(tree.body[:1], []), idle_fields(tree, chosen))
-        tree = ast.Module([*recipe.body, *tree.body[1:]], [])
-        chosen = reach(Core({name: d for d in chosen for name in d.names}, tuple(chosen), {}), used_names(tree))
-        if [ast.dump(node) for node in (*(d.node for d in chosen), tree)] == before:
-            used = frozenset().union(used_names(tree), *(definition.needs for definition in chosen))
-            whole = [*import_lines(imports, used), *(definition.node for definition in chosen), *tree.body]
-            return ast.unparse(ast.fix_missing_locations(ast.Module(whole, [])))
+    parts = [Part("", bound_names(node), node) for node in rest]
+    chosen, tail, settled = parts[:start], parts[start:], set[tuple[Any, ...]]()
+    before: list[tuple[Any, ...]] = []
+    while (now := [part.shape for part in (*chosen, *tail)]) != before:
+        before = now
+        chosen = lessened(chosen, tail, quotes([*chosen, *tail]))
+        made = tidy([*chosen, *tail], settled)
+        chosen, tail = made[: len(chosen)], made[len(chosen) :]
+        tail = [*(without_arguments(recipe, idle_fields(tail, chosen)) for recipe in tail[:1]), *tail[1:]]
+        chosen = reached(chosen, tail)
+    used = used_by(tail).union(*(definition.needs for definition in chosen))
+    whole = [*import_lines(imports, used), *(definition.node for definition in (*chosen, *tail))]
+    return ast.unparse(ast.fix_missing_locations(ast.Module(whole, [])))
 
 
 def has_kernels(source: str) -> bool:
@@ -511,7 +505,20 @@ def ships(config: RunConfig) -> bool:
     return type(config.compress).__module__.startswith("pgolf.core.")
 
 
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Without Python's search for circles of objects, which goes through all the trees again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 @lru_cache(maxsize=256)
+@uncollected()
 def build_script(config: RunConfig, info: str = "") -> Script:
     """The script of a configuration; `info` is what the artifact it makes says of itself. RuleError when no script can
     carry its method of compress; PgolfError if packing it and unpacking it again gives another program.

@@ -6,27 +6,28 @@ Attributes that a library's object may have as well, or whose name stands in a s
 
 import ast
 from collections import defaultdict
+from dataclasses import replace
 from typing import Any
 
 from pgolf.bundle.constant import ConstantCalls, constant_of
 from pgolf.bundle.facts import (
     UNKNOWN,
     Facts,
+    Part,
     argument,
+    dotted,
     fields,
-    functions_in,
     harmless,
     literal,
     loaded,
     matched,
-    pairs,
     same,
     stores,
     value_of,
     without_argument,
 )
 from pgolf.bundle.fold import COMPARED
-from pgolf.bundle.graph import copied, is_kernel_node, walk
+from pgolf.bundle.graph import copied, is_kernel_node, shape, walk
 from pgolf.bundle.inline import inline
 
 
@@ -80,7 +81,7 @@ class Settle(ConstantCalls):
         found = super().visit_Call(node)
         if isinstance(found, ast.Call):
             found.args = [item for one in found.args for item in spread(one)]
-            if ast.unparse(found.func) == "bool" and len(found.args) == 1 and isinstance(found.args[0], ast.Constant):
+            if dotted(found.func) == "bool" and len(found.args) == 1 and isinstance(found.args[0], ast.Constant):
                 return ast.Constant(bool(found.args[0].value))
         return found
 
@@ -103,17 +104,18 @@ class Settle(ConstantCalls):
         found = super().block(body)
         if len(found) > 1 and isinstance(found[-1], ast.Return) and isinstance(found[-1].value, ast.Name):
             last, name = found[-2], found[-1].value.id
-            inner = (
-                node for item in found[:-2] for node in walk(item) if isinstance(node, ast.FunctionDef | ast.Lambda)
-            )
-            held = any(name in loaded(one) for node in inner for one in walk(node))
-            if isinstance(last, ast.Assign) and [ast.unparse(one) for one in last.targets] == [name] and not held:
-                return [*found[:-2], ast.Return(last.value)]
+            if isinstance(last, ast.Assign) and [dotted(one) for one in last.targets] == [name]:
+                inner = (
+                    node for item in found[:-2] for node in walk(item) if isinstance(node, ast.FunctionDef | ast.Lambda)
+                )
+                if not any(name in loaded(one) for node in inner for one in walk(node)):
+                    return [*found[:-2], ast.Return(last.value)]
         return found
 
     def visit_Assign(self, node: ast.Assign) -> ast.Assign | ast.Pass:
         """Targets stay as they are; what is set to itself goes."""
-        if len(node.targets) == 1 and ast.unparse(node.targets[0]) == ast.unparse(node.value) and harmless(node.value):
+        alike = len(node.targets) == 1 and type(node.targets[0]) is type(node.value)
+        if alike and ast.unparse(node.targets[0]) == ast.unparse(node.value) and harmless(node.value):
             return ast.Pass()
         node.value = self.visit(node.value)
         node.targets = [self.visit(target) if not isinstance(target, ast.Name) else target for target in node.targets]
@@ -157,10 +159,9 @@ class Unread(ast.NodeTransformer):
         return node
 
 
-def settle_function(node: ast.FunctionDef, outer: dict[str, Any]) -> None:
-    """Constants of one function put in their places, and what nothing reads taken out."""
+def settle_function(node: ast.FunctionDef, outer: dict[str, Any], after: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Constants of one function put in their places, and what nothing reads taken out; its shape before and after."""
     while True:
-        before = ast.dump(node)
         found, known = stores(node), dict[str, Any]()
         for _ in range(2):
             for name in found.keys() - known.keys():
@@ -170,39 +171,60 @@ def settle_function(node: ast.FunctionDef, outer: dict[str, Any]) -> None:
         Settle(known, {name: value for name, value in outer.items() if name not in found}).visit(node)
         read = {inner.id for inner in walk(node) if isinstance(inner, ast.Name) and isinstance(inner.ctx, ast.Load)}
         read |= {name for inner in walk(node) if isinstance(inner, ast.Nonlocal | ast.Global) for name in inner.names}
-        Unread(found.keys() - read, set()).visit(node)
+        if unread := found.keys() - read:
+            Unread(unread, set()).visit(node)
         Settle({}, {}).visit(node)
-        if ast.dump(node) == before:
-            return
+        before, after = after, shape(node)
+        if after == before:
+            return after
 
 
-def settle_arguments(facts: Facts) -> None:
-    """Arguments that are the same constant in all calls, or that a function does not read: gone."""
+def settle_functions(part: Part, outer: dict[str, Any], settled: set[tuple[Any, ...]]) -> Part:
+    """The functions of a statement settled, but for those in which there was nothing to do before."""
+    changed = False
+    for function in part.functions:
+        before = shape(function)
+        if before not in settled and not has_kernel(function):
+            after = settle_function(function, outer, before)
+            settled.add(after)
+            changed = changed or after != before
+    return replace(part) if changed else part
+
+
+def settle_arguments(facts: Facts) -> set[str]:
+    """Arguments that are the same constant in all calls, or that a function does not read: gone. Gives the names of the
+    functions.
+    """
+    found = set[str]()
     for node, given in facts.functions():
-        calls = facts.calls[("." if given else "") + node.name]
+        key = ("." if given else "") + node.name
+        calls = facts.calls[key]
         defaults: list[ast.expr | None] = [None] * (len(node.args.args) - len(node.args.defaults))
         defaults += node.args.defaults
         for index, one in reversed(list(enumerate(node.args.args))[given:]):
             values = [argument(call, index - given, one.arg, defaults[index]) for call in calls]
-            read = any(one.arg in loaded(inner) for item in node.body for inner in walk(item))
             known = [value_of(value, {}) for value in values]
-            changed = any(one.arg in stores(item) for item in node.body)
-            constant = calls and not changed and all(same(value, known[0]) for value in known)
+            constant = calls and all(same(value, known[0]) for value in known)
+            constant = constant and not any(one.arg in stores(item) for item in node.body)
+            read = any(one.arg in loaded(inner) for item in node.body for inner in walk(item))
             if not constant and (read or not all(harmless(value) for value in values)):
                 continue
+            found.add(key)
             for call in calls:
                 without_argument(call, index - given, one.arg)
             del node.args.args[index], defaults[index]
             node.args.defaults = [value for value in defaults if value is not None]
             if read:
                 node.body = Settle({one.arg: known[0]}, {}).block(node.body) or [ast.Pass()]
+    return found
 
 
 def attribute_values(facts: Facts) -> dict[str, list[Any]]:
     """Attribute -> every value it is given anywhere, UNKNOWN among them where that cannot be told."""
     found: dict[str, list[Any]] = defaultdict(list)
-    for name, values in facts.words.items():
-        found[name] += [value_of(value, {}) for value in values]
+    for part in facts.parts:
+        for name, value in (*part.words, *part.stored):
+            found[name].append(value)
     for node in facts.classes:
         seen = facts.all_seen(node.name) and not node.bases
         for index, item in enumerate(fields(node)):
@@ -216,16 +238,6 @@ def attribute_values(facts: Facts) -> dict[str, list[Any]]:
                     found[name] += [value_of(value, {}) if value is not None else UNKNOWN for value in values]
             elif isinstance(member, ast.FunctionDef | ast.ClassDef):
                 found[member.name].append(UNKNOWN)
-    for outer in facts.nodes:
-        plain: set[int] = set()
-        for inner in walk(outer):
-            for target, value in pairs(inner) if isinstance(inner, ast.Assign) else ():
-                if isinstance(target, ast.Attribute):
-                    found[target.attr].append(value_of(value, {}))
-                    plain.add(id(target))
-        for inner in walk(outer):
-            if isinstance(inner, ast.Attribute) and not isinstance(inner.ctx, ast.Load) and id(inner) not in plain:
-                found[inner.attr].append(UNKNOWN)
     return found
 
 
@@ -242,20 +254,20 @@ class Attributes(ast.NodeTransformer):
         return literal(self.known[node.attr]) if asked else node
 
 
-def settle_attributes(facts: Facts) -> None:
+def settle_attributes(facts: Facts) -> list[Part]:
     """Attributes that have one value only become it; what nothing reads is no longer kept."""
     values = attribute_values(facts)
     known = {
         name: given[0]
         for name, given in values.items()
-        if name not in facts.foreign and facts.loads["." + name] and all(same(value, given[0]) for value in given)
+        if not facts.foreign(name) and facts.loads["." + name] and all(same(value, given[0]) for value in given)
     }
-    unread = {
-        name for name in values if name not in facts.foreign and not facts.loads["." + name] and name not in known
-    }
-    for node in facts.nodes:
-        Attributes(known).visit(node)
-        Unread(set(), unread).visit(node)
+    unread = {name for name in values if not facts.foreign(name) and not facts.loads["." + name] and name not in known}
+    names = {"." + name for name in known.keys() | unread}
+    for part in facts.parts:
+        if not names.isdisjoint(part.said):
+            Attributes(known).visit(part.node)
+            Unread(set(), unread).visit(part.node)
     for node in facts.classes:
         if not facts.all_seen(node.name) or node.bases:
             continue
@@ -265,8 +277,10 @@ def settle_attributes(facts: Facts) -> None:
                 given = [argument(call, index, name, None) for call in facts.calls[node.name]]
                 if all(harmless(value) for value in given):
                     node.body = [other for other in node.body if other is not item] or [ast.Pass()]
+                    names.add(node.name)
                     for call in facts.calls[node.name]:
                         without_argument(call, index, name)
+    return renewed(facts.parts, names)
 
 
 class OneEntry(ast.NodeTransformer):
@@ -289,38 +303,39 @@ class OneEntry(ast.NodeTransformer):
         return copied(self.results[name]) if name in self.results and idle else node
 
 
-def settle_tables(facts: Facts) -> None:
+def settle_tables(parts: list[Part], variables: set[str]) -> list[Part]:
     """Tables with one entry, and functions with one result."""
     tables: dict[str, ast.expr] = {}
     results: dict[str, ast.expr] = {}
-    for node in facts.nodes:
+    for node in (part.node for part in parts):
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict) and isinstance(node.targets[0], ast.Name):
             entries = {ast.dump(value) for value in node.value.values}
             if len(entries) == 1 and isinstance(node.value.values[0], ast.Name):
                 tables[node.targets[0].id] = node.value.values[0]
-        elif isinstance(node, ast.FunctionDef) and node.name not in facts.variables:
+        elif isinstance(node, ast.FunctionDef) and node.name not in variables:
             result = constant_of(node)
             results |= {} if result is None else {node.name: result}
-    for node in facts.nodes:
-        OneEntry(tables, results).visit(node)
+    names = {*tables, *results}
+    for part in parts:
+        if not names.isdisjoint(part.said):
+            OneEntry(tables, results).visit(part.node)
+    return renewed(parts, names)
 
 
-def tidy(nodes: list[ast.stmt], settled: set[str]) -> list[ast.stmt]:
-    """Copies of the statements of a script, one for one, without some of what is constant, unread or without effect in
-    it; done again until nothing changes, without all. `settled` remembers functions in which there was nothing to do.
+def renewed(parts: list[Part], names: set[str]) -> list[Part]:
+    """The statements, looked at anew where they say any of these names and so may have changed."""
+    return [part if names.isdisjoint(part.said) else replace(part) for part in parts]
+
+
+def tidy(parts: list[Part], settled: set[tuple[Any, ...]]) -> list[Part]:
+    """The statements of a script, changed and one for one, without some of what is constant, unread or without effect
+    in it; done again until nothing changes, without all. `settled` remembers functions with nothing to do in them.
     """
-    made = [copied(node) for node in nodes]
-    facts = Facts(made)
-    for function in functions_in(made):
-        if ast.dump(function) not in settled and not has_kernel(function):
-            settle_function(function, facts.outer)
-            settled.add(ast.dump(function))
-    settle_tables(facts)
-    settle_attributes(Facts(made))
-    facts = Facts(made)
-    settle_arguments(facts)
-    inline(facts)
-    return made
+    facts = Facts(parts)
+    parts = [settle_functions(part, facts.outer, settled) for part in parts]
+    parts = settle_attributes(Facts(settle_tables(parts, facts.variables)))
+    facts = Facts(parts)
+    return renewed(parts, settle_arguments(facts) | inline(facts))
 
 
 def has_kernel(node: ast.FunctionDef) -> bool:

@@ -106,7 +106,7 @@ def work(one, log):
     return kept
 """
     tree = ast.parse(source)
-    literals = constant_methods([tree], frozenset({"read"}))
+    literals = constant_methods(ast.walk(tree), frozenset({"read"}))
     assert set(literals) == {"extra", "note"}
     folded = ConstantCalls(literals).visit(tree)
     body = ast.unparse(ast.fix_missing_locations(folded)).split("def work(one, log):")[1]
@@ -120,7 +120,7 @@ def work(one, log):
 
 def test_attributes_that_hold_something_else_are_no_constant_methods() -> None:
     tree = ast.parse("class A:\n    def log(self):\n        return 0\nclass B:\n    log: int\n")
-    assert constant_methods([tree], frozenset()) == {}
+    assert constant_methods(ast.walk(tree), frozenset()) == {}
     assert {"parts", "append", "view", "named_parameters"} <= foreign_names()
 
 
