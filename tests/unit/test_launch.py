@@ -3,7 +3,10 @@
 import json
 import os
 import signal
+import subprocess
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,3 +70,69 @@ def test_a_signal_while_things_are_put_away_is_no_traceback(monkeypatch: pytest.
     launch.unraisable(signals)  # type: ignore[arg-type]
     launch.unraisable(others)  # type: ignore[arg-type]
     assert told == [others]
+
+
+class Left(BaseException):
+    """In the place of the end of a process."""
+
+
+def test_a_rank_that_waits_for_one_that_is_gone_ends(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Signals do not get through to where it waits, so it looks for itself. While all live it waits however long."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        asked: list[bool] = []
+
+        def waits() -> bool:
+            asked.append(launch.lives(other.pid))
+            if len(asked) == 20:
+                other.kill()  # and nobody asks for its exit code: it stays as a zombie
+            if len(asked) == 22:
+                return False  # what it does next is no waiting: it counts anew
+            assert len(asked) < 1000
+            return True
+
+        def leave(code: int) -> None:
+            raise Left(code)
+
+        monkeypatch.setattr(launch, "waits_for_ranks", waits)
+        monkeypatch.setattr(launch, "ranks_of", lambda launcher: {other.pid, os.getpid()})
+        monkeypatch.setattr(launch, "WATCH_S", 0.02)
+        monkeypatch.setattr(launch, "STUCK_S", 0.1)
+        monkeypatch.setattr(os, "_exit", leave)
+        with pytest.raises(Left, match="143"):
+            launch.end_with(os.getppid(), tmp_path)
+    assert all(asked[:20]) and not asked[-1] and 26 < len(asked) < 40
+
+
+def test_ranks_are_the_children_that_were_started_as_such() -> None:
+    waiting = [sys.executable, "-c", "input()"]
+    with (
+        subprocess.Popen(waiting, stdin=subprocess.PIPE, env={**os.environ, "RANK": "3"}) as rank,
+        subprocess.Popen(waiting, stdin=subprocess.PIPE) as other,
+    ):
+        deadline = time.monotonic() + 60
+        while rank.pid not in (found := launch.ranks_of(os.getpid())):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert other.pid not in found
+        for one in (rank, other):
+            one.communicate(b"\n")
+    assert not launch.lives(rank.pid) and launch.lives(os.getpid())
+    assert launch.ranks_of(rank.pid) == set()
+
+
+def test_only_a_collective_operation_counts_as_waiting() -> None:
+    assert not launch.waits_for_ranks()
+    code = compile("wait()", "/somewhere/torch/distributed/distributed_c10d.py", "exec")
+    seen: list[bool] = []
+    exec(code, {"wait": lambda: seen.append(launch.waits_for_ranks())})
+    assert seen == [False], "the innermost frame is not torch's"
+    told: list[bool] = []
+    threading.Thread(target=lambda: told.append(launch.waits_for_ranks())).start()
+    exec(compile("while not told: pass", "/torch/distributed/distributed_c10d.py", "exec"), {"told": told})
+    assert told == [True]
+
+
+def test_the_rank_that_was_seen_to_end_first_is_named(tmp_path: Path) -> None:
+    """Another may have been killed because it did not end by itself."""
+    error = launch.first_failure(tmp_path, 4, {2: -9, 0: -9, 1: 143}, {}, "train")
+    assert "rank 2 of 4 was ended by SIGKILL" in str(error)
