@@ -18,11 +18,12 @@ from torch import Tensor
 from pgolf.config.run import RunConfig
 from pgolf.core.errors import ConfigError, RuleError
 from pgolf.core.model.config import param_specs
-from pgolf.core.model.params import CONTROL
+from pgolf.core.model.params import ATTN, EMBED, HEAD, MLP
 from pgolf.core.quant.base import FINISHES, code_limit
 from pgolf.core.quant.corrected import CorrectedTensor
 from pgolf.core.quant.gptq import Gptq
 from pgolf.core.quant.qtensor import QTensor, QuantizedModel
+from pgolf.core.quant.roles import ByRole
 from pgolf.core.quant.sdclip import SdClip
 from pgolf.core.quant.steps import entropy
 from pgolf.core.quant.variants import CoarseLayers
@@ -66,10 +67,66 @@ class Worth:
 
 
 @dataclass(frozen=True)
+class Steps:
+    """How the steps of a quantizer are scaled: by one factor and one for each role. A quantizer by role has the second
+    alone, for those roles that have steps.
+    """
+
+    quantizer: Any
+
+    def __post_init__(self) -> None:
+        if not self.scalable():
+            raise ConfigError("the steps of this quantizer cannot be scaled", "--budget", "set quant.method=gptq")
+
+    def scalable(self) -> dict[str, SdClip]:
+        """The quantizer of each role whose steps can be."""
+        one = self.quantizer
+        found = one.quantizers() if isinstance(one, ByRole) else dict.fromkeys((EMBED, ATTN, MLP, HEAD), one)
+        return {role: own for role, own in found.items() if isinstance(own, SdClip)}
+
+    @property
+    def whole(self) -> float:
+        """The factor on all steps."""
+        return 1.0 if isinstance(self.quantizer, ByRole) else float(self.quantizer.theta)
+
+    def own(self, role: str) -> float:
+        """The factor of a role."""
+        one = self.scalable()[role]
+        return one.theta if isinstance(self.quantizer, ByRole) else one.own(role).theta
+
+    def limit(self, role: str) -> int:
+        """The largest code that a role may have; where steps do not come from a code width, that of 8 bits."""
+        one = self.scalable()[role]
+        return 127 if isinstance(one, Gptq) and one.planned else code_limit(one.grid(role)[0])
+
+    def free(self) -> Any:
+        """The quantizer without a rate that sets its steps."""
+        plain: dict[str, Any] = {
+            role: dataclasses.replace(one, bits_per_weight=0.0)
+            for role, one in self.scalable().items()
+            if isinstance(one, Gptq)
+        }
+        if isinstance(self.quantizer, ByRole):
+            return dataclasses.replace(self.quantizer, **plain)
+        return plain.get(EMBED, self.quantizer)
+
+    def times(self, theta: float, thetas: Mapping[str, float]) -> Any:
+        """The quantizer with these factors."""
+        changed: dict[str, Any] = {}
+        for role, own in thetas.items():
+            one = self.scalable()[role]
+            if isinstance(self.quantizer, ByRole):
+                changed[role] = dataclasses.replace(one, theta=rounded_to(theta * own, 6))
+            else:
+                changed |= {"theta": theta, role: dataclasses.replace(one.own(role), theta=own)}
+        return dataclasses.replace(self.quantizer, **changed)
+
+
+@dataclass(frozen=True)
 class Fit:
     """Steps that fit, the model quantized with them, and how they were found."""
 
-    quantizer: SdClip
+    quantizer: Any
     model: QuantizedModel
     total_bytes: int
     worth: dict[str, Worth]
@@ -77,17 +134,18 @@ class Fit:
 
     def document(self) -> dict[str, Any]:
         """The figures of a report; what a kilobyte is worth is in BPB."""
+        steps = Steps(self.quantizer)
         roles = {
             role: {
-                "theta": self.quantizer.own(role).theta,
+                "theta": steps.own(role),
                 "code_bytes": round(one.bytes),
                 "bpb_per_kilobyte": 1000 * one.gain,
                 "error": 1000 * one.error,
             }
             for role, one in self.worth.items()
         }
-        theta, total = self.quantizer.theta, self.total_bytes
-        return {"theta": theta, "total_bytes": total, "compressions": self.compressions, "roles": roles}
+        facts = {"theta": steps.whole, "total_bytes": self.total_bytes, "compressions": self.compressions}
+        return facts | {"roles": roles}
 
 
 def outward(layers: int) -> list[int]:
@@ -130,38 +188,34 @@ class Fitter:
         self,
         config: RunConfig,
         weights: Mapping[str, Tensor],
-        known: Callable[[SdClip], Mapping[str, Any]],
+        known: Callable[[Any], Mapping[str, Any]],
         cost: Cost,
-        total: Callable[[SdClip, QuantizedModel], int],
+        total: Callable[[Any, QuantizedModel], int],
         console: Console,
     ) -> None:
-        if not isinstance(config.quant, SdClip):
-            raise ConfigError("the steps of this quantizer cannot be scaled", "--budget", "set quant.method=gptq")
         self.weights, self.known, self.cost, self.total, self.console = weights, known, cost, total, console
-        given = config.quant
-        self.start = dataclasses.replace(given, bits_per_weight=0.0) if isinstance(given, Gptq) else given
+        self.start = Steps(config.quant).free()
+        self.steps = Steps(self.start)
         self.config, self.specs = config.model, param_specs(config.model)
-        self.roles = list(dict.fromkeys(spec.role for spec in self.specs if spec.role != CONTROL))
+        scalable = self.steps.scalable()
+        self.roles = list(dict.fromkeys(spec.role for spec in self.specs if spec.role in scalable))
         self.sizes = {role: sum(spec.numel for spec in self.specs if spec.role == role) for role in self.roles}
         self.tried: dict[float, int] = {}
         self.compressions = 0
         self.floors: dict[str, float] = {}
         """By role, the product of both factors below which codes would be wider than they may be."""
-        self.best: tuple[SdClip, QuantizedModel, int] | None = None
+        self.best: tuple[Any, QuantizedModel, int] | None = None
 
-    def with_thetas(self, theta: float, thetas: Mapping[str, float]) -> SdClip:
+    def with_thetas(self, theta: float, thetas: Mapping[str, float]) -> Any:
         """The quantizer with factors on all steps and on those of each role."""
-        changed: dict[str, Any] = {}
-        for role in self.roles:
-            own = max(thetas[role], rounded_to(self.floors.get(role, 0.0) / theta, 5))
-            changed[role] = dataclasses.replace(self.start.own(role), theta=own)
-        return dataclasses.replace(self.start, theta=theta, **changed)
+        floors = {role: rounded_to(self.floors.get(role, 0.0) / theta, 5) for role in self.roles}
+        return self.steps.times(theta, {role: max(thetas[role], floors[role]) for role in self.roles})
 
     def own_thetas(self) -> dict[str, float]:
         """The factors by role to begin with."""
-        return {role: self.start.own(role).theta for role in self.roles}
+        return {role: self.steps.own(role) for role in self.roles}
 
-    def quantized(self, quantizer: SdClip, base: QuantizedModel | None = None, role: str = "") -> QuantizedModel:
+    def quantized(self, quantizer: Any, base: QuantizedModel | None = None, role: str = "") -> QuantizedModel:
         """The whole model, or `base` with one role quantized anew."""
         known, made = self.known(quantizer), QuantizedModel(self.config, uncorrected(base) if base else {})
         for spec in self.specs:
@@ -177,11 +231,6 @@ class Fitter:
         coded = [model.tensors[spec.name] for spec in self.specs if spec.role == role]
         return sum(entropy(one.codes) * one.codes.numel() / 8 for one in coded if isinstance(one, QTensor))
 
-    def limit(self, role: str) -> int:
-        """The largest code that a role may have; where steps do not come from a code width, that of 8 bits."""
-        free = isinstance(self.start, Gptq) and self.start.planned
-        return 127 if free else code_limit(self.start.grid(role)[0])
-
     def width(self, model: QuantizedModel, role: str) -> float:
         """The size that all but a few codes of a role have at most, over the largest that there may be."""
         coded = [model.tensors[spec.name] for spec in self.specs if spec.role == role]
@@ -190,7 +239,7 @@ class Fitter:
             if isinstance(one, QTensor):
                 counts += torch.bincount(one.codes.flatten().int().abs(), minlength=128)
         beyond = counts.sum() - counts.cumsum(0)
-        return int((beyond > CLIPPED * counts.sum()).sum()) / self.limit(role)
+        return int((beyond > CLIPPED * counts.sum()).sum()) / self.steps.limit(role)
 
     def worths(self, theta: float, thetas: Mapping[str, float]) -> dict[str, Worth]:
         """What the bytes of each role are worth at these steps."""
@@ -283,7 +332,7 @@ class Fitter:
         RuleError with the smallest size that can be reached if that is more.
         """
         self.compressions, self.floors = 0, {}
-        theta = self.narrowed(budget, self.start.theta, self.own_thetas(), 2)
+        theta = self.narrowed(budget, self.steps.whole, self.own_thetas(), 2)
         thetas, worth = self.balanced(theta)
         self.narrowed(budget, theta, thetas, COMPRESSIONS - self.compressions)
         if self.best is None:

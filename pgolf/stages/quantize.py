@@ -50,11 +50,7 @@ def knowing(quantizer: Any, model: ModelFile, found: Calibration) -> Callable[[A
     compiled search where it has a trellis.
     """
     if isinstance(quantizer, ByRole):
-        known = known_by_role(quantizer, param_specs(model.config.model), model.weights, found)
-        for one in known.values():
-            if isinstance(one, Planned):
-                one.search = compiled_search(one)
-        return lambda same: known
+        return knowing_by_role(quantizer, model, found)
     if not (isinstance(quantizer, Gptq) and quantizer.planned):
         return lambda same: found.inputs
     roles: dict[str, Any] = {
@@ -66,6 +62,29 @@ def knowing(quantizer: Any, model: ModelFile, found: Calibration) -> Callable[[A
     for plan in base.values():
         plan.search = compiled_search(plan)
     return lambda same: same.scaled(specs, model.weights, base)
+
+
+def knowing_by_role(quantizer: ByRole, model: ModelFile, found: Calibration) -> Callable[[ByRole], Mapping[str, Any]]:
+    """The same for a quantizer by role."""
+    plain: dict[str, Any] = {
+        role: dataclasses.replace(one, theta=1.0, bits_per_weight=0.0)
+        for role, one in quantizer.quantizers().items()
+        if isinstance(one, Gptq)
+    }
+    base = known_by_role(dataclasses.replace(quantizer, **plain), param_specs(model.config.model), model.weights, found)
+    for plan in base.values():
+        if isinstance(plan, Planned):
+            plan.search = compiled_search(plan)
+
+    def known(same: ByRole) -> dict[str, Any]:
+        scaled = dict(base)
+        for role, one in same.quantizers().items():
+            if isinstance(one, Gptq) and one.planned:
+                specs = [spec for spec in param_specs(model.config.model) if spec.role == role]
+                scaled |= one.scaled(specs, model.weights, base)
+        return scaled
+
+    return known
 
 
 def judge_of(model: ModelFile, dataset: Dataset, device: torch.device, console: Console) -> Judge | None:

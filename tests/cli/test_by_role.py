@@ -88,11 +88,26 @@ def test_a_dry_run_knows_every_scheme(pgolf: Any, mixed_run: Path, tmp_path: Pat
         assert predicted["total_bytes"] == pytest.approx(made["total_bytes"], rel=0.02)
 
 
+def test_a_budget_is_met_by_the_roles_that_have_steps(pgolf: Any, mixed_run: Path, tmp_path: Path) -> None:
+    model, out = mixed_run / "train" / "checkpoint.safetensors", tmp_path / "q.safetensors"
+    argv = ("quantize", model, "--data", mixed_run / "data", "--out", out)
+    more = sets("quant.attn.steps=curvature", "quant.attn.rounding=trellis", "quant.embed.method=sdclip")
+    before = pgolf(*argv, *more, "--dry-run", "--json").good().document["total_bytes"]
+    budget = before - 4000
+    document = pgolf(*argv, *more, "--budget", budget, "--json").good().document["budget"]
+    assert budget - 2000 <= document["total_bytes"] <= budget and set(document["roles"]) == {"embed", "attn"}
+    made = pgolf("compress", out, "--out", tmp_path / "model.pgz", "--json").good().document
+    assert made["total_bytes"] == document["total_bytes"]
+    stored = load_model(out).config.quant
+    assert stored.attn.theta == document["roles"]["attn"]["theta"] != 1.0
+
+
 def test_wrong_mixtures_are_refused(pgolf: Any, tiny_run: Path) -> None:
     argv = (*quantize(tiny_run, "--out", tiny_run / "never.safetensors"), "--set", "quant.method=by_role")
     pgolf(*argv, *sets("quant.mlp.method=by_role")).refused(2, "quant.mlp.method", "one tensor at a time")
     pgolf(*argv, *sets("quant.mlp.method=quinary")).refused(2, "unknown method 'quinary'")
-    pgolf(*argv, "--budget", 100000).refused(2, "the steps of this quantizer cannot be scaled")
+    fixed = [f"quant.{role}.method=float" for role in ("embed", "attn", "mlp", "head")]
+    pgolf(*argv, *sets(*fixed), "--budget", 100000).refused(2, "the steps of this quantizer cannot be scaled")
     wide = sets("quant.embed.method=ternary", "quant.embed.group=128")
     pgolf(*argv, *wide).refused(3, "groups of 128 do not fill the 64 columns of tok_emb.weight")
     assert not (tiny_run / "never.safetensors").exists()

@@ -12,6 +12,7 @@ from pgolf.core.errors import ConfigError, RuleError
 from pgolf.core.model.config import param_specs
 from pgolf.core.model.params import CONTROL
 from pgolf.core.quant.qtensor import QTensor, QuantizedModel
+from pgolf.core.quant.roles import ByRole
 from pgolf.core.quant.row_quantile import RowQuantile
 from pgolf.report.console import Console
 from pgolf.stages.budget import CLIPPED, COMPRESSIONS, SLACK, Fitter
@@ -91,6 +92,23 @@ def test_bytes_of_equal_roles_that_cost_more_at_the_same_size_buy_less(case: Cas
     assert float(case.cost(best).sum()) < 0.85 * float(case.cost(unbalanced[1]).sum())
 
 
+def test_roles_with_quantizers_of_their_own_are_balanced_too(case: Case) -> None:
+    """The same steps as with one quantizer for all; a role that has no steps stays as it is."""
+    roles = [f"quant.{role}.method=sdclip" for role in ("embed", "attn", "mlp", "head")]
+    mixed = Case("quant.method=by_role", *roles, "quant.embed.bits=8", "quant.embed.k=20", "quant.attn.theta=2")
+    budget = int(0.8 * case.total(None, case.fitter.quantized(case.fitter.start)))
+    one, fit = case.fitter.solve(budget), mixed.fitter.solve(budget)
+    assert budget - SLACK <= fit.total_bytes <= budget and fit.compressions <= COMPRESSIONS
+    for role in MATTERS:
+        spec = spec_of(case, role)
+        assert fit.quantizer.step_over_sigma(spec) == pytest.approx(one.quantizer.step_over_sigma(spec), rel=0.05)
+    assert mixed.fitter.quantized(fit.quantizer).digest() == fit.model.digest()
+    document = fit.document()
+    assert document["theta"] == 1.0 and document["roles"]["attn"]["theta"] == fit.quantizer.attn.theta
+    frozen = Case("quant.method=by_role", *roles[:2], "quant.mlp.method=row_quantile", "quant.head.method=float")
+    assert frozen.fitter.roles == ["embed", "attn"]
+
+
 def test_codes_do_not_outgrow_their_width() -> None:
     """With one role that matters beyond measure, its steps stop where 4 bits end; all bytes that are left go unused."""
     case = Case("quant.bits=4", "quant.k=7", "quant.embed.bits=4", "quant.embed.k=7", matters=MATTERS | {"embed": 1e6})
@@ -108,6 +126,8 @@ def test_a_budget_that_cannot_be_met_is_refused_with_the_smallest_size(case: Cas
 
 
 def test_a_quantizer_whose_steps_cannot_be_scaled_is_refused(case: Case) -> None:
-    config = dataclasses.replace(case.config, quant=RowQuantile())
-    with pytest.raises(ConfigError, match="cannot be scaled"):
-        Fitter(config, case.weights, lambda quantizer: {}, case.cost, case.total, Console(True))
+    fixed = {role: RowQuantile() for role in ("embed", "attn", "mlp", "head")}
+    for quantizer in (RowQuantile(), ByRole(**fixed)):
+        config = dataclasses.replace(case.config, quant=quantizer)
+        with pytest.raises(ConfigError, match="cannot be scaled"):
+            Fitter(config, case.weights, lambda quantizer: {}, case.cost, case.total, Console(True))
