@@ -7,7 +7,7 @@ import lzma
 from dataclasses import dataclass
 from typing import Any
 
-from pgolf.bundle.script import Script, has_kernels, latin1_literal, squeeze
+from pgolf.bundle.script import Script, has_operators, latin1_literal, squeeze
 
 CHAIN: list[dict[str, Any]] = [{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 20, "lc": 3, "lp": 0, "pb": 0}]
 """One setting of the compressor, so that differences are the definitions'."""
@@ -47,7 +47,7 @@ def explain(script: Script) -> list[Piece]:
     in none of their savings, so these do not add up to the packed file. Names are those of the readable script, whose
     statements the minified one has in the same order under shorter names.
     """
-    source = script.readable if has_kernels(script.readable) else squeeze(script.readable)
+    source = script.readable if has_operators(script.readable) else squeeze(script.readable)
     named = [node for node in ast.parse(source).body if not is_import(node)]
     minified = ast.parse(script.minified).body
     texts = [ast.get_source_segment(script.minified, node) or "" for node in minified]

@@ -158,6 +158,15 @@ def exchanged(core: Core, changed: dict[Definition, Definition]) -> Core:
     return Core(definitions, order, core.externals)
 
 
+def without_field(core: Core, name: str, field: str) -> Core:
+    """The core with a class that lacks a field."""
+    old = core.definitions[name]
+    assert isinstance(old.node, ast.ClassDef)
+    body = [item for item in old.node.body if not isinstance(item, ast.AnnAssign) or ast.unparse(item.target) != field]
+    new = ast.ClassDef(name, old.node.bases, old.node.keywords, body, old.node.decorator_list)
+    return exchanged(core, {old: replace(old, node=new)})
+
+
 class WithoutRounds(ast.NodeTransformer):
     """Takes out loops over the values of a table that is empty."""
 
@@ -349,6 +358,11 @@ def emit(config: RunConfig, info: str) -> tuple[str, tuple[Definition, ...]]:
     core = without_entries(without_entries(core, "FINISHES", lqer), "CORRECTIONS", lqer)
     core = without_entries(core, "TUNINGS", {"gradient"} if isinstance(config.quant.tune, KlTuning) else set())
     core = without_entries(core, "CALIBRATED", {"gptq"} if compensating(config.quant) else set())
+    searches = {one.search for one in compensating(config.quant)}
+    core = without_entries(core, "OTHER_SEARCHES", searches)
+    if "triton" not in searches:  # by its name it would seem read where plans have a search
+        core = without_field(core, "Gptq", "search")
+        tail = [without_arguments(one, frozenset({"search"})) for one in tail]
     configured = with_bases(core, tail[0].used.intersection(core.definitions))
     chosen = needed(core, tail, configured)
     idle = idle_fields(tail, chosen)
@@ -417,11 +431,11 @@ def squeeze(source: str) -> str:
     return ast.unparse(ast.fix_missing_locations(ast.Module(whole, [])))
 
 
-def has_kernels(source: str) -> bool:
-    """Whether a script defines Triton kernels. Triton and torch call what belongs to them by the names of arguments, so
-    that such a script keeps all of its names.
+def has_operators(source: str) -> bool:
+    """Whether a script defines operators of torch, which calls what belongs to them by the names of arguments, so that
+    such a script keeps all of its names.
     """
-    return "triton.jit" in source
+    return "custom_op" in source
 
 
 def minify(source: str) -> str:
@@ -430,7 +444,7 @@ def minify(source: str) -> str:
 
     return str(
         python_minifier.minify(
-            source if has_kernels(source) else rename(squeeze(source)),
+            source if has_operators(source) else rename(squeeze(source)),
             remove_literal_statements=True,
             remove_annotations=False,
             rename_locals=False,

@@ -146,6 +146,7 @@ def preflight(
     from pgolf.bundle.script import build_script, counted
     from pgolf.core.dist import pick_device
     from pgolf.stages.launch import check_ranks
+    from pgolf.stages.quantize import check_search
     from pgolf.stages.train import check_gpu, choose_compile, planned_attention, planned_kernels
 
     config, checked = resolved.config, []
@@ -184,6 +185,8 @@ def preflight(
         check_gpu(config, device_name)
         checked.append("attention {} ({})".format(*planned_attention(config, device)))
         checked.append("kernels {} ({})".format(*planned_kernels(config, device)))
+    if "quantize" in stages and not rehearsal:
+        check_search(config.quant, device)
     checked.append(f"device {device}; compile {choose_compile(config.train.compile, device)[1]}")
     if {"compress", "package"} & set(stages):
         code_bytes = len(build_script(config if "package" in stages else counted(config)).packed)

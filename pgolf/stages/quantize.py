@@ -40,8 +40,16 @@ from pgolf.stages.model_files import ModelFile, artifact_info, check_tokenizer, 
 from pgolf.stages.packing import encoded, script_bytes
 
 
+def check_search(quantizer: Any, device: torch.device) -> None:
+    """SetupError when a kernel is to search trellises on a device where it cannot run."""
+    if any(one.search == "triton" for one in compensating(quantizer)):
+        from pgolf.core.quant.trellis_kernel import kernel_device
+
+        kernel_device(device)
+
+
 def compiled_search(plan: Planned) -> Callable[..., Any]:
-    """The compiled search along a trellis."""
+    """The compiled search along a trellis, which a quantizer takes unless it asks for the kernel."""
     return fast_viterbi if plan.coupling is None else fast_coupled_viterbi
 
 
@@ -220,6 +228,7 @@ def quantize(
     with guarded(out), enough_memory("quant.calibration_batch"):
         if not force and (entry := fresh_entry(out, key)):
             return entry | {"fresh": True}
+        check_search(quantizer, device)
         seconds = {"load": time.monotonic() - start}
         found, cached = calibrated(model, dataset, quantizer, device, console, kept, kept_beside(out), force, seconds)
         known = knowing(quantizer, model, found)

@@ -356,6 +356,22 @@ def test_kernels_are_in_the_script_that_asks_for_them() -> None:
         assert ("FusedGPT" in found) == ("triton.jit" in source) == (kernels == "triton")
 
 
+def test_the_trellis_kernel_is_in_the_script_that_asks_for_it() -> None:
+    from pgolf.bundle.script import emit
+
+    by_role = ["quant=by_role", "quant.mlp.rounding=trellis", "quant.attn.rounding=trellis"]
+    for sets, asking in (
+        (["quant.rounding=trellis"], "quant.search=triton"),
+        (["quant=lqer", "quant.rounding=trellis"], "quant.search=triton"),
+        (by_role, "quant.mlp.search=triton"),
+    ):
+        plain, _ = emit(resolve("tiny", sets).config, "{}")
+        assert "triton.jit" not in plain and "OTHER_SEARCHES" not in plain and "search='torch'" not in plain
+        source, _ = emit(resolve("tiny", [*sets, asking]).config, "{}")
+        assert source.count("triton.jit") == 1 and "search='triton'" in source
+        compile(source, "readable", "exec")
+
+
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="needs Triton, which pgolf[kernels] installs"
 )
@@ -374,6 +390,29 @@ def test_triton_finds_the_source_of_kernels_in_a_packed_script(tmp_path: Path) -
     line = [sys.executable, "-I", "-c", code, str(tmp_path / "train_gpt.py")]
     done = subprocess.run(line, capture_output=True, text=True, timeout=120)
     assert done.stdout.split("\n") == ["True BLOCK", "True BLOCK", "True BACKWARD ROWS COLUMNS DEPTH", ""], done.stderr
+
+
+@needs_triton
+def test_the_trellis_kernel_runs_from_the_packed_script(tiny_run: Path, tmp_path: Path) -> None:
+    """Queries and keys along a trellis: the same artifact as with the script's own search in torch."""
+    place = room(tiny_run, tmp_path / "room", "train", "val")
+    sets = ["train.iterations=2", "train.val_every=0", "eval=plain", "eval.max_tokens=512", "quant=by_role"]
+    sets += [
+        "quant.attn.rounding=trellis",
+        "quant.attn.states=8",
+        "quant.mlp.method=sdclip",
+        "quant.embed.method=sdclip",
+    ]
+    sets += ["quant.attn.calibration_seqs=8", "quant.attn.calibration_seq_len=64", "quant.head.method=sdclip"]
+    hashes = []
+    for search in ("torch", "triton"):
+        config = resolve("tiny", [*sets, f"quant.attn.search={search}"]).config
+        (place / "train_gpt.py").write_bytes(build_script(config).packed)
+        argv = ("--out", f"{search}.pgz", "--device", "cpu")
+        alone(place, *argv, environment={"TRITON_INTERPRET": "1"})
+        hashes.append(hashlib.sha256((place / f"{search}.pgz").read_bytes()).hexdigest())
+    assert hashes[0] == hashes[1]
+    assert "triton needs a CUDA device" in alone(place, *argv, code=5), "the kernel was not asked for"
 
 
 @needs_triton

@@ -910,6 +910,18 @@ def test_attention_that_is_not_possible(tiny_run: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.fault(row="F27")
+def test_a_search_that_is_not_possible(tiny_run: Path, tmp_path: Path) -> None:
+    model, out, more = tiny_run / "train" / "checkpoint.safetensors", tmp_path / "q", ["--device", "cpu", "--set"]
+    argv = ["quantize", model, "--data", tiny_run / "data", "--out", out, *more, "quant.search=triton", "--set"]
+    run_here(*argv, "quant.rounding=trellis").refused(5, "triton", "quant.search", "set quant.search=torch")
+    run_here(*argv, "quant.rounding=nearest").refused(2, "search", "set rounding=trellis")
+    run_here(*argv, "quant.rounding=trellis", "--set", "quant.couple=rows").refused(2, "coupled", "couple=none")
+    line = ["run", *QUICK, "--out", tmp_path / "run", *more, "quant.search=triton", "--set", "quant.rounding=trellis"]
+    run_here(*line).refused(5, "quant.search")
+    assert not out.exists() and not (tmp_path / "run" / "data").exists()
+
+
+@pytest.mark.fault(row="F27")
 def test_kernels_that_are_not_possible(tiny_run: Path, tmp_path: Path) -> None:
     argv = ["train", tiny_run / "data", "--out", tmp_path / "t", *TRAIN, "--device", "cpu", "--set"]
     run_here(*argv, "train.kernels=triton").refused(5, "train.kernels", "set train.kernels=auto")

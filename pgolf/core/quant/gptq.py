@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from pgolf.core.model.gpt import GPT
     from pgolf.core.quant.curvature import Calibration
+    from pgolf.core.quant.grid import TrellisTensor
     from pgolf.core.quant.qtensor import QTensor
     from pgolf.core.quant.steps import Planned
     from pgolf.core.shards import TrainStream
@@ -97,6 +98,17 @@ def gptq_codes(
     return None if factor is None else compensate(weight_RC, factor, block, nearest)
 
 
+def codes_by_kernel(weight: "Tensor", plan: "Planned", block: int, states: int) -> "TrellisTensor":
+    """A tensor rounded along a trellis that a kernel searches."""
+    from pgolf.core.quant.trellis_kernel import kernel_codes
+
+    return kernel_codes(weight, plan, block, states)
+
+
+OTHER_SEARCHES = {"triton": codes_by_kernel}
+"""What rounds along a trellis under values of `search` besides torch; a script has those it asks for."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Gptq(SdClip):
     """SDClip's grid with error compensation by H = X^T X from training tokens; beyond the records, steps by the loss's
@@ -109,6 +121,10 @@ class Gptq(SdClip):
     """How a column is rounded: nearest, or trellis (a quarter less error at the same entropy)."""
     states: int = 64
     """States of the trellis: 4, 8, 32, 64 or 256."""
+    search: str = "torch"
+    """What searches the trellis in a submission's script: torch, or triton (a kernel, which needs a CUDA device).
+    `pgolf quantize` takes triton too, and for torch a search compiled for the CPU.
+    """
     couple: str = "none"
     """Whether later rows make up for the errors of earlier ones, as columns do: none, or rows (along a trellis, by the
     curvature between outputs; arXiv:2505.22988).
@@ -140,6 +156,7 @@ class Gptq(SdClip):
         for key, known in (
             ("steps", ("sigma", "curvature")),
             ("rounding", ("nearest", "trellis")),
+            ("search", ("torch", "triton")),
             ("couple", ("none", "rows")),
             ("calibration_source", ("train", "self")),
             ("states", (4, 8, 32, 64, 256)),
@@ -148,6 +165,10 @@ class Gptq(SdClip):
                 raise ConfigError(f"{getattr(self, key)!r} must be one of {', '.join(map(str, known))}", key)
         if self.couple == "rows" and self.rounding != "trellis":
             raise ConfigError("rows are coupled along a trellis", "couple", "set rounding=trellis")
+        if self.search == "triton" and self.rounding != "trellis":
+            raise ConfigError("the kernel searches a trellis", "search", "set rounding=trellis")
+        if self.search == "triton" and self.couple == "rows":
+            raise ConfigError("the kernel knows no coupled rows", "search", "set couple=none or search=torch")
         if self.bits_per_weight < 0 or (self.bits_per_weight and not self.planned):
             raise ConfigError("it must go with steps = curvature or rounding = trellis", "bits_per_weight")
 
@@ -226,6 +247,9 @@ class Gptq(SdClip):
         if self.rounding == "trellis":
             from pgolf.core.quant.trellis_codes import trellis_codes
 
+            for name, coder in OTHER_SEARCHES.items():
+                if self.search == name:
+                    return coder(weight, known, self.block, self.states)
             return trellis_codes(weight, known, self.block, self.states)
         if self.steps == "curvature":
             from pgolf.core.quant.steps import grid_codes
