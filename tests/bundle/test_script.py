@@ -4,6 +4,7 @@ import ast
 import hashlib
 import importlib.util
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -466,6 +467,7 @@ FITTING = {
     "Window-sliding": ("full_layers=1",),
     "backout": ("after=0",),
     "LengthSchedule-growing": ("first=16",),
+    "emas": ("tokens=3000", "decays=0.5,0.9"),
 }
 """What makes a technique fit two layers of width 64."""
 BESIDE = {"Loader-documents": ["model.documents=by_document"]}
@@ -478,7 +480,8 @@ BESIDE = {"Loader-documents": ["model.documents=by_document"]}
     [(slot, name) for slot, names in CATALOG.items() for name in names if len(names) > 1],
     ids=lambda choice: "-".join(choice),
 )
-def test_every_technique_bundles(choice: tuple[str, str]) -> None:
+def test_every_technique_runs_from_its_script(choice: tuple[str, str], tiny_run: Path, tmp_path: Path) -> None:
+    """Four steps, the artifact, and a score."""
     from pgolf.config.describe import slot_keys
     from pgolf.config.run import RunConfig
 
@@ -486,12 +489,26 @@ def test_every_technique_bundles(choice: tuple[str, str]) -> None:
     key = slot_keys(RunConfig())[slot]
     fitting = FITTING.get(f"{slot}-{name}", FITTING.get(name, ()))
     beside = BESIDE.get(f"{slot}-{name}", [])
-    config = resolve("tiny", [f"{key}={name}", *(f"{key}.{value}" for value in fitting), *beside]).config
+    short = ["train.iterations=4", "train.val_every=0", "eval.max_tokens=512", "ttt.max_tokens=512"]
+    claim = [f"package.claim={key.partition('.')[0]}"] if key.startswith("ttt") else []
+    sets = [*short, *claim, f"{key}={name}", *(f"{key}.{value}" for value in fitting), *beside]
+    config = resolve("tiny", sets).config
     if not ships(config):
         with pytest.raises(RuleError, match="no script carries"):
             build_script(config)
         return
-    compile(build_script(config).minified, "minified", "exec")
+    place = room(tiny_run, tmp_path / "room", "train", "val")
+    (place / "train_gpt.py").write_bytes(build_script(config).packed)
+    assert math.isfinite(result(alone(place, "--out", "made.pgz", "--device", "cpu"))["score"]["val_loss"])
+
+
+def test_the_script_chooses_among_averages(tiny_run: Path, tmp_path: Path) -> None:
+    place = room(tiny_run, tmp_path / "room", "train", "val")
+    sets = ["train.average=emas", "train.average.decays=0.5,0.9", "train.average.tokens=3000", "train.val_every=0"]
+    config = resolve("tiny", [*sets, "train.iterations=6", "eval.max_tokens=512"]).config
+    (place / "train_gpt.py").write_bytes(build_script(config).packed)
+    text = alone(place, "--out", "made.pgz", "--device", "cpu")
+    assert math.isfinite(result(text)["score"]["val_loss"])
 
 
 def imports(node: ast.stmt) -> list[str]:

@@ -1,6 +1,6 @@
 """Averages of weights over the steps of a run, which are exported in place of the last weights (spec: training 4)."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pgolf.core.errors import ConfigError, InputError
@@ -142,14 +142,15 @@ class Emas(LastWeights):
         import numpy as np
 
         from pgolf.core.evals.ledger import evaluate
+        from pgolf.core.evals.plain import PlainEval
 
+        usual = train.validation()
+        whole = PlainEval(seq_len=usual.seq_len, batch_seqs=usual.batch_seqs)
         ids = state.shards[-1][self.cut(state.shards[-1]) :]
         losses = {}
         for name, average in state.averages.items():
             assign(state.model, average)
-            score, _ = evaluate(
-                state.model, ids, np.ones(len(ids) - 1, np.int32), replace(train.validation(), max_tokens=0)
-            )
+            score, _ = evaluate(state.model, ids, np.ones(len(ids) - 1, np.int32), whole)
             losses[name] = world.largest(score.val_loss)[0]
         best = min(losses, key=losses.__getitem__)
         assign(state.model, state.averages[best])
