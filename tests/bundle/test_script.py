@@ -511,6 +511,27 @@ def test_the_script_chooses_among_averages(tiny_run: Path, tmp_path: Path) -> No
     assert math.isfinite(result(text)["score"]["val_loss"])
 
 
+def test_what_scripts_make_plain_is_given_its_values_by_name() -> None:
+    """Classes of recipes, and those that inherit from what recipes' classes inherit from, have no fields there."""
+    from pgolf.bundle.script import with_bases
+
+    core = parse_core()
+    places = (where.partition(":") for names in CATALOG.values() for where in names.values())
+    chosen = frozenset(name for module, _, name in places if module.startswith("pgolf.core."))
+    plain = with_bases(core, chosen)
+    assert "Part" in plain and "Horizon" not in plain
+    calls = [node for one in core.order for node in ast.walk(one.node) if isinstance(node, ast.Call) and node.args]
+    made = {call.func.id for call in calls if isinstance(call.func, ast.Name) and call.func.id in core.definitions}
+    nodes = {name: core.definitions[name].node for name in made}
+    classes = {name: node for name, node in nodes.items() if isinstance(node, ast.ClassDef)}
+    fields = [
+        name
+        for name, node in classes.items()
+        if not any(isinstance(item, ast.FunctionDef) and item.name == "__init__" for item in node.body)
+    ]
+    assert len(fields) > 20 and [name for name in fields if with_bases(core, frozenset({name})) & plain] == []
+
+
 def imports(node: ast.stmt) -> list[str]:
     """Top-level packages an import statement names; pgolf's modules in full."""
     if isinstance(node, ast.ImportFrom):

@@ -48,7 +48,7 @@ class GrowingLength(Growth):
             raise ConfigError(f"seq_len {seq_len} is not {self.first} times a power of two", "length_schedule.first")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Horizon(Part):
     """No layer's attention looks more than `tokens` back."""
 
@@ -80,7 +80,7 @@ class GrowingWindow(Growth):
     @cached_property
     def horizons(self) -> tuple[Horizon, ...]:
         """The limits in their order."""
-        return tuple(Horizon(self.first << i) for i in range((self.last // self.first).bit_length()))
+        return tuple(Horizon(tokens=self.first << i) for i in range((self.last // self.first).bit_length()))
 
     def extra_parts(self, fraction: float, lr_scale: float) -> tuple[Horizon, ...]:
         """The limit, if there still is one."""

@@ -75,10 +75,10 @@ def random_model(sets: list[str]) -> GPT:
 def test_a_window_bounds_attention_and_only_in_training() -> None:
     kind = GrowingWindow(first=8, last=32, until=0.9)
     assert [kind.extra_parts(f, 1.0) for f in (0.0, 0.29, 0.31, 0.61, 0.9)] == [
-        (Horizon(8),),
-        (Horizon(8),),
-        (Horizon(16),),
-        (Horizon(32),),
+        (Horizon(tokens=8),),
+        (Horizon(tokens=8),),
+        (Horizon(tokens=16),),
+        (Horizon(tokens=32),),
         (),
     ]
     model = random_model([])
@@ -87,7 +87,7 @@ def test_a_window_bounds_attention_and_only_in_training() -> None:
     other[0, 0] = 3
     layers = model.config.num_layers
     with torch.no_grad():
-        model.attach(more=(Horizon(4),))
+        model.attach(more=(Horizon(tokens=4),))
         near, far = 4 * layers, slice(4 * layers + 1, None)
         same = model.hidden(ids)[0] - model.hidden(other)[0]
         assert bool((same[far] == 0).all()) and float(same[:near].abs().max()) > 0
@@ -101,9 +101,9 @@ def test_the_shorter_of_two_windows_holds() -> None:
     ids = torch.randint(4, 500, (1, 32), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         own = model.hidden(ids)
-        model.attach(more=(Horizon(20),))
+        model.attach(more=(Horizon(tokens=20),))
         assert torch.equal(model.hidden(ids), own)
-        model.attach(more=(Horizon(2),))
+        model.attach(more=(Horizon(tokens=2),))
         assert not torch.equal(model.hidden(ids), own)
 
 
