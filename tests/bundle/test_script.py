@@ -1,5 +1,6 @@
 """The packed script: alone it scores and trains as pgolf does; what is in it, how large it is, and what guards it."""
 
+import argparse
 import ast
 import hashlib
 import importlib.util
@@ -7,12 +8,14 @@ import json
 import math
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from harness import QUICK, flip, run_here, stray_files
 
 import pgolf as package
@@ -23,6 +26,7 @@ from pgolf.catalog import CATALOG
 from pgolf.config.load import preset_names, resolve
 from pgolf.core.errors import RuleError
 from pgolf.core.quant.gptq_lqer import Lqer
+from pgolf.core.submit import Submission, score_submission
 from pgolf.stages.model_files import artifact_info
 
 ROOT = Path(package.__file__).parent
@@ -480,8 +484,10 @@ BESIDE = {"Loader-documents": ["model.documents=by_document"]}
     [(slot, name) for slot, names in CATALOG.items() for name in names if len(names) > 1],
     ids=lambda choice: "-".join(choice),
 )
-def test_every_technique_runs_from_its_script(choice: tuple[str, str], tiny_run: Path, tmp_path: Path) -> None:
-    """Four steps, the artifact, and a score."""
+def test_every_technique_does_in_its_script_what_it_does_in_core(
+    choice: tuple[str, str], tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Four steps, the artifact, and a score, to the last bit."""
     from pgolf.config.describe import slot_keys
     from pgolf.config.run import RunConfig
 
@@ -499,7 +505,23 @@ def test_every_technique_runs_from_its_script(choice: tuple[str, str], tiny_run:
         return
     place = room(tiny_run, tmp_path / "room", "train", "val")
     (place / "train_gpt.py").write_bytes(build_script(config).packed)
-    assert math.isfinite(result(alone(place, "--out", "made.pgz", "--device", "cpu"))["score"]["val_loss"])
+    found = result(alone(place, "--out", "made.pgz", "--device", "cpu"))
+    assert math.isfinite(found["score"]["val_loss"])
+    sections = {name: getattr(config, name) for name in ("model", "optim", "train", "quant", "compress")}
+    recipe = Submission(**sections, score=getattr(config, config.package.claim), info="")
+    paths = {"data": place / "data", "tokenizer": place / "tokenizer.model", "out": tmp_path / "core.pgz"}
+    threads, handler = torch.get_num_threads(), signal.getsignal(signal.SIGTERM)
+    torch.set_num_threads(1)
+    try:
+        score_submission(
+            recipe,
+            place / "train_gpt.py",
+            argparse.Namespace(**paths, seed=config.train.seed, artifact=None, device="cpu"),
+        )
+    finally:
+        torch.set_num_threads(threads)
+        signal.signal(signal.SIGTERM, handler)
+    assert result(capsys.readouterr().out) == found
 
 
 def test_the_script_chooses_among_averages(tiny_run: Path, tmp_path: Path) -> None:
