@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class KlTuning(Untuned):
     """Control tensors and float16 row scales go down KL(float || quantized), on training tokens after those of the
     calibration; codes stay, and so do steps on the logarithmic grid. This is training: its seconds belong to
-    train.reserve_seconds. Source: spec: quantization 9.8.
+    train.reserve_seconds. Source: docs/quantization.md, with our figures; in no record.
     """
 
     steps: int = 64
@@ -59,7 +59,9 @@ class KlTuning(Untuned):
 
 @dataclass(frozen=True, kw_only=True)
 class CrossEntropyTuning(KlTuning):
-    """The same down the loss itself. Source: none published; unproven (docs/quantization.md has our figures)."""
+    """The same down the loss itself, which trains on: no gain on a model that is trained well. Source:
+    docs/quantization.md, with our figures; in no record.
+    """
 
     def loss(self, found_BTV: "Tensor", predictor: "Predictor", ids_BT: "Tensor") -> "Tensor":
         """Nats per token."""
