@@ -35,8 +35,10 @@ Cost = Callable[[QuantizedModel], Tensor]
 SLACK = 2000
 """Bytes under the budget that may be left over."""
 COMPRESSIONS = 12
-NUDGE = math.log(1.2)
-"""Logarithm by which a role's steps are moved to see what they are worth."""
+NUDGES = (math.log(1.2), math.log(1.1), math.log(1.3))
+"""Logarithms by which a role's steps are moved to see what they are worth; the first alone for a large model."""
+LARGE = 10_000_000
+"""Weights from which on one pair of steps tells enough: rounding is a draw, whose noise falls with their number."""
 ROUNDS, LARGEST_MOVE = 4, 1.0
 TOLERANCE = 0.1
 """Relative difference of what bytes are worth that is left alone, noise or not."""
@@ -244,39 +246,56 @@ class Fitter:
     def worths(self, theta: float, thetas: Mapping[str, float]) -> dict[str, Worth]:
         """What the bytes of each role are worth at these steps."""
         base, found = self.quantized(self.with_thetas(theta, thetas)), {}
+        nudges = NUDGES if sum(self.sizes.values()) < LARGE else NUDGES[:1]
         for role in self.roles:
-            costs, sizes = [], []
-            for sign in (1, -1):
-                moved = dict(thetas) | {role: thetas[role] * math.exp(sign * NUDGE)}
-                model = self.quantized(self.with_thetas(theta, moved), base, role)
-                costs.append(self.cost(model))
-                sizes.append(self.code_bytes(model, role))
-            rise, saved = costs[0] - costs[1], max(sizes[1] - sizes[0], 1e-9)
-            error = float(rise.std()) * len(rise) ** 0.5 if len(rise) > 1 else 0.0
-            gain = max(float(rise.sum()), error, 1e-30) / saved
-            found[role] = Worth(gain, error / saved, self.code_bytes(base, role))
-            worth = f"{1000 * gain:.3g} ± {1000 * error / saved:.1g} BPB"
-            self.console.line(f"budget: a kilobyte of {role} is worth {worth}")
+            pairs = [self.slope(theta, thetas, base, role, nudge) for nudge in nudges]
+            gains, errors = (torch.tensor(column, dtype=torch.float64) for column in zip(*pairs))
+            spread = float(gains.std()) / len(gains) ** 0.5 if len(gains) > 1 else 0.0
+            error = math.hypot(float(errors.mean()), spread)
+            gain = max(float(gains.mean()), error, 1e-30)
+            found[role] = Worth(gain, error, self.code_bytes(base, role))
+            self.console.line(f"budget: a kilobyte of {role} is worth {1000 * gain:.3g} ± {1000 * error:.1g} BPB")
         return found
+
+    def slope(
+        self, theta: float, thetas: Mapping[str, float], base: QuantizedModel, role: str, nudge: float
+    ) -> tuple[float, float]:
+        """What a byte less of a role costs between steps coarser and finer by `nudge`, and its error over the cost's
+        parts.
+        """
+        costs, sizes = [], []
+        for sign in (1, -1):
+            moved = dict(thetas) | {role: thetas[role] * math.exp(sign * nudge)}
+            model = self.quantized(self.with_thetas(theta, moved), base, role)
+            costs.append(self.cost(model))
+            sizes.append(self.code_bytes(model, role))
+        rise, saved = costs[0] - costs[1], max(sizes[1] - sizes[0], 1e-9)
+        error = float(rise.std()) * len(rise) ** 0.5 if len(rise) > 1 else 0.0
+        return float(rise.sum()) / saved, error / saved
 
     def balanced(self, theta: float) -> tuple[dict[str, float], dict[str, Worth]]:
         """Factors by role at which bytes of all roles are worth the same, and what they are worth. A role's steps are
-        not made finer than its code width allows; its bytes may then be worth more.
+        not made finer than its code width allows; its bytes may then be worth more. Of all that were tried, those that
+        are the least apart.
         """
-        thetas = self.own_thetas()
-        worth = self.worths(theta, thetas)
-        for _ in range(ROUNDS - 1):
+        thetas, found = self.own_thetas(), list[tuple[float, dict[str, float], dict[str, Worth]]]()
+        for _ in range(ROUNDS):
+            worth = self.worths(theta, thetas)
             spent = {role for role in self.roles if theta * thetas[role] <= 1.01 * self.floors[role]}
             free = {role: one for role, one in worth.items() if role not in spent}
             total = sum(self.sizes[role] for role in free)
             middle = sum(self.sizes[role] / total * math.log(one.gain) for role, one in free.items())
             moves = {role: (middle - math.log(one.gain)) / 2 for role, one in free.items()}
-            if all(abs(move) <= max(free[role].error / free[role].gain, TOLERANCE / 2) for role, move in moves.items()):
+            noise = {role: max(one.error / one.gain, TOLERANCE / 2) for role, one in free.items()}
+            apart = max((abs(move) - noise[role] for role, move in moves.items()), default=0.0)
+            found.append((apart, thetas, worth))
+            if apart <= 0:
                 break
+            thetas = dict(thetas)
             for role, move in moves.items():
                 factor = math.exp(min(max(move, -LARGEST_MOVE), LARGEST_MOVE))
                 thetas[role] = max(rounded_to(thetas[role] * factor, 3), rounded_to(self.floors[role] / theta, 3))
-            worth = self.worths(theta, thetas)
+        _, thetas, worth = min(found, key=lambda one: one[0])
         return thetas, worth
 
     def bytes_at(self, theta: float, thetas: Mapping[str, float], budget: int) -> int:

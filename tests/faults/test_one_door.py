@@ -36,6 +36,7 @@ READS = {
     "pgolf/bundle/graph.py .read_text": OWN,
     "pgolf/stages/manifest.py .read_bytes": OWN,
     "pgolf/audit/triple.py .read_text": OWN,
+    "pgolf/stages/launch.py .read_text": "what the system says of processes that this one belongs with",
     "pgolf/submission/compare.py .read_text": OWN,
     "pgolf/corpus/sources.py .read_bytes": "documentation that Python brings with it",
     "pgolf/core/shards.py np.fromfile": "1024 bytes",

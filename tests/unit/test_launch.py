@@ -127,7 +127,14 @@ def test_only_a_collective_operation_counts_as_waiting() -> None:
     exec(code, {"wait": lambda: seen.append(launch.waits_for_ranks())})
     assert seen == [False], "the innermost frame is not torch's"
     told: list[bool] = []
-    threading.Thread(target=lambda: told.append(launch.waits_for_ranks())).start()
+
+    def look() -> None:
+        deadline = time.monotonic() + 60
+        while not (waits := launch.waits_for_ranks()) and time.monotonic() < deadline:
+            pass
+        told.append(waits)
+
+    threading.Thread(target=look).start()
     exec(compile("while not told: pass", "/torch/distributed/distributed_c10d.py", "exec"), {"told": told})
     assert told == [True]
 
