@@ -5,26 +5,32 @@ BPB of the validation split after training, as the mean over seeds with its stan
 minus the technique's, seed by seed, so that positive is better. `time` is that of a training step, loops on, against
 the baseline's, measured afterwards by turns. With --pairs the best ones are also tried two by two, each beside the sum
 of the single gains: gains do not add. With --write the figures go where `pgolf techniques` and docs/techniques.md take
-them from.
+them from; with --only they join what is there, if it was measured in the same setting with the same baseline.
 
 Small models over few steps say little about large ones over many: this finds what is broken and what hurts early.
 """
 
 import argparse
 import itertools
+import json
 import statistics
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.report import parser, seconds_of, show
 from pgolf.catalog import CATALOG, name_of
 from pgolf.config.describe import slot_keys
 from pgolf.config.run import RunConfig
 from pgolf.core.files import write_json
+
+if TYPE_CHECKING:
+    from pgolf.core.train.loop import TrainState, Watch
+    from pgolf.dataset import Dataset
 
 BASE = {
     "model.num_layers": 6,
@@ -59,22 +65,37 @@ FITTING: dict[str, dict[str, Any]] = {
     "model.backout backout": {"after": 3},
     "model.precision ternary": {"group": 32},
     "model.precision binary": {"group": 32},
+    "optim.lr_scale by_role": {"early": 0.8333, "early_layers": 3},
+    "train.average ema": {"decay": 0.98},
+    "train.average emas": {"decays": "0.9,0.95,0.98", "tokens": 32768},
+    "train.average swa": {"below": 0.2, "every": 10},
+    "train.window_schedule growing": {"first": 32, "last": 64},
+    "train.length_schedule growing": {"first": 32},
 }
-"""Settings of techniques that do not fit the small model without."""
+"""Settings of techniques that do not fit the small model without, or so short a run."""
+
+ELSEWHERE = ("model.counts", "train.qat", "optim.width_rule", "optim.parallel", "optim.warmdown")
+"""Keys of what these figures could not show: what is gained by an evaluator, after quantization, at another width, in
+speed, under a clock.
+"""
 
 
 def techniques() -> list[str]:
-    """Key and name of every part of a model that the baseline does not have, as `pgolf techniques` has them."""
-    keys, config = slot_keys(RunConfig()), RunConfig()
+    """Key and name of all that the baseline does not have in its model, optimizer and training, as `pgolf techniques`
+    has them.
+    """
+    keys, config = slot_keys(RunConfig()), configuration({}, 1, 1024)
     found = []
     for slot, key in keys.items():
-        if key.startswith("model."):
-            usual = name_of(slot, type(getattr(config.model, key.split(".")[1])))
+        if key.startswith(("model.", "optim.", "train.")) and key not in ELSEWHERE:
+            usual = name_of(slot, type(attrgetter(key)(config)))
             found += [f"{key} {name}" for name in CATALOG[slot] if name != usual]
     return found
 
 
 LOOP = {"model.loop": "layers", "model.loop.start": 2, "model.loop.end": 3, "model.loop.enable_at": 0.35}
+DECAY = {"optim.matrix.weight_decay": 0.1}
+DOCUMENTS = {"model.documents": "by_document", "model.documents.max_tokens": 128}
 SETTINGS: dict[str, dict[str, Any]] = {
     "matrix_init orthogonal": {"model.matrix_init": "orthogonal"},
     "embed.spectrum overtone": {"model.embed.spectrum": "overtone"},
@@ -86,8 +107,18 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "loop.lora_rank 8": LOOP | {"model.loop.lora_rank": 8},
     "optim.matrix.rows l2": {"optim.matrix.rows": "l2"},
     "optim.matrix.coefficients polar": {"optim.matrix.coefficients": "polar"},
+    "optim.matrix.bfloat16": {"optim.matrix.bfloat16": True},
+    "optim.matrix.iteration gram": {"optim.matrix.bfloat16": True, "optim.matrix.iteration": "gram"},
+    "optim.matrix.weight_decay 0.1": DECAY,
+    "optim.matrix.cautious_decay": DECAY | {"optim.matrix.cautious_decay": True},
+    "optim.decay_schedule taper": DECAY | {"optim.decay_schedule": "taper"},
+    "optim.decay_schedule ramp": DECAY | {"optim.decay_schedule": "ramp"},
+    "optim.grad_clip 0.3": {"optim.grad_clip": 0.3},
+    "optim.clip_mode adaptive": {"optim.grad_clip": 0.3, "optim.clip_mode": "adaptive"},
+    "optim.adam_every 2": {"optim.adam_every": 2},
+    "train.loader documents": {"train.loader": "documents", **DOCUMENTS},
 }
-"""Settings that are no part of their own -> keys they set."""
+"""Settings that are no part of their own, and techniques that want others -> keys they set."""
 
 
 def changes_of(name: str) -> dict[str, Any]:
@@ -107,26 +138,17 @@ def configuration(changes: dict[str, Any], steps: int, vocab_size: int) -> Any:
     return resolve("demo", words).config
 
 
-def train_once(job: tuple[str, dict[str, Any], int, int, int, str]) -> dict[str, Any]:
+def train_once(job: tuple[str, dict[str, Any], int, int, int, str, int]) -> dict[str, Any]:
     """Train one configuration with one seed; BPB of the first validation targets and the parameters it has."""
-    import torch
-
     from pgolf.core.dist import World
     from pgolf.core.evals.ledger import evaluate
     from pgolf.core.evals.plain import PlainEval
-    from pgolf.core.train.loop import Watch, fit, start_state
-    from pgolf.dataset import open_dataset
+    from pgolf.core.train.loop import fit
 
-    name, changes, seed, steps, targets, folder = job
-    torch.set_num_threads(1)
-    dataset = open_dataset(Path(folder))
-    config = configuration(changes, steps, dataset.vocab_size)
-    world = World()
-    state = start_state(config.model, config.train, config.optim, dataset.split("train"), seed, world)
-    watch = Watch(
-        lambda event: None, lambda: {"val_loss": 0.0, "val_bpb": 0.0, "val_tokens": 0}, lambda s: None, lambda: False
-    )
-    fit(state, config.train, config.optim, world, watch, False)
+    name, changes, seed, steps, targets, folder, vocab_size = job
+    config = configuration(changes, steps, vocab_size)
+    state, dataset = begun(config, seed, folder)
+    fit(state, config.train, config.optim, World(), quiet_watch(), False)
     tokens, charges = dataset.validation()
     method = PlainEval(seq_len=config.train.seq_len, max_tokens=min(targets, len(tokens) - 1))
     score, _ = evaluate(state.model.eval(), tokens, charges, method)
@@ -134,36 +156,57 @@ def train_once(job: tuple[str, dict[str, Any], int, int, int, str]) -> dict[str,
     return {"name": name, "seed": seed, "bpb": score.bpb, "parameters": parameters}
 
 
-def step_times(changes: dict[str, dict[str, Any]], vocab_size: int, rounds: int) -> dict[str, float]:
+def step_times(changes: dict[str, dict[str, Any]], vocab_size: int, rounds: int, folder: str) -> dict[str, float]:
     """Time of a training step against the baseline's, as the median over rounds in which the two take turns."""
-    import torch
-
-    torch.set_num_threads(1)
-    plain = stepper({}, vocab_size)
+    plain = stepper({}, vocab_size, folder)
     found = {}
     for name, keys in changes.items():
-        other = stepper(keys, vocab_size)
+        other = stepper(keys, vocab_size, folder)
         pairs = [(seconds_of(other), seconds_of(plain)) for _ in range(rounds + 2)][2:]
         found[name] = round(statistics.median(one / two for one, two in pairs), 2)
     return found
 
 
-def stepper(changes: dict[str, Any], vocab_size: int) -> Callable[[], None]:
-    """One step of training on random ids, loops switched on."""
+def begun(config: RunConfig, seed: int, folder: str) -> tuple["TrainState", "Dataset"]:
+    """A run before its first step, on one thread, and its data."""
     import torch
 
     from pgolf.core.dist import World
-    from pgolf.core.model.gpt import GPT
-    from pgolf.core.optim.optimizers import Optimizers
+    from pgolf.core.train.loop import start_state
+    from pgolf.dataset import open_dataset
+
+    torch.set_num_threads(1)
+    dataset = open_dataset(Path(folder))
+    bytes_of = config.train.loss.token_table(dataset.tokenizer, dataset.vocab_size)
+    shards = dataset.split("train")
+    return start_state(config.model, config.train, config.optim, shards, seed, World(), bytes_of), dataset
+
+
+def quiet_watch() -> "Watch":
+    """A watch that says nothing and asks for nothing."""
+    from pgolf.core.train.loop import Watch
+
+    return Watch(lambda event: None, dict, lambda state: None, lambda: False)
+
+
+def stepper(changes: dict[str, Any], vocab_size: int, folder: str) -> Callable[[], None]:
+    """One step of training as at nine tenths of a run, loops switched on."""
+    from pgolf.core.dist import World
+    from pgolf.core.train.feed import feed
+    from pgolf.core.train.loop import mode_at, train_step
 
     config = configuration(changes, 100, vocab_size)
-    model = GPT(config.model, 1)
-    optimizers, seq_len = Optimizers(model, config.optim, World()), config.train.seq_len
-    ids = torch.randint(4, vocab_size, (config.train.micro_batch_tokens // seq_len, seq_len + 1))
+    state, _ = begun(config, 1, folder)
+    batches, watch, scale = feed(state.read, 0, 0, World().device), quiet_watch(), 0.3
+    looping, length, parts = mode_at(state, config.train, 0.9, scale)
+    if looping:
+        config.model.loop.begin(state.model)
+    state.model.attach(looping, length, parts)
 
     def step() -> None:
-        model(ids[:, :-1], ids[:, 1:]).backward()
-        optimizers.step(0, 1.0)
+        train_step(state.model, state, batches, config.train, scale, World(), watch)
+        state.step += 1
+        config.train.average.absorb(state, scale)
 
     return step
 
@@ -207,7 +250,11 @@ def measure(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
 
         def runs(changes: dict[str, dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-            jobs = [(n, c, seed, options.steps, options.targets, data) for n, c in changes.items() for seed in seeds]
+            jobs = [
+                (n, c, seed, options.steps, options.targets, data, options.vocab_size)
+                for n, c in changes.items()
+                for seed in seeds
+            ]
             found: dict[str, list[dict[str, Any]]] = {name: [] for name in changes}
             for run in pool.map(train_once, jobs):
                 found[run["name"]].append(run)
@@ -229,7 +276,7 @@ def measure(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
             pairs = [row_of(name, found, base) | {"sum": sums[name]} for name, found in runs(both).items()]
             rows += sorted(pairs, key=lambda row: -row["gain"])
     changes = {row["technique"]: changes_by(row["technique"]) for row in rows}
-    times = step_times(changes, options.vocab_size, options.rounds)
+    times = step_times(changes, options.vocab_size, options.rounds, data)
     return [row | {"time": times[row["technique"]]} for row in rows]
 
 
@@ -252,9 +299,20 @@ def document(options: argparse.Namespace, rows: list[dict[str, Any]]) -> dict[st
         "setting": f"{settings}, {where}",
         "baseline": named.pop("baseline"),
         "techniques": {name: row for name, row in named.items() if name in techniques()},
-        "settings": {name: row for name, row in named.items() if name in SETTINGS},
+        "settings": {name: row for name, row in named.items() if name in SETTINGS and name not in techniques()},
         "pairs": {name: row for name, row in named.items() if "sum" in row},
     }
+
+
+def joined(path: Path, found: dict[str, Any]) -> dict[str, Any]:
+    """What the file has, and what was found now: SystemExit where the two do not compare."""
+    before: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    for name in ("schema", "setting"):
+        if before[name] != found[name]:
+            raise SystemExit(f"{path} has another {name}, {before[name]!r}, than this measurement, {found[name]!r}")
+    if before["baseline"]["bpb"] != found["baseline"]["bpb"]:
+        raise SystemExit(f"{path} has a baseline of {before['baseline']['bpb']} BPB, now {found['baseline']['bpb']}")
+    return before | {group: before[group] | found[group] for group in ("techniques", "settings", "pairs")}
 
 
 def main() -> None:
@@ -274,7 +332,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         rows = measure(options, Path(folder))
     if options.write:
-        write_json(options.write, document(options, [dict(row) for row in rows]))
+        found = document(options, [dict(row) for row in rows])
+        write_json(options.write, joined(options.write, found) if options.only else found)
     options.data, options.write = str(options.data or "Python's documentation"), str(options.write or "")
     rows = [{**row, "sum": row.get("sum", "-")} for row in rows] if options.pairs else rows
     show("ablate", options, rows, [f"{len(rows)} rows; a gain below two standard errors is none"])

@@ -10,6 +10,7 @@ that is compared takes turns in the same process. On a GPU, --schedule measures 
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -159,7 +160,9 @@ def one_by_one(muon: Muon, one: Stepped, grad: Tensor, step: int) -> Tensor:
 
 
 def muon_rows(preset: str, sets: list[str], device: torch.device, rounds: int) -> list[dict[str, Any]]:
-    """Muon's updates of all matrices of a preset, by shape at once and one after the other; both must agree."""
+    """Muon's updates of all matrices of a preset: one after the other, by shape at once, and so in the gram form.
+    All must agree.
+    """
     config = resolve(preset, sets).config
     muon, banks = config.optim.matrix, dict[tuple[int, ...], list[Stepped]]()
     assert isinstance(muon, Muon)
@@ -170,7 +173,7 @@ def muon_rows(preset: str, sets: list[str], device: torch.device, rounds: int) -
             banks.setdefault(spec.shape, []).append(Stepped(weight, muon.memory(weight)))
     grads = {shape: [torch.randn_like(one.weight) for one in bank] for shape, bank in banks.items()}
 
-    def batched() -> list[Tensor]:
+    def by_shape(muon: Muon) -> list[Tensor]:
         found = [muon.updates(bank, grads[shape], 0) for shape, bank in banks.items()]
         return [update for updates in found for update in updates]
 
@@ -187,22 +190,25 @@ def muon_rows(preset: str, sets: list[str], device: torch.device, rounds: int) -
 
         return seconds_of(whole)
 
-    worst = max(float((a - b).norm() / b.norm()) for a, b in zip(batched(), single()))
-    if worst > 0.1:
-        raise SystemExit(f"the two differ by {worst:.3f} of the norm")
-    together, alone = [], []
+    gram = replace(muon, iteration="gram")
+    ways: dict[str, Callable[[], list[Tensor]]] = {
+        "one by one": single,
+        "batched": partial(by_shape, muon),
+        "batched, gram": partial(by_shape, gram),
+    }
+    reference = single()
+    for name, action in ways.items():
+        worst = max(float((a - b).norm() / b.norm()) for a, b in zip(action(), reference))
+        if worst > 0.1:
+            raise SystemExit(f"{name} differs from one by one by {worst:.3f} of the norm")
+    taken: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
-        together.append(timed(batched))
-        alone.append(timed(single))
-    count = sum(map(len, banks.values()))
+        for name, action in ways.items():
+            taken[name].append(timed(action))
+    title, alone = f"Muon, {sum(map(len, banks.values()))} matrices of {preset}", min(taken["one by one"])
     return [
-        row(f"Muon, {count} matrices of {preset}, one by one", alone, 1.0, "itself"),
-        row(
-            f"Muon, {count} matrices of {preset}, batched",
-            together,
-            min(alone) / min(together),
-            "speed over one by one",
-        ),
+        row(f"{title}, {name}", seconds, alone / min(seconds), "speed over one by one")
+        for name, seconds in taken.items()
     ]
 
 

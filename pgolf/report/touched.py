@@ -34,8 +34,8 @@ def touched_in_steps(config: ModelConfig, optim: OptimConfig) -> dict[str, str]:
         if matrix.paired_heads:
             counts["paired_heads"] = "matrix.paired_heads", sum(matrix.pairs(spec.name) for spec in matrices)
         if matrix.iteration == "gram":
-            oblong = [spec for spec in matrices if block_shape(matrix, spec, config)[0] != spec.shape[1]]
-            counts["iteration gram"] = "matrix.iteration", len(oblong)
+            shapes = [sorted(block_shape(matrix, spec, config)) for spec in matrices]
+            counts["iteration gram"] = "matrix.iteration", sum(2 * least <= most for least, most in shapes)
         if matrix.cautious_decay:
             counts["cautious_decay"] = "matrix.cautious_decay", len(matrices)
     if isinstance(rates, RateByRole):
