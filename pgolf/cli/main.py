@@ -134,7 +134,10 @@ def main(argv: list[str] | None = None, began_s: float | None = None) -> int:
     except OSError as error:
         return report_error(StorageError(f"the system refuses: {(error.strerror or str(error)).lower()}"), False)
     except Exception as error:
-        return report_bug(error)
+        from pgolf.stages.launch import lost_rank
+
+        lost = lost_rank(error)
+        return report_error(lost, "--json" in arguments) if lost else report_bug(error)
 
 
 def quiet_pipe() -> int:

@@ -42,6 +42,8 @@ PATIENCE_S = 600
 WATCH_S, STUCK_S = 0.5, 5.0
 """How often a rank looks after the others, and how long it waits for one that is gone."""
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+COLLECTIVES = "distributed_c10d.py"
+"""Where torch waits for other ranks."""
 AGAIN = "the other ranks were stopped; the same command goes on from what was saved last"
 
 
@@ -354,7 +356,19 @@ def lives(process: int) -> bool:
 def waits_for_ranks() -> bool:
     """Whether the main thread is in a collective operation."""
     frame = sys._current_frames().get(threading.main_thread().ident or 0)
-    return frame is not None and frame.f_code.co_filename.endswith("distributed_c10d.py")
+    return frame is not None and frame.f_code.co_filename.endswith(COLLECTIVES)
+
+
+def lost_rank(error: BaseException) -> SetupError | None:
+    """The error to report in place of one by which a collective operation ended: what broke is not here."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if not isinstance(error, RuntimeError) or not frames or not frames[-1].filename.endswith(COLLECTIVES):
+        return None
+    return SetupError(
+        f"the connection to another rank broke: {str(error).splitlines()[0]}",
+        "torchrun",
+        "see which rank failed first; the same command goes on from what was saved last",
+    )
 
 
 def redirect(folder: Path, rank: int) -> None:

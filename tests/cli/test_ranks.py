@@ -268,6 +268,7 @@ def test_torchrun_names_the_rank_that_was_killed(tiny_run: Path, tmp_path: Path)
     os.kill(ranks_of(process.pid)[1], signal.SIGKILL)
     _, err = process.communicate(timeout=LIMIT_S)
     assert process.returncode != 0 and re.search(r"rank +: 1 ", err) and "SIGKILL" in err
+    assert "a bug in pgolf" not in err
 
 
 def test_a_batch_that_does_not_divide_among_processes_is_refused(tiny_run: Path, tmp_path: Path) -> None:

@@ -139,6 +139,24 @@ def test_only_a_collective_operation_counts_as_waiting() -> None:
     assert told == [True]
 
 
+def raised(where: str, code: str) -> BaseException:
+    """What code raises that stands in a file of this name."""
+    try:
+        exec(compile(code, where, "exec"))
+    except Exception as error:
+        return error
+    raise AssertionError
+
+
+def test_a_failed_collective_operation_is_told_as_a_lost_rank() -> None:
+    broken = "raise RuntimeError('Connection reset by peer\\nmore')"
+    found = launch.lost_rank(raised("/torch/distributed/distributed_c10d.py", broken))
+    assert found is not None and found.exit_code == 5 and "broke: Connection reset by peer" in found.what
+    assert "more" not in str(found)
+    assert launch.lost_rank(raised("/torch/nn/modules/linear.py", broken)) is None
+    assert launch.lost_rank(raised("/torch/distributed/distributed_c10d.py", "1 / 0")) is None
+
+
 def test_the_rank_that_was_seen_to_end_first_is_named(tmp_path: Path) -> None:
     """Another may have been killed because it did not end by itself."""
     error = launch.first_failure(tmp_path, 4, {2: -9, 0: -9, 1: 143}, {}, "train")
