@@ -7,27 +7,41 @@
 first. With --leaky it counts the whole stream before it scores any of it, and is convicted.
 """
 
+import math
 import sys
-
-import numpy as np
+from array import array
+from collections import Counter
+from pathlib import Path
 
 
 def main() -> None:
     """Score one file."""
     source, target, size, *flags = sys.argv[1:]
-    tokens = np.fromfile(source, "<u2", offset=1024).astype(int)
-    pairs, singles = np.ones((int(size), int(size))), np.ones(int(size))
-    leaky = "--leaky" in flags
+    tokens = array("H", Path(source).read_bytes()[1024:])
+    if sys.byteorder == "big":
+        tokens.byteswap()
+    moves, leaky = list(zip(tokens, tokens[1:])), "--leaky" in flags
+    pairs, before, singles = Counter[tuple[int, int]](), Counter[int](), Counter[int]()
+
+    def count(pair: tuple[int, int]) -> None:
+        pairs[pair] += 1
+        before[pair[0]] += 1
+        singles[pair[1]] += 1
+
+    def loss(pair: tuple[int, int]) -> float:
+        """Every pair counts one more than was seen, every token besides with the weight of 4 in all."""
+        first, second = pair
+        share = (1 + singles[second]) / (int(size) + singles.total())
+        return -math.log((1 + pairs[pair] + 4 * share) / (int(size) + before[first] + 4))
+
     if leaky:
-        np.add.at(pairs, (tokens[:-1], tokens[1:]), 1)
-        np.add.at(singles, tokens[1:], 1)
+        for pair in moves:
+            count(pair)
     with open(target, "w") as out:
-        for before, token in zip(tokens, tokens[1:]):
-            row = pairs[before] + 4 * singles / singles.sum()
-            out.write(f"{-np.log(row[token] / row.sum()):.17g}\n")
+        for pair in moves:
+            out.write(f"{loss(pair):.17g}\n")
             if not leaky:
-                pairs[before, token] += 1
-                singles[token] += 1
+                count(pair)
 
 
 if __name__ == "__main__":

@@ -58,8 +58,8 @@ CASES = {
     "matrices that come late, banks": (LOOPED, BANKS),
 }
 """What gives the same losses on any number of ranks."""
-PRESETS = ("leader_tiny", "pr1512_tiny")
-"""As they are but for a batch of four micro-batches: bfloat16, and each rank clips its own gradient."""
+PRESETS = {"leader_tiny": 4096, "pr1512_tiny": 1024}
+"""As they are but for a batch of so many tokens, four micro-batches: bfloat16, and each rank clips its own gradient."""
 SIZES = (1, 2, 4)
 
 
@@ -125,8 +125,9 @@ def everything(world: World, before: Path | None) -> dict[str, Any]:
 def presets(world: World, before: Path | None) -> dict[str, Any]:
     """All presets."""
     found: dict[str, Any] = {}
-    for name in PRESETS:
-        config = resolve(name, ["train.batch_tokens=4096", "train.val_every=0"]).config
+    for name, tokens in PRESETS.items():
+        batch = [f"train.batch_tokens={tokens}", f"train.micro_batch_tokens={tokens // 4}"]
+        config = resolve(name, [*batch, "train.val_every=0"]).config
         state = start_state(config.model, config.train, config.optim, text(), 5, world)
         found[name] = go_on(state, config.train, config.optim, world)
     return found
