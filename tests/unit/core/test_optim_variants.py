@@ -107,7 +107,7 @@ def plain_loop(matrix, steps, table):
 
 @pytest.mark.parametrize("table", [QUINTIC, POLAR_EXPRESS])
 @pytest.mark.parametrize("steps", [1, 2, 3, 5])
-@pytest.mark.parametrize("shape", [(16, 64), (64, 16), (3, 24, 40), (2, 300, 700), (2, 280, 300)])
+@pytest.mark.parametrize("shape", [(16, 64), (64, 16), (3, 24, 60), (600, 280), (300, 280)])
 def test_gram_form_is_the_standard_form(shape, steps, table):
     matrix = gaussian(*shape, seed=steps)
     standard = orthogonalised(matrix, steps, False, table)
@@ -116,7 +116,7 @@ def test_gram_form_is_the_standard_form(shape, steps, table):
     )
     rounded = orthogonalised(matrix, steps, True, table, gram_newton_schulz)
     assert rounded.dtype == torch.bfloat16
-    assert float((rounded - standard).norm() / standard.norm()) < 0.08
+    assert float((rounded - standard).norm() / standard.norm()) < 0.1
 
 
 @pytest.mark.parametrize("table", [QUINTIC, POLAR_EXPRESS])
@@ -128,6 +128,15 @@ def test_gram_form_in_bfloat16_is_near_the_plain_loop(power, table):
     loop, gram = plain_loop(matrix.bfloat16(), 5, table), orthogonalised(matrix, 5, True, table, gram_newton_schulz)
     assert float((gram - exact).norm()) < 3 * float((loop - exact).norm())
     assert float(torch.linalg.svdvals(gram.float()).max()) < 1.3
+
+
+def test_large_matrices_are_taken_apart_on_a_cpu_and_step_alike():
+    shapes = [(300, 620), (620, 300), (280, 280)]
+    for shape in shapes:
+        weights, grads = ([gaussian(*shape, seed=seed + i) for i in range(2)] for seed in (0, 9))
+        gram, plain = (take(Muon(bfloat16=False, iteration=way), weights, grads) for way in ("gram", "standard"))
+        for one, two in zip(gram, plain):
+            torch.testing.assert_close(one.weight, two.weight, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("rows", [5, 256, 257, 600])
@@ -151,7 +160,7 @@ def test_gram_form_in_golden_tolerance(oracle):
 
 
 def test_matrices_that_are_nearly_square_keep_the_standard_form():
-    square, oblong, wide = gaussian(1, 24, 24), gaussian(1, 18, 24), gaussian(1, 12, 24)
+    square, oblong, wide = gaussian(1, 24, 24), gaussian(1, 18, 24), gaussian(1, 11, 24)
     standard, gram = Muon(bfloat16=False), Muon(bfloat16=False, iteration="gram")
     assert torch.equal(gram.direction(square), standard.direction(square))
     assert torch.equal(gram.direction(oblong), standard.direction(oblong))
