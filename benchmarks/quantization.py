@@ -3,7 +3,8 @@
 Every method is scaled until an ideal coder, the same for all, needs the bytes of method c at the rate asked for. Two
 figures, both in bits per byte on the same validation targets: KL(float || quantized), whose error is small, and the gap
 between the two scores with its standard error over windows. A ratio is to c's, which is moved to the very same bytes by
-6 dB per bit. Calibration reads the training split alone.
+6 dB per bit. Calibration reads the training split alone. With --ttt the gap is also taken between what the two score
+while their weights learn, chunk by chunk, from what has been scored.
 """
 
 import argparse
@@ -16,12 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from benchmarks.ideal_coder import ideal_bytes
 from benchmarks.report import parser, show
 from pgolf.core.dist import World
+from pgolf.core.evals.ledger import evaluate
 from pgolf.core.model.config import param_specs
 from pgolf.core.model.params import CONTROL, EMBED
 from pgolf.core.quant.base import quantize_model
@@ -35,6 +38,7 @@ from pgolf.core.quant.sdclip import Grid, SdClip
 from pgolf.core.quant.tuned import tuned_to
 from pgolf.core.quant.tuning import CrossEntropyTuning, KlTuning
 from pgolf.core.shards import TrainStream
+from pgolf.core.ttt.chunk import ChunkTtt
 from pgolf.dataset import open_dataset
 from pgolf.report.console import Console
 from pgolf.stages.calibrate import Depth, calibration, training_tokens
@@ -186,6 +190,30 @@ def losses(
     return result, total / unit
 
 
+def learning(
+    model: ModelFile, weights: dict[str, Tensor], tokens: np.ndarray, charges: np.ndarray, seq_len: int
+) -> Tensor:
+    """Nats of every window of a stream (N,) while all weights learn by SGD (rate 0.005, three epochs, PR #1493) from
+    each chunk of eight windows once it is scored.
+    """
+    method = ChunkTtt(seq_len=seq_len, stride=seq_len, chunk_tokens=8 * seq_len, train_seqs=8)
+    _, ledger = evaluate(ready(model.config, weights, torch.device("cpu")), tokens, charges, method)
+    return torch.from_numpy(ledger.losses).double().view(-1, seq_len).sum(1)
+
+
+def learned_gaps(
+    model: ModelFile, coded: dict[str, Coded], tokens: np.ndarray, charges: np.ndarray, seq_len: int
+) -> dict[str, tuple[float, float]]:
+    """Gap and its standard error of each, in bits per byte, both models learning."""
+    unit = math.log(2) * float(charges.sum())
+    exact = learning(model, model.weights, tokens, charges, seq_len)
+    found = {}
+    for name, one in coded.items():
+        windows = (learning(model, one.weights, tokens, charges, seq_len) - exact) / unit
+        found[name] = float(windows.sum()), float(windows.std() * len(windows) ** 0.5)
+    return found
+
+
 def measure(options: argparse.Namespace, folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """All rows of the table and a remark per checkpoint."""
     rows, remarks, console = [], [], Console(True)
@@ -214,11 +242,16 @@ def measure(options: argparse.Namespace, folder: Path) -> tuple[list[dict[str, A
             }
             for name, one in coded.items():
                 if (tuning := METHODS[name].tune) is not None:
-                    after = TrainStream(dataset.split("train"), training_tokens(settings))
-                    coded[name] = tuned(one, tuning, model, after)
+                    rest = TrainStream(dataset.split("train"), training_tokens(settings))
+                    coded[name] = tuned(one, tuning, model, rest)
             figures, score = losses(
                 model, {**coded, "c": base}, stream[: targets + 1], charges[:targets], options.seq_len
             )
+            after = {}
+            if count := min(options.ttt, len(charges)) // options.seq_len * options.seq_len:
+                both = {**coded, "c": base}
+                scored, bytes_of = stream[: count + 1].numpy(), charges[:count].numpy()
+                after = learned_gaps(model, both, scored, bytes_of, options.seq_len)
             for name, one in coded.items():
                 moved = 4.0 ** (base.whole_bits - one.whole_bits)
                 kl, gap, error = figures[name]
@@ -238,6 +271,13 @@ def measure(options: argparse.Namespace, folder: Path) -> tuple[list[dict[str, A
                         "s": round(one.seconds, 1),
                     }
                 )
+                if after:
+                    (gap, error), known = after[name], after["c"][0] * moved
+                    rows[-1] |= {
+                        "ttt gap": round(gap, 5),
+                        "ttt se": round(error, 5),
+                        "ttt ratio": round(gap / known, 2),
+                    }
         how = "read" if cached else f"collected in {spent:.0f} s"
         remarks.append(
             f"{path.stem}: {weights:,} weights, float {score:.5f} BPB on {targets:,} targets; "
@@ -262,6 +302,7 @@ def main() -> None:
         "--methods", type=lambda text: text.split(","), default=list(METHODS), help=", ".join(METHODS)
     )
     arguments.add_argument("--targets", type=int, default=262_144, help="validation targets")
+    arguments.add_argument("--ttt", type=int, default=0, help="targets of the gap while both models learn; 0: none")
     arguments.add_argument("--skip", type=int, default=0, help="validation targets to leave out first")
     arguments.add_argument("--seq-len", type=int, default=512, help="tokens of a window, of calibration too")
     arguments.add_argument("--calibration-seqs", type=int, default=256, help="training sequences")

@@ -57,7 +57,7 @@ SMALLEST = {
     ],
     "quantization": [
         *("--checkpoint", str(GOLDEN / "checkpoint.safetensors"), "--data", str(GOLDEN / "data"), "--rates", "4"),
-        *("--targets", "256", "--seq-len", "32", "--calibration-seqs", "8", "--methods", "a,c,ct,g,k"),
+        *("--targets", "256", "--seq-len", "32", "--calibration-seqs", "8", "--methods", "a,ct,g,k", "--ttt", "512"),
     ],
     "test_time_training": [
         *("--checkpoint", str(GOLDEN / "checkpoint.safetensors"), "--data", str(GOLDEN / "data"), "--targets", "1200"),
@@ -115,6 +115,7 @@ KEYS = {
     "budget": {"role", "theta", "code_bytes", "worth"},
     "quantization": {
         *("model", "bits", "method", "what", "bytes", "b/w", "KL", "ratio", "gap", "se", "gap ratio", "s"),
+        *("ttt gap", "ttt se", "ttt ratio"),
     },
     "tokenize_speed": {"what", "min_s", "median_s", "mb_per_s", "over_encode"},
     "test_time_training": {
@@ -164,7 +165,7 @@ def test_benchmark_prints_its_document(name: str) -> None:
     assert result["machine"]["cpus"] == os.cpu_count()
     assert result["rows"] and all(set(row) - RIVALS == KEYS[name] for row in result["rows"])
     for row in result["rows"]:
-        signed = ("gap", "gap ratio", "gain", "by learning")
+        signed = ("gap", "gap ratio", "ttt gap", "ttt ratio", "gain", "by learning")
         values = [value for key, value in row.items() if key not in signed and not isinstance(value, bool)]
         numbers = [value for value in values if isinstance(value, float | int)]
         assert all(value >= 0 for value in numbers)
