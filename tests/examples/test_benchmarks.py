@@ -57,7 +57,7 @@ SMALLEST = {
     ],
     "quantization": [
         *("--checkpoint", str(GOLDEN / "checkpoint.safetensors"), "--data", str(GOLDEN / "data"), "--rates", "4"),
-        *("--targets", "256", "--seq-len", "32", "--calibration-seqs", "8", "--methods", "a,ct,g,k", "--ttt", "512"),
+        *("--targets", "256", "--seq-len", "32", "--calibration-seqs", "8", "--methods", "a,c,ct,g,k", "--ttt", "512"),
     ],
     "test_time_training": [
         *("--checkpoint", str(GOLDEN / "checkpoint.safetensors"), "--data", str(GOLDEN / "data"), "--targets", "1200"),
