@@ -7,6 +7,7 @@ from typing import Any
 from pgolf.accounting import bpb_of
 from pgolf.audit.report import is_violated
 from pgolf.config.load import Resolved, resolve
+from pgolf.config.run import RunConfig
 from pgolf.config.tree import to_values
 from pgolf.core.dist import pick_device
 from pgolf.core.errors import ConfigError, InputError, RuleError
@@ -38,6 +39,22 @@ def nearby_scores(artifact: Path) -> list[dict[str, Any]]:
     folder = artifact.resolve().parent
     places = sorted({folder / "score.json", folder.parent / "score.json", *folder.parent.glob("*/score.json")})
     return [document for path in places if (document := score_document(path)) is not None]
+
+
+def check_claim(config: RunConfig, dataset: Dataset) -> None:
+    """Refuse to claim what the script would not compute, or a score of a part of the validation targets."""
+    claim = config.package.claim
+    method = getattr(config, claim)
+    if method.num_loops:
+        what = "the script runs a model's loop as it was trained"
+        raise ConfigError(what, f"{claim}.num_loops", f"set {claim}.num_loops=0")
+    targets = sum(map(len, dataset.split("val"))) - 1
+    if 0 < method.max_tokens < targets:
+        raise RuleError(
+            f"the score to claim covers only {method.max_tokens / targets:.1%} of the validation targets",
+            f"{claim}.max_tokens",
+            f"score all of them: --set {claim}.max_tokens=0",
+        )
 
 
 def find_score(model: ModelFile, claim: str) -> dict[str, Any] | None:
@@ -86,9 +103,6 @@ def entry_of(artifact: Path, config: Any, data: Path | None, device: str, consol
         raise InputError(f"a {model.kind} cannot be submitted", str(artifact), "give the output of pgolf compress")
     check_origin(artifact, model)
     claim = config.package.claim
-    if getattr(config, claim).num_loops:
-        what = "the script runs a model's loop as it was trained"
-        raise ConfigError(what, f"{claim}.num_loops", f"set {claim}.num_loops=0")
     score = find_score(model, claim)
     place = data or (Path(score["data"]["path"]) if score else None)
     if score and score["method"] != {"name": score["method"]["name"], **to_values(getattr(config, claim))}:
@@ -102,6 +116,7 @@ def entry_of(artifact: Path, config: Any, data: Path | None, device: str, consol
         raise InputError(
             "the score was made on other validation data than this", str(dataset.folder), "score the artifact again"
         )
+    check_claim(config, dataset)
     if score is None:
         console.line(f"package: scoring {artifact.name}")
         made = run_method(model, dataset, claim, getattr(config, claim), device, console)
@@ -112,12 +127,6 @@ def entry_of(artifact: Path, config: Any, data: Path | None, device: str, consol
             f"the score's audit {audit['id']} proved a rule broken: {', '.join(audit['violated'])}",
             str(artifact),
             "score it by another method",
-        )
-    if score["partial"]:
-        raise RuleError(
-            f"the score covers only {score['share']:.1%} of the validation targets",
-            str(artifact),
-            f"score all of them: --set {claim}.max_tokens=0",
         )
     if not score.get("clock", {}).get("kept", True):
         console.warn(f"scoring {artifact.name} took longer than its budget, here on {score['device']}")

@@ -430,11 +430,19 @@ def chosen_stages(first: str, last: str) -> tuple[str, ...]:
 def run(
     pipeline: Pipeline, stages: tuple[str, ...], requirements: list[Requirement], forced: bool
 ) -> list[StageReport]:
-    """Run the stages in order; `forced` reruns the first of them even if it is fresh. Raises what a stage raises."""
+    """Run the stages in order; `forced` reruns the first of them even if it is fresh. Raises what a stage raises; what
+    cannot be packaged is refused as soon as the data are there.
+    """
+    from pgolf.stages.package import check_claim
+
     reports = []
+    unchecked = "package" in stages
     for index, stage in enumerate(stages):
         pipeline.force = forced and index == 0
         start = time.monotonic()
+        if unchecked and stage != "tokenize":
+            check_claim(pipeline.resolved.config, pipeline.dataset())
+            unchecked = False
         result = pipeline.action(stage)()
         file = result["file"]
         report = StageReport(

@@ -189,6 +189,21 @@ def test_the_report_of_less_than_a_run(pgolf: Any, tiny_run: Path, tmp_path: Pat
     assert "<script>" not in out.read_text()
 
 
+@pytest.mark.parametrize(
+    ("setting", "code", "words"),
+    [
+        ("eval.max_tokens=100", 4, ("covers only", "eval.max_tokens=0")),
+        ("eval.num_loops=1", 2, ("eval.num_loops", "as it was trained")),
+    ],
+)
+def test_what_cannot_be_claimed_is_refused_before_training(
+    tiny_run: Path, tmp_path: Path, setting: str, code: int, words: tuple[str, ...]
+) -> None:
+    argv = ("run", "--preset", "tiny", "--data", tiny_run / "data", "--out", tmp_path, "--quiet", "--set", setting)
+    run_here(*argv, "--until", "package").refused(code, *words)
+    assert not (tmp_path / "train").exists()
+
+
 @pytest.mark.slow
 def test_a_whole_run_can_be_packaged_again(pgolf: Any, corpus: Path, tmp_path: Path) -> None:
     pgolf("run", *QUICK, "--text", corpus, "--out", tmp_path / "a run").good()
