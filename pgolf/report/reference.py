@@ -175,7 +175,9 @@ def worth() -> str:
     )
     if pairs := found["pairs"]:
         table = [(code(name), our_effect(row), f"{-row['sum']:+.4f}") for name, row in pairs.items()]
-        parts.append("\nThe best five two by two, beside the sum of their single effects: gains do not add.\n\n")
+        parts.append(
+            "\nThe best five parts of a model two by two, beside the sum of their single effects: gains do not add.\n\n"
+        )
         parts.append(markdown_table(("pair", "our effect", "sum of the two"), table))
     return "".join(parts)
 

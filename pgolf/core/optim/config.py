@@ -124,11 +124,11 @@ class OptimConfig:
     clip_mode: str = "global"
     """What is clipped: none; global, the gradient averaged over the ranks; local, each rank's own before that (upstream
     with banks); adaptive, as global, the limit times exp(-5 g) while the norm of the last 20 steps grew by a factor
-    exp(g) a step, g above 0.05 (unproven).
+    exp(g) a step, g above 0.05.
     """
     adam_every: int = 1
     """Steps per step of Adam, which then takes the mean gradient of them; what remains at the end of a run is dropped.
-    Unproven (modded-nanogpt: 2).
+    Worse in our small runs (modded-nanogpt: 2).
     """
 
     def __post_init__(self) -> None:

@@ -133,8 +133,7 @@ class Muon:
     weight_decay: float = 0.0
     """Decoupled decay: p <- p (1 - lr wd)."""
     cautious_decay: bool = False
-    """Decay only where update and weight have one sign (modded-nanogpt). Unproven here: in PR #1512 it ruined
-    quantization.
+    """Decay only where update and weight have one sign (modded-nanogpt). In PR #1512 it ruined quantization.
     """
     bfloat16: bool = True
     """Iterate in bfloat16 as the records do; float32 otherwise."""

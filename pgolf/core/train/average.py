@@ -78,7 +78,7 @@ class Ema(OneAverage):
 class Emas(LastWeights):
     """Several of the above at once, each a float32 copy of the model. The last documents of the training split, at
     least `tokens` of them, are not trained on; the average with the least loss there is exported. Choosing takes time
-    out of the budget, unless train.reserve_seconds holds some back for it. Unproven.
+    out of the budget, unless train.reserve_seconds holds some back for it.
     """
 
     decays: str = "0.99,0.995,0.997,0.998"

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class ByteWeighted(Steady):
     """The mean loss of a batch weighs each target by a power of its bytes; a token without bytes of its own weighs as
-    one byte. (Bits per byte weigh every token alike, so a power of 0 is their gradient.) Unproven.
+    one byte. (Bits per byte weigh every token alike, so a power of 0 is their gradient.)
     """
 
     fusible = False

@@ -62,7 +62,7 @@ class Horizon(Part):
 @dataclass(frozen=True, kw_only=True)
 class GrowingWindow(Growth):
     """Attention looks at most `first` tokens back, then twice as many, and so on in equal intervals; windows of the
-    model's own stay where they are shorter. Unproven here. Source: modded-nanogpt.
+    model's own stay where they are shorter. Source: modded-nanogpt.
     """
 
     last: int = 1024
