@@ -364,8 +364,9 @@ def lost_rank(error: BaseException) -> SetupError | None:
     frames = traceback.extract_tb(error.__traceback__)
     if not isinstance(error, RuntimeError) or not frames or not frames[-1].filename.endswith(COLLECTIVES):
         return None
+    said = str(error).splitlines() or [type(error).__name__]
     return SetupError(
-        f"the connection to another rank broke: {str(error).splitlines()[0]}",
+        f"the connection to another rank broke: {said[0]}",
         "torchrun",
         "see which rank failed first; the same command goes on from what was saved last",
     )

@@ -153,6 +153,7 @@ def test_a_failed_collective_operation_is_told_as_a_lost_rank() -> None:
     found = launch.lost_rank(raised("/torch/distributed/distributed_c10d.py", broken))
     assert found is not None and found.exit_code == 5 and "broke: Connection reset by peer" in found.what
     assert "more" not in str(found)
+    assert "RuntimeError" in str(launch.lost_rank(raised("distributed_c10d.py", "raise RuntimeError")))
     assert launch.lost_rank(raised("/torch/nn/modules/linear.py", broken)) is None
     assert launch.lost_rank(raised("/torch/distributed/distributed_c10d.py", "1 / 0")) is None
 
