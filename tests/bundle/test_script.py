@@ -192,7 +192,7 @@ def test_the_script_plans_steps_and_searches_a_trellis_as_pgolf_does(
     pgolf: Any, copy_run: Path, tmp_path: Path
 ) -> None:
     """pgolf searches with compiled code, the script with what it has of its own: the same artifact to the last bit."""
-    curved = ("quant.steps=curvature", "quant.rounding=trellis", "quant.states=8", "quant.couple=rows")
+    curved = ("quant.steps=curvature", "quant.rounding=trellis", "quant.states=4", "quant.couple=rows")
     more = ("quant.bits_per_weight=4", "train.iterations=4")
     sets = [word for value in (*curved, *more) for word in ("--set", value)]
     argv = ("--out", copy_run, "--from", "train", *sets, "--until", "package", "--quiet")

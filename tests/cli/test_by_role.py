@@ -78,6 +78,7 @@ def test_score_and_inspection_are_the_same_from_codes_and_artifact(pgolf: Any, m
     assert {"scales of groups", "codes of gates"} <= {row["section"] for row in document["sections"]}
 
 
+@pytest.mark.slow
 def test_a_dry_run_knows_every_scheme(pgolf: Any, mixed_run: Path, tmp_path: Path) -> None:
     model, out = mixed_run / "train" / "checkpoint.safetensors", tmp_path / "q.safetensors"
     argv = ("quantize", model, "--data", mixed_run / "data", "--out", out)

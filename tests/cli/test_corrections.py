@@ -29,6 +29,7 @@ def test_corrections_go_all_the_way_to_a_score(pgolf: Any, tiny_run: Path, tmp_p
     assert len(names) == 2 and all(stored[name[:-8]].endswith("with rank 4") for name in names)
 
 
+@pytest.mark.slow
 def test_a_budget_is_met_with_corrections(pgolf: Any, tiny_run: Path, tmp_path: Path) -> None:
     out, argv = tmp_path / "q.safetensors", sets("quant.method=lqer", "quant.top=1", "compress.method=rans")
     document = pgolf(*quantize(tiny_run, "--out", out, *argv, "--budget", 75000, "--json")).good().document
@@ -49,6 +50,7 @@ def test_a_file_with_half_a_correction_is_refused(pgolf: Any, tiny_run: Path, tm
     pgolf("inspect", broken).refused(3, "b_scale is missing")
 
 
+@pytest.mark.slow
 def test_layers_are_downgraded_until_a_budget_is_met(pgolf: Any, tiny_run: Path, tmp_path: Path) -> None:
     out, argv = tmp_path / "q.safetensors", sets("quant.method=coarse_layers", "quant.coarse.bits=4", "quant.max_gap=0")
     plain = pgolf(*quantize(tiny_run, "--out", out, *argv, "--dry-run", "--json")).good().document["total_bytes"]

@@ -158,7 +158,11 @@ def test_benchmark_of_kernels_says_what_it_needs() -> None:
     assert done.stderr.startswith("error: this benchmark needs a CUDA device")
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "kernels"] + [ON_GPU])
+SLOW = ("soak", "fuzz_artifacts", "decoder_bytes", "ablate")
+ON_CPU = [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in NAMES if name != "kernels"]
+
+
+@pytest.mark.parametrize("name", [*ON_CPU, ON_GPU])
 def test_benchmark_prints_its_document(name: str) -> None:
     result = document(name, *SMALLEST[name])
     assert result["schema"] == "pgolf.benchmark/1" and result["benchmark"] == name

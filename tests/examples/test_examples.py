@@ -162,6 +162,7 @@ def test_sweep_trains_once_and_computes_only_new_cells(road: Path, run_example: 
     assert len([*out.glob("shared/hessians_*.safetensors")]) == 1
 
 
+@pytest.mark.slow
 def test_two_presets_train_at_reduced_width(road: Path, run_example: Runner, tmp_path: Path) -> None:
     small = ["model.model_dim=64", "train.iterations=2", "train.val_max_tokens=512", "train.compile=off"]
     small += ["train.seq_len=64", "train.batch_tokens=512", "train.micro_batch_tokens=512"]
@@ -204,6 +205,7 @@ def test_slurm_job_refuses_an_index_without_a_seed(index: str, run_example: Runn
     assert done.returncode == 2 and not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_rented_machine_rehearses_without_gpu(road: Path, run_example: Runner, tmp_path: Path) -> None:
     done = run_example("rented_gpu.sh", "--rehearse", "--data", road / "data", "--out", "out", *SMALL, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -45,6 +45,7 @@ def fake_cuda_interpreter(folder: Path) -> Path:
     return python
 
 
+@pytest.mark.slow
 def test_a_cuda_torch_stays_as_it_is(tmp_path: Path) -> None:
     """Set-up around an interpreter with a CUDA torch resolves every other package and leaves torch out."""
     python = fake_cuda_interpreter(tmp_path / "base")

@@ -94,7 +94,7 @@ def test_columns_follow_rows_head_by_head() -> None:
 
 
 def test_the_artifact_has_fewer_bytes_and_no_order_in_it() -> None:
-    config = resolve("leader_tiny", ["model.model_dim=96"]).config.model
+    config = resolve("leader_tiny", ["model.model_dim=64"]).config.model
     model = uneven_model(config, SdClip())
     plain, small = encode_artifact(model, Rans(), b"{}"), encode_artifact(model, SORTED, b"{}")
     assert len(small) < len(plain)
