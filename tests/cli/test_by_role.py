@@ -89,6 +89,7 @@ def test_a_dry_run_knows_every_scheme(pgolf: Any, mixed_run: Path, tmp_path: Pat
         assert predicted["total_bytes"] == pytest.approx(made["total_bytes"], rel=0.02)
 
 
+@pytest.mark.slow
 def test_a_budget_is_met_by_the_roles_that_have_steps(pgolf: Any, mixed_run: Path, tmp_path: Path) -> None:
     model, out = mixed_run / "train" / "checkpoint.safetensors", tmp_path / "q.safetensors"
     argv = ("quantize", model, "--data", mixed_run / "data", "--out", out)

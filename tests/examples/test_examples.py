@@ -187,6 +187,7 @@ def test_torchrun_trains_with_two_processes(road: Path, run_example: Runner, tmp
     assert "BPB" in done.stdout and (out / "checkpoint.safetensors").stat().st_size > 0
 
 
+@pytest.mark.slow
 def test_slurm_job_runs_by_its_index(road: Path, run_example: Runner, tmp_path: Path) -> None:
     done = run_example("slurm_array.sh", "--index", 1, road / "data", "seeds", "tiny", *SMALL, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
