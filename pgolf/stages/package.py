@@ -128,6 +128,12 @@ def entry_of(artifact: Path, config: Any, data: Path | None, device: str, consol
             str(artifact),
             "score it by another method",
         )
+    if score["partial"]:
+        raise RuleError(
+            f"the score covers only {score['share']:.1%} of the validation targets",
+            str(artifact),
+            f"score all of them: --set {claim}.max_tokens=0",
+        )
     if not score.get("clock", {}).get("kept", True):
         console.warn(f"scoring {artifact.name} took longer than its budget, here on {score['device']}")
     return entry_of_run(artifact, config.train.seed, score), dataset

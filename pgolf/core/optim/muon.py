@@ -41,24 +41,31 @@ def newton_schulz(x: "Tensor", steps: int, table: Table) -> "Tensor":
 def gram_newton_schulz(x: "Tensor", steps: int, table: Table) -> "Tensor":
     """The same result for (N, R, C) or (R, C) with two steps at a time where C >= 2R: what the second makes of X is
     known from A alone, so that X takes part in two products in place of four. Every pair begins from X, for rounding
-    errors of A grow. In bfloat16 the result is off by 3 to 5 % of its norm where R = 512, up to 10 % in small matrices;
-    `newton_schulz` by 1 to 3 %, the same with one operation after the other by 3 to 8 %. Three steps at once made
-    singular values of 5.
+    errors of A grow: three steps at once made singular values of 5. Below `BLOCK` rows A is float32; from there on it
+    has X's dtype, and in bfloat16 the result is off by 3 to 6 % of its norm (`newton_schulz` 1 %, the same with one
+    operation after the other 3 to 5 %).
     """
-    if x.dim() == 3 and len(x) == 1 and x.device.type == "cpu":
-        return gram_newton_schulz(x[0].contiguous(), steps, table)[None]
     rows, columns = x.shape[-2:]
+    if rows < BLOCK and columns < 2 * rows:
+        return newton_schulz(x, steps, table)
+    if x.dim() == 3 and len(x) == 1 and rows > BLOCK and x.device.type == "cpu":
+        return gram_newton_schulz(x[0].contiguous(), steps, table)[None]
     together = 2 if columns >= 2 * rows else 1
     for step in range(0, steps, together):
         (a, b, c), *second = [table[min(i, len(table) - 1)] for i in range(step, min(step + together, steps))]
-        gram = symmetric_product(x.new_empty(*x.shape[:-1], rows), x, x.mT, 0.0, 1.0)
+        wide = x.float() if rows < BLOCK else x
+        gram = symmetric_product(wide.new_empty(*x.shape[:-1], rows), wide, wide.mT, 0.0, 1.0)
         z = symmetric_product(gram, gram, gram, b, c)
         for d, e, f in second:
             half = symmetric_product(gram, z, gram, a, 1.0)
             gram = symmetric_product(half, z, half, a, 1.0)
             next_z = symmetric_product(gram, gram, gram, e, f)
             z, a = symmetric_product(z * d + next_z * a, next_z, z, 1.0, 1.0), a * d
-        x = x.baddbmm(z, x, beta=a) if x.dim() == 3 else x.addmm(z, x, beta=a)
+        if rows < BLOCK:
+            z.diagonal(dim1=-2, dim2=-1).add_(a)
+            x = z.to(x.dtype) @ x
+        else:
+            x = x.baddbmm(z, x, beta=a) if x.dim() == 3 else x.addmm(z, x, beta=a)
     return x
 
 

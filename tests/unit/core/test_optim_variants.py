@@ -107,7 +107,7 @@ def plain_loop(matrix, steps, table):
 
 @pytest.mark.parametrize("table", [QUINTIC, POLAR_EXPRESS])
 @pytest.mark.parametrize("steps", [1, 2, 3, 5])
-@pytest.mark.parametrize("shape", [(16, 64), (64, 16), (3, 24, 60), (600, 280), (300, 280)])
+@pytest.mark.parametrize("shape", [(16, 64), (64, 16), (3, 24, 40), (3, 24, 60), (600, 280), (300, 280)])
 def test_gram_form_is_the_standard_form(shape, steps, table):
     matrix = gaussian(*shape, seed=steps)
     standard = orthogonalised(matrix, steps, False, table)
@@ -116,7 +116,7 @@ def test_gram_form_is_the_standard_form(shape, steps, table):
     )
     rounded = orthogonalised(matrix, steps, True, table, gram_newton_schulz)
     assert rounded.dtype == torch.bfloat16
-    assert float((rounded - standard).norm() / standard.norm()) < 0.1
+    assert float((rounded - standard).norm() / standard.norm()) < (0.05 if shape[-1] < 256 else 0.06)
 
 
 @pytest.mark.parametrize("table", [QUINTIC, POLAR_EXPRESS])
@@ -126,7 +126,7 @@ def test_gram_form_in_bfloat16_is_near_the_plain_loop(power, table):
     matrix = left * torch.arange(1, 97) ** -power @ right
     exact = plain_loop(matrix.double(), 5, table)
     loop, gram = plain_loop(matrix.bfloat16(), 5, table), orthogonalised(matrix, 5, True, table, gram_newton_schulz)
-    assert float((gram - exact).norm()) < 3 * float((loop - exact).norm())
+    assert float((gram - exact).norm()) < 2 * float((loop - exact).norm())
     assert float(torch.linalg.svdvals(gram.float()).max()) < 1.3
 
 
@@ -171,10 +171,7 @@ def test_matrices_that_are_nearly_square_keep_the_standard_form():
     assert not torch.equal(gram.direction(wide), standard.direction(wide))
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"rows": "l2", "coefficients": "polar"}, {"iteration": "gram"}],
-)
+@pytest.mark.parametrize("options", [{}, {"rows": "l2", "coefficients": "polar"}, {"iteration": "gram"}])
 @pytest.mark.parametrize("shape", [(32, 32), (16, 32), (48, 32)])
 def test_pairs_of_heads_are_orthogonalised_apart(shape, options):
     grads = gaussian(3, *shape)
