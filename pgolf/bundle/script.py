@@ -359,7 +359,7 @@ def emit(config: RunConfig, info: str) -> tuple[str, tuple[Definition, ...]]:
     core = without_entries(core, "TUNINGS", {"gradient"} if isinstance(config.quant.tune, KlTuning) else set())
     core = without_entries(core, "CALIBRATED", {"gptq"} if compensating(config.quant) else set())
     searches = {one.search for one in compensating(config.quant)}
-    core = without_entries(core, "OTHER_SEARCHES", searches)
+    core = without_entries(without_entries(core, "OTHER_SEARCHES", searches), "NEEDS", searches)
     if "triton" not in searches:  # by its name it would seem read where plans have a search
         core = without_field(core, "Gptq", "search")
         tail = [without_arguments(one, frozenset({"search"})) for one in tail]

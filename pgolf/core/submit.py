@@ -23,6 +23,7 @@ from pgolf.core.model.config import ModelConfig
 from pgolf.core.model.gpt import GPT
 from pgolf.core.optim.config import OptimConfig
 from pgolf.core.quant.base import Quantizer, quantize_model
+from pgolf.core.quant.gptq import NEEDS
 from pgolf.core.quant.tuning import TUNINGS
 from pgolf.core.shards import TrainStream, list_shards, load_split
 from pgolf.core.train.config import TrainConfig
@@ -138,6 +139,8 @@ def score_submission(recipe: Submission, code: Path, options: argparse.Namespace
     say(world, f"val_tokens: {len(tokens) - 1}\nseed:{options.seed}")
     artifact = options.artifact or options.out
     if options.artifact is None:
+        for check in NEEDS.values():
+            check(recipe.quant, world.device)
         model = train_recipe(recipe, options.seed, options.data, tokenizer, tokens, charges, world)
         if world.leads:
             make_dir(artifact.parent)

@@ -145,8 +145,8 @@ def preflight(
     """
     from pgolf.bundle.script import build_script, counted
     from pgolf.core.dist import pick_device
+    from pgolf.core.quant.gptq import check_search
     from pgolf.stages.launch import check_ranks
-    from pgolf.stages.quantize import check_search
     from pgolf.stages.train import check_gpu, choose_compile, planned_attention, planned_kernels
 
     config, checked = resolved.config, []

@@ -19,7 +19,7 @@ from pgolf.core.model.config import param_specs
 from pgolf.core.model.params import ATTN, CONTROL, EMBED, HEAD, MLP
 from pgolf.core.quant.base import check_finite, quantize_model
 from pgolf.core.quant.curvature import Calibration
-from pgolf.core.quant.gptq import Gptq
+from pgolf.core.quant.gptq import Gptq, check_search
 from pgolf.core.quant.qtensor import QuantizedModel
 from pgolf.core.quant.roles import ByRole, compensating, known_by_role
 from pgolf.core.quant.steps import Planned
@@ -38,14 +38,6 @@ from pgolf.stages.manifest import fresh_entry, guarded, provenance, record, stag
 from pgolf.stages.memory import enough_memory
 from pgolf.stages.model_files import ModelFile, artifact_info, check_tokenizer, load_model, save_quantized
 from pgolf.stages.packing import encoded, script_bytes
-
-
-def check_search(quantizer: Any, device: torch.device) -> None:
-    """SetupError when a kernel is to search trellises on a device where it cannot run."""
-    if any(one.search == "triton" for one in compensating(quantizer)):
-        from pgolf.core.quant.trellis_kernel import kernel_device
-
-        kernel_device(device)
 
 
 def compiled_search(plan: Planned) -> Callable[..., Any]:

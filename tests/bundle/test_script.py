@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from harness import QUICK, flip, run_here, stray_files
+from harness import QUICK, TECHNIQUES, flip, run_here, stray_files, technique_sets
 
 import pgolf as package
 from pgolf.audit.program import can_isolate
@@ -438,6 +438,14 @@ def test_kernels_run_from_the_packed_script(tiny_run: Path, tmp_path: Path) -> N
     assert abs(losses[0] - losses[1]) < 1e-3
 
 
+def test_the_script_misses_what_its_search_needs_before_it_trains(tiny_run: Path, tmp_path: Path) -> None:
+    place = room(tiny_run, tmp_path / "room", "train", "val")
+    sets = ["quant.method=by_role", "quant.mlp.rounding=trellis", "quant.mlp.search=triton"]
+    config = resolve("tiny", [*sets, "train.iterations=1000000", "train.val_every=0"]).config
+    (place / "train_gpt.py").write_bytes(build_script(config).packed)
+    assert "quant.search" in alone(place, "--device", "cpu", code=5)
+
+
 @pytest.mark.parametrize("preset", preset_names())
 def test_every_preset_bundles(preset: str) -> None:
     config = resolve(preset).config
@@ -461,45 +469,16 @@ def test_a_submission_counts_what_its_artifact_says_of_itself(preset: str, most:
     assert len(build_script(config, info.decode()).packed) < most
 
 
-FITTING = {
-    "layers": ("start=0", "end=1"),
-    "parallel": ("start=1",),
-    "two_lanes": ("start=1",),
-    "two_lanes_in_turn": ("start=1",),
-    "ternary": ("group=32",),
-    "binary": ("group=32",),
-    "shared": ("on=1",),
-    "Window-sliding": ("full_layers=1",),
-    "backout": ("after=0",),
-    "LengthSchedule-growing": ("first=16",),
-    "emas": ("tokens=3000", "decays=0.5,0.9"),
-}
-"""What makes a technique fit two layers of width 64."""
-BESIDE = {"Loader-documents": ["model.documents=by_document"]}
-"""What a technique needs elsewhere."""
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "choice",
-    [(slot, name) for slot, names in CATALOG.items() for name in names if len(names) > 1],
-    ids=lambda choice: "-".join(choice),
-)
+@pytest.mark.parametrize("choice", TECHNIQUES, ids="-".join)
 def test_every_technique_does_in_its_script_what_it_does_in_core(
     choice: tuple[str, str], tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Four steps, the artifact, and a score, to the last bit."""
-    from pgolf.config.describe import slot_keys
-    from pgolf.config.run import RunConfig
-
-    slot, name = choice
-    key = slot_keys(RunConfig())[slot]
-    fitting = FITTING.get(f"{slot}-{name}", FITTING.get(name, ()))
-    beside = BESIDE.get(f"{slot}-{name}", [])
     short = ["train.iterations=4", "train.val_every=0", "eval.max_tokens=512", "ttt.max_tokens=512"]
-    claim = [f"package.claim={key.partition('.')[0]}"] if key.startswith("ttt") else []
-    sets = [*short, *claim, f"{key}={name}", *(f"{key}.{value}" for value in fitting), *beside]
-    config = resolve("tiny", sets).config
+    chosen = technique_sets(*choice)
+    claim = ["package.claim=ttt"] if chosen[0].startswith("ttt") else []
+    config = resolve("tiny", [*short, *claim, *chosen]).config
     if not ships(config):
         with pytest.raises(RuleError, match="no script carries"):
             build_script(config)

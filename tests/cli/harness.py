@@ -18,11 +18,41 @@ from typing import Any
 
 import pytest
 
+from pgolf.catalog import CATALOG
+from pgolf.config.describe import slot_keys
+from pgolf.config.run import RunConfig
+
 CRASH = re.compile(r"The traceback is in (\S+)")
 DOCUMENTS = 79
 os.environ["OMP_NUM_THREADS"] = "1"
 """Models this small gain nothing from a second thread, and on a busy machine spinning threads cost minutes."""
 QUICK = ("--preset", "tiny", "--quiet")
+
+TECHNIQUES = [(slot, name) for slot, names in CATALOG.items() for name in names if len(names) > 1]
+"""Every choice there is: its slot and its name."""
+FITTING = {
+    "layers": ("start=0", "end=1"),
+    "parallel": ("start=1",),
+    "two_lanes": ("start=1",),
+    "two_lanes_in_turn": ("start=1",),
+    "ternary": ("group=32",),
+    "binary": ("group=32",),
+    "shared": ("on=1",),
+    "Window-sliding": ("full_layers=1",),
+    "backout": ("after=0",),
+    "LengthSchedule-growing": ("first=16",),
+    "emas": ("tokens=3000", "decays=0.5,0.9"),
+}
+"""What makes a technique fit the two layers of width 64 of preset tiny."""
+BESIDE = {"Loader-documents": ["model.documents=by_document"]}
+"""What a technique needs elsewhere."""
+
+
+def technique_sets(slot: str, name: str) -> list[str]:
+    """What switches a technique on in preset tiny."""
+    key = slot_keys(RunConfig())[slot]
+    fitting = FITTING.get(f"{slot}-{name}", FITTING.get(name, ()))
+    return [f"{key}={name}", *(f"{key}.{value}" for value in fitting), *BESIDE.get(f"{slot}-{name}", [])]
 
 
 @dataclass(frozen=True)

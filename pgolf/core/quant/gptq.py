@@ -12,6 +12,7 @@ from pgolf.core.quant.sdclip import SdClip
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+    import torch
     from torch import Tensor
 
     from pgolf.core.model.gpt import GPT
@@ -107,6 +108,18 @@ def codes_by_kernel(weight: "Tensor", plan: "Planned", block: int, states: int) 
 
 OTHER_SEARCHES = {"triton": codes_by_kernel}
 """What rounds along a trellis under values of `search` besides torch; a script has those it asks for."""
+
+
+def check_search(quantizer: Any, device: "torch.device") -> None:
+    """SetupError when a kernel is to search trellises, for all roles or for one, on a device where it cannot run."""
+    if any(getattr(one, "search", "") == "triton" for one in (quantizer, *vars(quantizer).values())):
+        from pgolf.core.quant.trellis_kernel import kernel_device
+
+        kernel_device(device)
+
+
+NEEDS = {"triton": check_search}
+"""What to look at before training, by what searches trellises; a script looks at what it asks for."""
 
 
 @dataclass(frozen=True, kw_only=True)

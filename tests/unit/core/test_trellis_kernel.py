@@ -17,13 +17,12 @@ import torch
 
 from pgolf.core.errors import ConfigError, SetupError
 from pgolf.core.model.params import ATTN, ParamSpec
-from pgolf.core.quant.gptq import Gptq
+from pgolf.core.quant.gptq import Gptq, check_search
 from pgolf.core.quant.roles import ByRole
 from pgolf.core.quant.steps import Planned
 from pgolf.core.quant.trellis import PARITY_CHECKS, SEGMENT, viterbi, walk
 from pgolf.core.quant.trellis_codes import trellis_codes
 from pgolf.core.quant.trellis_kernel import kernel_device, kernel_viterbi, segment_search
-from pgolf.stages.quantize import check_search
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 STATES = sorted(PARITY_CHECKS)
