@@ -147,11 +147,11 @@ def train(
     from pgolf.report.watch.track import check_trackers
 
     check_trackers(track or [])
-    from pgolf.core.dist import World, join_world, pick_device
+    from pgolf.core.dist import World, pick_device
     from pgolf.dataset import open_dataset
     from pgolf.report.console import Console
     from pgolf.stages.inputs import changed_keys
-    from pgolf.stages.launch import check_ranks, train_on_ranks
+    from pgolf.stages.launch import check_ranks, joined_world, train_on_ranks
     from pgolf.stages.train import check_data, check_gpu, choose_compile, planned_attention, planned_kernels
     from pgolf.stages.train import train as run_stage
 
@@ -161,7 +161,7 @@ def train(
         check_ranks(gpus, device)
         world = World(size=gpus, device=pick_device(device, 0))
     else:
-        world = join_world(device)
+        world = joined_world(device)
     console = Console(quiet or not world.leads)
     for warning in dataset.warnings if world.leads else []:
         console.warn(warning)
@@ -271,10 +271,11 @@ def quantize(
 
     Example: pgolf quantize runs/a/checkpoint.safetensors --data data/mine --out q5.safetensors --set quant.bits=5
     """
-    from pgolf.core.dist import join_world, torchrun_rank
+    from pgolf.core.dist import torchrun_rank
     from pgolf.report.console import Console
     from pgolf.stages.calibrate import calibrate, kept_beside
     from pgolf.stages.inputs import model_and_data
+    from pgolf.stages.launch import joined_world
     from pgolf.stages.quantize import quantize as run_stage
 
     target = out or (calibration if calibrate_only else None)
@@ -284,7 +285,7 @@ def quantize(
     model, resolved, dataset = model_and_data(checkpoint, data, tokenizer, preset, options.merged(sets, seed), console)
     kept = calibration or kept_beside(target)
     if calibrate_only and not dry_run:
-        world = join_world(device)
+        world = joined_world(device)
         done = calibrate(model, dataset, resolved.config.quant, kept, world, console, force)
         if world.leads and as_json:
             print_json({"schema": "pgolf.calibrate/1", **done})

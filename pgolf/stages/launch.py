@@ -276,6 +276,24 @@ def told_failure(who: str, report: dict[str, Any]) -> BaseException:
     return bug
 
 
+def joined_world(device: str) -> "World":
+    """`join_world`; what gloo says when ranks find one another (torch 2.9) goes to standard error, for on standard
+    output is a command's result.
+    """
+    from pgolf.core.dist import join_world, under_torchrun
+
+    if not under_torchrun():
+        return join_world(device)
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        return join_world(device)
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
 def work_as_rank(folder: Path) -> dict[str, Any]:
     """Do what the order says; the report of a rank to which nothing has happened."""
     import torch

@@ -283,11 +283,10 @@ class Pipeline:
 
     def train(self) -> dict[str, Any]:
         """Train, then score the float model."""
-        from pgolf.core.dist import join_world
         from pgolf.core.quant.roles import compensating
         from pgolf.stages.calibrate import training_stream
         from pgolf.stages.evaluate import score_model
-        from pgolf.stages.launch import train_on_ranks
+        from pgolf.stages.launch import joined_world, train_on_ranks
         from pgolf.stages.model_files import load_model
         from pgolf.stages.train import train
 
@@ -299,7 +298,7 @@ class Pipeline:
                 self.ranks, dataset, out, self.resolved, self.device, self.console, self.force, trackers
             )
         else:
-            world = join_world(self.device)
+            world = joined_world(self.device)
             entry = train(dataset, out, self.resolved, world, self.console, self.force, trackers)
         score = score_model(
             load_model(self.layout.checkpoint),

@@ -196,6 +196,7 @@ def test_dry_run_writes_nothing(pgolf: Any, copy_run: Path, corpus: Path, tmp_pa
     assert tree(copy_run) == before
 
 
+@pytest.mark.reads_pt
 def test_dry_run_of_import_writes_nothing(pgolf: Any, tmp_path: Path) -> None:
     source = tmp_path / "foreign.pt"
     make_foreign(source)

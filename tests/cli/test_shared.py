@@ -10,6 +10,7 @@ TARGETS = 32_768
 SCORING = ["--set", f"eval.max_tokens={TARGETS}", "--set", "eval.seq_len=1024", "--set", "eval.method=plain", "--quiet"]
 
 
+@pytest.mark.reads_pt
 @pytest.mark.parametrize(
     ("name", "kind", "parameters", "bpb"),
     [
@@ -56,6 +57,7 @@ def test_a_records_weights_score_by_their_own_metadata(
     assert score.get("bpb", score.get("bpb_partial")) == pytest.approx(bpb, abs=5e-6)
 
 
+@pytest.mark.reads_pt
 def test_import_says_what_it_guesses(pgolf: Any, shared: Path, tmp_path: Path) -> None:
     path, out = shared / "data" / "weights" / "pg_3L_d128_fp32.pt", tmp_path / "c.safetensors"
     lines = pgolf("import", path, "--out", out).good().out.splitlines()
@@ -64,6 +66,7 @@ def test_import_says_what_it_guesses(pgolf: Any, shared: Path, tmp_path: Path) -
     assert "position.dims" not in pgolf("import", path, "--out", out, *sets, "--dry-run").good().out
 
 
+@pytest.mark.reads_pt
 def test_quantizing_the_float_weights_gives_the_int8_score(pgolf: Any, shared: Path, tmp_path: Path) -> None:
     data, out = shared / "data" / "fineweb", tmp_path / "q.safetensors"
     pgolf("import", shared / "data" / "weights" / "pg_3L_d128_fp32.pt", "--out", tmp_path / "c.safetensors").good()
@@ -83,6 +86,7 @@ def test_quantizing_the_float_weights_gives_the_int8_score(pgolf: Any, shared: P
     assert score.get("bpb", score.get("bpb_partial")) == pytest.approx(2.7128, abs=1e-4)
 
 
+@pytest.mark.reads_pt
 @pytest.mark.parametrize(
     ("name", "word"),
     [
@@ -135,6 +139,7 @@ def test_newlines_count_as_the_normaliser_makes_them(pgolf: Any, shared: Path, t
     assert all(split["charged_bytes"] == split["normalised_bytes"] < split["raw_bytes"] for split in splits.values())
 
 
+@pytest.mark.reads_pt
 def test_tokenizers_that_do_not_match_are_refused(pgolf: Any, shared: Path, tmp_path: Path) -> None:
     tokenizers, fineweb = shared / "data" / "tokenizers", shared / "data" / "fineweb"
     pgolf("import", shared / "data" / "weights" / "pg_3L_d128_fp32.pt", "--out", tmp_path / "c.safetensors").good()

@@ -619,6 +619,7 @@ class Marker:
         return os.system, (f"touch {self.path}",)
 
 
+@pytest.mark.reads_pt
 @pytest.mark.parametrize("suffix", [".pt", ".ptz", ".safetensors", ".pth"])
 @pytest.mark.parametrize("torch_file", [True, False])
 @pytest.mark.fault(row="F12")
@@ -681,6 +682,7 @@ STATE_FAULTS = [
 ]
 
 
+@pytest.mark.reads_pt
 @pytest.mark.parametrize("kind", STATE_FAULTS)
 def test_a_foreign_model_that_does_not_fit(tmp_path: Path, kind: str) -> None:
     import torch
@@ -697,6 +699,7 @@ def test_a_foreign_model_that_does_not_fit(tmp_path: Path, kind: str) -> None:
     assert not (tmp_path / "out.safetensors").exists()
 
 
+@pytest.mark.reads_pt
 @pytest.mark.parametrize("suffix", [".pt", ".ptz", ".safetensors"])
 @pytest.mark.fault(row="F12")
 def test_a_damaged_foreign_file(tmp_path: Path, suffix: str) -> None:
@@ -717,6 +720,7 @@ def test_a_damaged_foreign_file(tmp_path: Path, suffix: str) -> None:
     run_here("import", path, "--out", tmp_path / "out.safetensors").refused(3, path.name)
 
 
+@pytest.mark.reads_pt
 def test_dry_import_checks_as_a_real_one_does(tmp_path: Path) -> None:
     import torch
 

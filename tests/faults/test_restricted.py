@@ -25,6 +25,7 @@ def saved(path: Path, content: Any) -> Path:
     return path
 
 
+@pytest.mark.reads_pt
 @MARK
 def test_dicts_and_tensors_come_back(tmp_path: Path) -> None:
     content = {"model": {"a": torch.arange(6).reshape(2, 3), "b": torch.ones(2, dtype=torch.bfloat16), "n": 5}, 1: None}
@@ -79,6 +80,7 @@ def test_a_stream_that_grows_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
             inflate(blob)
 
 
+@pytest.mark.reads_pt
 @MARK
 def test_an_archive_that_grows_is_refused_in_bounded_memory(tmp_path: Path) -> None:
     """A torch file is an archive whose entries may be packed: here 700 MiB of zeros for a tensor of 16 bytes."""
@@ -108,6 +110,7 @@ except InputError:
 """A process without other children, which tells the most KiB that the one that reads took."""
 
 
+@pytest.mark.reads_pt
 @MARK
 def test_a_reader_that_dies_is_one_error_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the unpickler had a hole that ends its process."""

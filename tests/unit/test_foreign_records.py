@@ -135,6 +135,7 @@ def test_what_shapes_tell_is_no_guess(record):
     assert document["model"]["precision"]["group"] == 64 and "model.precision.kind=ternary" in document["guessed"]
 
 
+@pytest.mark.reads_pt
 @pytest.mark.parametrize(
     "parts",
     [
@@ -256,6 +257,7 @@ def test_contradicting_set_is_a_configuration_error(record, tmp_path):
         import_file(record("ternary_gpt"), tmp_path / "out.safetensors", "", ["model.vocab_size=91"])
 
 
+@pytest.mark.reads_pt
 def test_a_tensor_larger_than_its_storage_is_never_unfolded(record, tmp_path):
     state = {"tok_emb.weight": torch.zeros(1).expand(1 << 16, 1 << 24), "module.blocks.0.attn.q_gain": torch.ones(8)}
     torch.save(state, tmp_path / "model.pt")
@@ -269,6 +271,7 @@ def int8(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return (tensor / scale.float()[..., None]).round().clamp(-127, 127).to(torch.int8), scale
 
 
+@pytest.mark.reads_pt
 @pytest.mark.parametrize("name", ["pr1394_gpt", "pr1855_gpt", "ternary_gpt"])
 def test_int8_archives_of_the_records(oracle, record, tmp_path, name):
     archive: dict[str, Any] = {"quantized": {}, "scales": {}, "passthrough": {}}

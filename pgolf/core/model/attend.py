@@ -78,11 +78,34 @@ def compiled_flex() -> Any:
     return torch.compile(flex_attention)
 
 
+def seen_blocks(window: int, segments_BT: Tensor | None, like_BT: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Which blocks of `size` queries and as many keys have pairs that are seen, and which have no others: (B,N,N) each,
+    B = 1 without segments. Segments' numbers only grow along a row, so that a block's first and last tell of all.
+    """
+    length = like_BT.size(1)
+    first = torch.arange(0, length, size, device=like_BT.device)
+    last = (first + size - 1).clamp(max=length - 1)
+    nearest, farthest = first[:, None] - last, last[:, None] - first
+    some, whole = farthest >= 0, (nearest >= 0) & (first + size <= length)[:, None]
+    if window:
+        some, whole = some & (nearest <= window), whole & (farthest <= window)
+    if segments_BT is None:
+        return some[None], whole[None]
+    begin, end = segments_BT[:, first], segments_BT[:, last]
+    return some & (end[:, None] >= begin[:, :, None]), whole & (begin[:, None] == end[:, :, None])
+
+
+def listed(blocks_BNN: Tensor) -> tuple[Tensor, Tensor]:
+    """How many blocks each row has, (B,1,N), and their places before those of all others, (B,1,N,N): int32."""
+    places = blocks_BNN.int().argsort(dim=-1, descending=True, stable=True)
+    return blocks_BNN.sum(-1, dtype=torch.int32)[:, None], places.int()[:, None]
+
+
 def by_flex(q: Tensor, k: Tensor, v: Tensor, window: int, segments_BT: Tensor | None, memory: dict[str, Any]) -> Tensor:
     """torch's compiled attention, which leaves out blocks of pairs that are not seen. No gradients on a CPU."""
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+    from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-    name, length = f"blocks {window}", q.size(1)
+    name, length, size = f"blocks {window}", q.size(1), 128
     if name not in memory:
 
         def visible(row: Tensor, head: Tensor, here: Tensor, there: Tensor) -> Tensor:
@@ -91,8 +114,9 @@ def by_flex(q: Tensor, k: Tensor, v: Tensor, window: int, segments_BT: Tensor | 
                 found = found & (here - there <= window)
             return found if segments_BT is None else found & (segments_BT[row, here] == segments_BT[row, there])
 
-        rows = None if segments_BT is None else len(q)
-        memory[name] = create_block_mask(visible, rows, None, length, length, q.device)
+        some, whole = seen_blocks(window, segments_BT, q, size)
+        lists = listed(some & ~whole), listed(whole)
+        memory[name] = BlockMask.from_kv_blocks(*lists[0], *lists[1], size, visible, (length, length))
     flex = flex_attention if torch.compiler.is_compiling() else compiled_flex()
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     return flex(q, k, v, block_mask=memory[name], enable_gqa=True).transpose(1, 2)

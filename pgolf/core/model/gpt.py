@@ -247,12 +247,13 @@ class GPT(Node):
             x = part.entered(self, flow, x)
         lanes: tuple[Tensor, ...] = (x,)
         stack: list[Tensor] = []
-        for step in self.plans[self.looping]:
+        plan = self.plans[int(self.looping)]  # torch 2.9 compiles no index that is a bool
+        for step in plan:
             if not step.push:
                 lanes = config.residual.enter(step.layer, lanes)
             if step.skip >= 0:
                 lanes = config.residual.join(lanes, partial(self.joined, stack.pop(), step.skip))
-            flow.start = start * (step is self.plans[self.looping][-1])
+            flow.start = start * (step is plan[-1])
             for part in self.acting[step.layer]:
                 flow.start = part.required(flow.start)
             lanes = self.step(step, lanes, x, flow)

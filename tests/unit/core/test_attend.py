@@ -13,7 +13,7 @@ from torch.nn.attention import flex_attention as flex_module
 
 from pgolf.core.errors import ConfigError, SetupError
 from pgolf.core.model import attend as attend_module
-from pgolf.core.model.attend import BACKENDS, attend, choose_attention, cu_seqlens
+from pgolf.core.model.attend import BACKENDS, attend, choose_attention, cu_seqlens, seen, seen_blocks
 from pgolf.core.model.config import ModelConfig, attention_names
 from pgolf.core.model.parts.by_document import ByDocument
 from pgolf.core.model.parts.value_residual import ValueMix
@@ -217,13 +217,32 @@ def test_whole_models_give_the_same_logits(calls, eager_flex, make_model, backen
     assert (len(calls) == 8) == (backend in FLASH)
 
 
+@pytest.mark.parametrize("length", [1, 7, 8, 20, 33])
+@pytest.mark.parametrize("window", [0, 1, 6, 7, 8, 9, 30])
+@pytest.mark.parametrize("documents", [0, 1, 3, 9])
+def test_blocks_tell_what_is_seen(rng, length, window, documents):
+    segments, size = None, 8
+    if documents:
+        segments = torch.from_numpy(np.sort(rng.integers(0, documents, (3, length)), axis=1))
+    some, whole = seen_blocks(window, segments, torch.zeros(3, length), size)
+    count = -(-length // size)
+    pairs = torch.zeros(3 if documents else 1, count * size, count * size, dtype=torch.bool)
+    pairs[:, :length, :length] = seen(window, segments, torch.zeros(3, length), {}).view(-1, length, length)
+    blocks = pairs.view(-1, count, size, count, size)
+    assert torch.equal(whole, blocks.all(4).all(2))
+    found = blocks.any(4).any(2)
+    assert not (found & ~some).any()
+    if not (window and documents):  # both may leave a pair each and none together
+        assert torch.equal(some, found)
+
+
 def test_masks_are_made_once_per_forward(monkeypatch, make_model, eager_flex, calls):
     model, given, made = make_model(limited()), [], []
-    sdpa, blocks = torch.nn.functional.scaled_dot_product_attention, flex_module.create_block_mask
+    sdpa, blocks = torch.nn.functional.scaled_dot_product_attention, attend_module.seen_blocks
     monkeypatch.setattr(
         "torch.nn.functional.scaled_dot_product_attention", lambda *x, **more: given.append(x[3]) or sdpa(*x, **more)
     )
-    monkeypatch.setattr(flex_module, "create_block_mask", lambda *x: made.append(x) or blocks(*x))
+    monkeypatch.setattr(attend_module, "seen_blocks", lambda *x: made.append(x) or blocks(*x))
     for name in ("sdpa", "flex", "fa2"):
         model.attention_backend = name
         with torch.no_grad():
@@ -246,19 +265,21 @@ def test_no_mask_where_whole_rows_are_seen(monkeypatch, tiny_model):
 
 
 @pytest.mark.parametrize("backend", list(BACKENDS))
-def test_a_compiled_model_is_one_graph(calls, make_model, backend):
+def test_a_compiled_model_is_one_graph(monkeypatch, calls, make_model, backend):
+    # torch computes flex's gradients on a CPU if it is not kept from it.
+    monkeypatch.setattr(flex_module, "_validate_device", lambda *given: None, raising=False)
     model = make_model(limited())
     ids, targets = batch()[:, :-1], batch()[:, 1:]
     expected = model(ids, targets)
     model.attention_backend = backend
-    forward = torch.compile(model, dynamic=False, fullgraph=True, backend="eager")
-    with torch.set_grad_enabled(backend != "flex"):
+    forward = torch.compile(model, dynamic=False, fullgraph=True, backend="eager" if backend in FLASH else "aot_eager")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         found = forward(ids, targets, model.starts(ids))
     assert (found - expected).abs() <= 1e-5
-    if backend != "flex":
-        wanted = torch.autograd.grad(expected, list(model.parameters()), allow_unused=True)
-        for one, other in zip(wanted, torch.autograd.grad(found, list(model.parameters()), allow_unused=True)):
-            assert (one is None) == (other is None) and (one is None or (one - other).abs().max() <= 1e-5)
+    wanted = torch.autograd.grad(expected, list(model.parameters()), allow_unused=True)
+    for one, other in zip(wanted, torch.autograd.grad(found, list(model.parameters()), allow_unused=True)):
+        assert (one is None) == (other is None) and (one is None or (one - other).abs().max() <= 1e-5)
 
 
 def test_the_number_of_documents_changes_few_shapes(calls, make_model):
