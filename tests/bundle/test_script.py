@@ -193,7 +193,7 @@ def test_the_script_plans_steps_and_searches_a_trellis_as_pgolf_does(
 ) -> None:
     """pgolf searches with compiled code, the script with what it has of its own: the same artifact to the last bit."""
     curved = ("quant.steps=curvature", "quant.rounding=trellis", "quant.states=4", "quant.couple=rows")
-    more = ("quant.bits_per_weight=4", "train.iterations=4")
+    more = ("quant.bits_per_weight=4", "train.iterations=4", "package.prove=false")
     sets = [word for value in (*curved, *more) for word in ("--set", value)]
     argv = ("--out", copy_run, "--from", "train", *sets, "--until", "package", "--quiet")
     pgolf("run", *argv).good()
@@ -209,7 +209,8 @@ def test_the_script_collects_counts_and_scores_with_them_as_pgolf_does(
     """And tunes row scales by the same tokens."""
     counts = ("model.counts=ngrams", "model.counts.order=4", "model.counts.entries=300", "eval.cache=exact")
     tune = ("quant.tune=cross_entropy", "quant.tune.steps=3", "quant.tune.seqs=2", "quant.tune.seq_len=64")
-    sets = [word for value in (*counts, *tune, "train.iterations=4") for word in ("--set", value)]
+    more = ("train.iterations=4", "package.prove=false")
+    sets = [word for value in (*counts, *tune, *more) for word in ("--set", value)]
     pgolf("run", "--out", copy_run, "--from", "train", *sets, "--until", "package", "--quiet").good()
     place = room(copy_run, tmp_path / "room", "train", "val")
     found = result(alone(place, "--seed", "1337", "--out", "mine.pgz"))
@@ -226,6 +227,7 @@ def test_the_script_quantizes_by_role_as_pgolf_does(pgolf: Any, copy_run: Path, 
     mixed = ("quant.method=by_role", "quant.mlp.method=ternary", "quant.mlp.group=32", "quant.embed.method=fp8")
     size = ("quant.attn.calibration_seqs=8", "quant.attn.calibration_seq_len=64", "quant.head.method=float")
     more = ("quant.attn.rounding=trellis", "quant.attn.states=4", "quant.max_gap=0", "train.iterations=4")
+    more += ("package.prove=false",)
     tune = ("quant.tune=kl", "quant.tune.steps=3", "quant.tune.seqs=2", "quant.tune.seq_len=64")
     sets = [word for value in (*mixed, *size, *more, *tune) for word in ("--set", value)]
     pgolf("run", "--out", copy_run, "--from", "train", *sets, "--until", "package", "--quiet").good()

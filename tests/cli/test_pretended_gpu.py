@@ -28,6 +28,10 @@ BESIDE_METHODS = {
 }
 """What no slot chooses."""
 
+pytestmark = pytest.mark.skipif(
+    torch.backends.cuda.is_built(), reason="a torch that is built for GPUs asks for a real one"
+)
+
 
 @pytest.mark.parametrize(
     "mixed",

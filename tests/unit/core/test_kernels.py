@@ -4,17 +4,15 @@ The interpreter must be asked for before Triton is imported, so these tests run 
 starts it. By hand: TRITON_INTERPRET=1 python -m pytest tests/unit/core/test_kernels.py
 """
 
-import importlib.util
-import os
-import subprocess
 import sys
-from pathlib import Path
+import warnings
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from interpreted import CPU, CUDA, INTERPRETED, can_interpret, not_interpreted, run_interpreted, somewhere
 from torch import Tensor
 
 from pgolf.catalog import CATALOG
@@ -38,36 +36,16 @@ from pgolf.core.quant.calibration import collect_hessians
 from pgolf.core.train.config import TrainConfig
 from pgolf.core.train.loop import start_state
 
-CPU, CUDA, BF16 = torch.device("cpu"), torch.device("cuda"), torch.bfloat16
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-INSTALLED = importlib.util.find_spec("triton") is not None
+BF16 = torch.bfloat16
 CAPS = [TanhSoftcap(cap=30.0), TanhSoftcap(cap=7.0), SigmoidSoftcap()]
-WHERE = [
-    pytest.param(CPU, marks=pytest.mark.skipif(not INTERPRETED, reason="run by test_in_the_interpreter"), id="cpu"),
-    pytest.param(
-        CUDA,
-        marks=[
-            pytest.mark.gpu,
-            pytest.mark.skipif(INTERPRETED or not INSTALLED, reason="needs Triton, not interpreted"),
-            pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-        ],
-        id="cuda",
-    ),
-]
-somewhere = pytest.mark.parametrize("device", WHERE)
-
 
 # The interpreter's numpy speaks of exp(-z) overflowing, which ends in the right 0 or 1.
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
 
 
-@pytest.mark.skipif(INTERPRETED or not INSTALLED, reason="needs Triton, which pgolf[kernels] installs")
+@can_interpret
 def test_in_the_interpreter() -> None:
-    line = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not gpu", __file__]
-    root, environment = Path(__file__).parents[3], os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(line, cwd=root, env=environment, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
-    assert "run by test_in_the_interpreter" not in done.stdout
+    run_interpreted(__file__)
 
 
 def eager_nll(cap: Any, logits: Tensor, targets: Tensor) -> Tensor:
@@ -204,6 +182,9 @@ def test_the_operators_are_what_torch_expects(device: torch.device) -> None:
     logits, targets, _ = draw(5, 70, 5.0, device)
     given = [(torch.randn(shape) / 4).to(device).requires_grad_() for shape in ((6, 16), (40, 16), (16, 40))]
     checks = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
+    warnings.filterwarnings(
+        "ignore", "The .grad attribute of a Tensor that is not a leaf"
+    )  # of torch 2.15's own making
     torch.library.opcheck(
         torch.ops.pgolf.softcapped_nll, (logits.requires_grad_(), targets, 60.0, 0.0, 15.0), test_utils=checks
     )
@@ -293,7 +274,7 @@ def test_the_loop_trains_with_kernels(device: torch.device) -> None:
     assert state.model(ids, targets) < before
 
 
-@pytest.mark.skipif(INTERPRETED or not INSTALLED, reason="needs Triton, not interpreted")
+@not_interpreted
 @pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])

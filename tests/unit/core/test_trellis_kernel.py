@@ -4,17 +4,14 @@ The interpreter must be asked for before Triton is imported, so these tests run 
 starts it. By hand: TRITON_INTERPRET=1 python -m pytest tests/unit/core/test_trellis_kernel.py
 """
 
-import importlib.util
-import os
 import re
-import subprocess
 import sys
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from interpreted import CPU, CUDA, can_interpret, not_interpreted, run_interpreted, somewhere
 
 from pgolf.core.errors import ConfigError, SetupError
 from pgolf.core.model.params import ATTN, ParamSpec
@@ -25,29 +22,12 @@ from pgolf.core.quant.trellis import PARITY_CHECKS, SEGMENT, viterbi, walk
 from pgolf.core.quant.trellis_codes import trellis_codes
 from pgolf.core.quant.trellis_kernel import kernel_device, kernel_viterbi, segment_search
 
-CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 STATES = sorted(PARITY_CHECKS)
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-INSTALLED = importlib.util.find_spec("triton") is not None
-needs_gpu = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(INTERPRETED or not INSTALLED, reason="needs Triton, not interpreted"),
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
-WHERE = [
-    pytest.param(CPU, marks=pytest.mark.skipif(not INTERPRETED, reason="run by test_in_the_interpreter"), id="cpu"),
-    pytest.param(CUDA, marks=needs_gpu, id="cuda"),
-]
-somewhere = pytest.mark.parametrize("device", WHERE)
 
 
-@pytest.mark.skipif(INTERPRETED or not INSTALLED, reason="needs Triton, which pgolf[kernels] installs")
+@can_interpret
 def test_in_the_interpreter() -> None:
-    line = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not gpu", __file__]
-    root, environment = Path(__file__).parents[3], os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(line, cwd=root, env=environment, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
-    assert "run by test_in_the_interpreter" not in done.stdout
+    run_interpreted(__file__)
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -183,7 +163,7 @@ def test_what_it_does_not_go_with_is_refused(settings: dict[str, str], reason: s
         Gptq(**settings)  # type: ignore[arg-type]
 
 
-@pytest.mark.skipif(INTERPRETED or not INSTALLED, reason="needs Triton, not interpreted")
+@not_interpreted
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize("states", STATES)
 def test_the_kernel_compiles_for_gpus_that_are_not_here(capability: int, states: int) -> None:
