@@ -124,7 +124,7 @@ def test_the_script_claims_the_score_after_test_time_training(pgolf: Any, copy_r
 @pytest.mark.parametrize(
     ("sets", "present"),
     [
-        (["method=lora", "chunk_tokens=32", "rank=4"], {"LoraTtt", "AdaptedGPT"}),
+        pytest.param(["method=lora", "chunk_tokens=32", "rank=4"], {"LoraTtt", "AdaptedGPT"}, marks=pytest.mark.slow),
         (
             [
                 *("method=phased", "chunk_tokens=32", "rank=4", "phases=1", "prefix_docs=2"),
@@ -132,7 +132,7 @@ def test_the_script_claims_the_score_after_test_time_training(pgolf: Any, copy_r
             ],
             {"PhasedTtt", "AdaptedGPT", "TttMuon"},
         ),
-        (["optimizer=adamw", "lr=0.001", "epochs=1"], {"ChunkTtt", "TttAdamW"}),
+        pytest.param(["optimizer=adamw", "lr=0.001", "epochs=1"], {"ChunkTtt", "TttAdamW"}, marks=pytest.mark.slow),
     ],
     ids=["lora", "phased", "chunk"],
 )

@@ -177,7 +177,15 @@ def optim_scale(config: Any, step: int) -> float:
     return float(config.optim.warmdown.scale(Progress(step, config.train.iterations, 0.0, 0.0)))
 
 
-@pytest.mark.parametrize("kind", ["straight_through", "soft_round", "noise", "crown_q"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param("straight_through", marks=pytest.mark.slow),
+        "soft_round",
+        "noise",
+        pytest.param("crown_q", marks=pytest.mark.slow),
+    ],
+)
 def test_switching_it_on_changes_the_compiled_forward_without_another_compilation(kind: str) -> None:
     sets = [f"train.qat={kind}", "train.qat.below=0.3", "train.qat.bits=4", *LATE[2:], "train.warmup_steps=1"]
     state, config = begin(sets, "leader_tiny")
