@@ -178,6 +178,7 @@ def test_two_presets_train_at_reduced_width(road: Path, run_example: Runner, tmp
     assert "leader" in done.stdout and "BPB" in done.stdout
 
 
+@pytest.mark.slow
 def test_torchrun_trains_with_two_processes(road: Path, run_example: Runner, tmp_path: Path) -> None:
     out = tmp_path / "two"
     done = run_example("torchrun.sh", road / "data", out, 2, "tiny", *SMALL, cwd=tmp_path)

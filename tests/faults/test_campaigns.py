@@ -21,7 +21,14 @@ GROUPS = (("F1", "F2", "F3", "F5", "F6"), ("F7", "F8", "F9", "F10", "F13"))
 
 @pytest.mark.parametrize(
     "rows",
-    [pytest.param(rows, marks=[pytest.mark.fault(row=row) for row in rows], id=" ".join(rows)) for rows in GROUPS],
+    [
+        pytest.param(
+            rows,
+            marks=[*(pytest.mark.fault(row=row) for row in rows), *([pytest.mark.slow] if "F1" in rows else [])],
+            id=" ".join(rows),
+        )
+        for rows in GROUPS
+    ],
 )
 def test_a_few_rounds_find_nothing_wrong(rows: tuple[str, ...], tiny_run: Path, corpus: Path) -> None:
     given = ["--run", str(tiny_run), "--text", str(corpus), "--rounds", "reduced", "--no-tests", "--json"]

@@ -28,6 +28,7 @@ def ranks_of(launcher: int) -> dict[int, int]:
     return {int(match[1]): int(child) for child, match in found.items() if match}
 
 
+@pytest.mark.slow
 @pytest.mark.fault(row="F4")
 def test_one_of_four_ranks_is_killed(tiny_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "train"

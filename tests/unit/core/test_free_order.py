@@ -93,6 +93,7 @@ def test_columns_follow_rows_head_by_head() -> None:
     assert axis_order(torch.tensor([[1, 0], [0, 1]]), 8).tolist() == [1, 0, 3, 2, 4, 5, 6, 7]
 
 
+@pytest.mark.slow
 def test_the_artifact_has_fewer_bytes_and_no_order_in_it() -> None:
     config = resolve("leader_tiny", ["model.model_dim=64"]).config.model
     model = uneven_model(config, SdClip())

@@ -175,6 +175,7 @@ def trained_loss(width: int, rule: str, factor: float) -> float:
     return float(np.mean(losses[-8:]))
 
 
+@pytest.mark.slow
 def test_mup_keeps_the_best_rate_from_one_width_to_another() -> None:
     factors = (0.1, 1.0, 10.0)
     best = {
