@@ -78,13 +78,13 @@ def scored_dataset(task: dict[str, Any], vocab_size: int) -> Dataset:
 
 def train_cell(task: dict[str, Any], console: Console) -> tuple[Result, dict[str, float]]:
     """A training run, or the rest of one."""
-    from pgolf.stages.launch import joined_world
+    from pgolf.core.dist import join_world
     from pgolf.stages.train import check_gpu, train
 
     resolved = resolve(stored=task["config"])
     dataset = source(task, resolved.config.model.vocab_size)
     check_gpu(resolved.config, task["device"])
-    entry = train(dataset, Path(task["folder"]), resolved, joined_world(task["device"]), console)
+    entry = train(dataset, Path(task["folder"]), resolved, join_world(task["device"]), console)
     kept = ("bpb", "val_loss", "val_tokens", "steps", "stopped_by", "parameters")
     figures = {name: entry["figures"][name] for name in kept}
     return figures, {"train": entry["seconds"]["train"]}

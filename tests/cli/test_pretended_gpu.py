@@ -76,7 +76,7 @@ def test_what_a_gpu_computes_is_computed() -> None:
 
 def pipeline(pgolf: Pgolf, data: Path, out: Path, preset: str, *sets: str) -> list[float]:
     """From shards to the score after test-time training on the pretended GPU, then the same on the CPU: how far the
-    scores, in BPB, lie apart.
+    losses of the stages, in nats, lie apart.
     """
     argv = ["run", "--data", data, "--preset", preset, "--until", "ttt", "--quiet"]
     argv += [word for one in (*SMALL, *sets) for word in ("--set", one)]

@@ -5,7 +5,6 @@ starts it. By hand: TRITON_INTERPRET=1 python -m pytest tests/unit/core/test_ker
 """
 
 import sys
-import warnings
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -177,14 +176,12 @@ def test_gradients_cannot_be_taken_twice(device: torch.device) -> None:
 
 
 @somewhere
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # torch 2.15
 def test_the_operators_are_what_torch_expects(device: torch.device) -> None:
     register_kernels()
     logits, targets, _ = draw(5, 70, 5.0, device)
     given = [(torch.randn(shape) / 4).to(device).requires_grad_() for shape in ((6, 16), (40, 16), (16, 40))]
     checks = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
-    warnings.filterwarnings(
-        "ignore", "The .grad attribute of a Tensor that is not a leaf"
-    )  # of torch 2.15's own making
     torch.library.opcheck(
         torch.ops.pgolf.softcapped_nll, (logits.requires_grad_(), targets, 60.0, 0.0, 15.0), test_utils=checks
     )
