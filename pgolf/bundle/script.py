@@ -531,8 +531,20 @@ def uncollected() -> Iterator[None]:
             gc.enable()
 
 
+INFO = '{"what the artifact says": "of itself"}'
+"""Stands for it in a program; like it no word of the code, and written with the same quotes."""
+
+
 @lru_cache(maxsize=256)
 @uncollected()
+def program(config: RunConfig) -> tuple[str, str, dict[str, str]]:
+    """Readable and minified source of a configuration's script with INFO in it, and the core module of each name."""
+    readable, definitions = emit(config, INFO)
+    modules = {name: definition.module for definition in definitions for name in definition.names}
+    return readable, minify(readable), modules
+
+
+@lru_cache(maxsize=256)
 def build_script(config: RunConfig, info: str = "") -> Script:
     """The script of a configuration; `info` is what the artifact it makes says of itself. RuleError when no script can
     carry its method of compress; PgolfError if packing it and unpacking it again gives another program.
@@ -544,10 +556,9 @@ def build_script(config: RunConfig, info: str = "") -> Script:
             "package",
             "compress with compress.method=rans or brotli",
         )
-    readable, definitions = emit(config, info)
-    minified = minify(readable)
+    *sources, modules = program(config)
+    readable, minified = (source.replace(repr(INFO), repr(info)) for source in sources)
     packed = pack(minified, config.compress)
     if unpack(packed) != minified:
         raise PgolfError("the packed script does not unpack to what was packed", "bundle", "please report this")
-    modules = {name: definition.module for definition in definitions for name in definition.names}
     return Script(readable, minified, packed, modules)
