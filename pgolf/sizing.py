@@ -74,8 +74,10 @@ KEPT_BITS = {
     "zstd": (14.7, 29.5),
 }
 """Bits per value of Gaussian float16 and float32 tensors as coded."""
-CODE_BYTES_GUESS = 20_000
-"""Typical size of the packed script; the exact one is known after pgolf compress."""
+SCALE_BYTES = 1.2
+"""Bytes of a row's float16 scale as coded, where rows' deviations differ by some 5 %."""
+CODE_BYTES_GUESS, RANS_BYTES = 15_000, 4_400
+"""Typical size of the packed script, and what rans adds to it; `pgolf bundle` gives the exact one."""
 SMALL_MODEL_BYTES = 15_000
 """What trained weights may differ by, however small the model: it widens the interval of small artifacts."""
 TENSOR_OVERHEAD_BYTES = 8
@@ -123,22 +125,33 @@ def predict_tensor(spec: ParamSpec, config: RunConfig) -> Prediction:
     """Expected bits per weight and bytes of one parameter, from quantizer and codec."""
     codec, step = name_of("Codec", type(config.compress)), config.quant.step_over_sigma(spec)
     if not step:
-        return kept(spec, codec)
+        return kept(spec, codec, control_dtype(config.quant))
     bits = coded_bits(gaussian_entropy(step), codec)
-    return Prediction(spec, bits, spec.numel * bits / 8 + 2 * spec.shape[0] + TENSOR_OVERHEAD_BYTES)
+    scale = SCALE_BYTES if codec in CODED_BITS else 2.0
+    return Prediction(spec, bits, spec.numel * bits / 8 + scale * spec.shape[0] + TENSOR_OVERHEAD_BYTES)
 
 
-def kept(spec: ParamSpec, codec: str) -> Prediction:
-    """A tensor kept as float32 (control) or float16; little of it compresses."""
+def control_dtype(quantizer: Any) -> str:
+    """What a quantizer stores control tensors as."""
+    return str(getattr(getattr(quantizer, "control", quantizer), "control_dtype", "float32"))
+
+
+def kept(spec: ParamSpec, codec: str, control: str) -> Prediction:
+    """A tensor kept as float32 (control, unless that is float16) or float16; little of it compresses."""
     half, single = KEPT_BITS.get(codec, KEPT_BITS["store"])
-    bits = single if spec.role == CONTROL else half
+    bits = single if spec.role == CONTROL and control == "float32" else half
     return Prediction(spec, bits, spec.numel * bits / 8 + TENSOR_OVERHEAD_BYTES)
 
 
 def predict(config: RunConfig) -> tuple[list[Prediction], Size, float]:
     """Every tensor, the predicted size, and the relative half-width of the interval around the artifact's bytes."""
     rows = [predict_tensor(spec, config) for spec in param_specs(config.model)]
-    return rows, Size(whole(rows), CODE_BYTES_GUESS, config.package.cap_bytes), half_width(config, whole(rows))
+    return rows, Size(whole(rows), code_bytes(config), config.package.cap_bytes), half_width(config, whole(rows))
+
+
+def code_bytes(config: RunConfig) -> int:
+    """What the script is expected to take."""
+    return CODE_BYTES_GUESS + (RANS_BYTES if name_of("Codec", type(config.compress)) == "rans" else 0)
 
 
 def whole(rows: list[Prediction]) -> int:
@@ -168,7 +181,7 @@ def as_recorded(config: RunConfig) -> dict[str, Any]:
     for spec in param_specs(config.model):
         bits = float(getattr(config.size, f"{spec.role}_bits"))
         rows.append(Prediction(spec, bits, spec.numel * bits / 8) if bits else predict_tensor(spec, config))
-    size = Size(whole(rows), config.size.code_bytes or CODE_BYTES_GUESS, config.package.cap_bytes)
+    size = Size(whole(rows), config.size.code_bytes or code_bytes(config), config.package.cap_bytes)
     return size.document() | interval(size.artifact_bytes, half_width(config, size.artifact_bytes))
 
 

@@ -28,6 +28,23 @@ def test_the_interval_is_narrow_and_holds_the_published_size(preset: str) -> Non
     assert abs(record["total_bytes"] - published) < 0.002 * published
 
 
+@pytest.mark.parametrize("preset", ["pr1394", "pr1493", "pr1855", "leader"])
+def test_what_pgolf_makes_of_a_record_takes_what_the_record_did(preset: str) -> None:
+    document = size_document(resolve(preset).config, preset)
+    published = PUBLISHED[preset][0] - document["as_recorded"]["code_bytes"]
+    assert document["artifact_bytes"] == pytest.approx(published, rel=0.01)
+    assert document["total_bytes"] < 1.0002 * document["cap_bytes"]
+    assert document["artifact_bytes_low"] <= published <= document["artifact_bytes_high"]
+
+
+def test_control_tensors_as_float16_take_half() -> None:
+    for key in ("quant.control_dtype", "quant.method=by_role quant.control.control_dtype"):
+        *sets, name = key.split()
+        sizes = [predict(resolve("tiny", [*sets, f"{name}={kind}"]).config)[0] for kind in ("float32", "float16")]
+        single, half = (sum(row.bytes for row in rows if row.spec.role == "control") for rows in sizes)
+        assert 0.45 < half / single < 0.6
+
+
 def test_every_record_states_its_bits_and_no_twin_does() -> None:
     stating = {name for name in preset_names() if as_recorded(resolve(name).config)}
     assert stating == set(PUBLISHED)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pgolf.core.errors import InputError
+from pgolf.core.errors import ConfigError, InputError
 from pgolf.core.model.params import CONTROL, ParamSpec
 
 if TYPE_CHECKING:
@@ -87,9 +87,17 @@ def round_codes(weight_RC: "Tensor", scale_R: "Tensor", limit: int) -> "Tensor":
     return (weight_RC / scale_R.float()[:, None]).round().clamp(-limit, limit).to(torch.int8)
 
 
-def keep_float(spec: ParamSpec, weight: "Tensor") -> "Tensor":
-    """Control tensors stay float32, others become float16; InputError if float16 would overflow."""
-    if spec.role == CONTROL:
+def check_control_dtype(dtype: str) -> None:
+    """ConfigError unless control tensors can be stored so."""
+    if dtype not in ("float32", "float16"):
+        raise ConfigError(f"control_dtype must be float32 or float16, not {dtype}", "control_dtype")
+
+
+def keep_float(spec: ParamSpec, weight: "Tensor", control_dtype: str = "float32") -> "Tensor":
+    """Control tensors stay float32 unless they are to be float16, others become float16; InputError if float16 would
+    overflow.
+    """
+    if control_dtype == "float32" and spec.role == CONTROL:
         return weight.float()
     if float(weight.abs().max()) > 65504:
         raise InputError(f"{spec.name} has values beyond float16's 65,504", "quantize", "rescale the weights")

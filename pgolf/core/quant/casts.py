@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from pgolf.core.errors import ConfigError, InputError
 from pgolf.core.model.params import CONTROL, ParamSpec
-from pgolf.core.quant.base import Checked, keep_float, round_codes, row_scales
+from pgolf.core.quant.base import Checked, check_control_dtype, keep_float, round_codes, row_scales
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,7 +19,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class KeepFloats(Checked):
-    """Tensors stay floats: float16, control tensors float32."""
+    """Tensors stay floats: float16, control tensors float32 or float16."""
+
+    control_dtype: str = "float32"
+    """What control tensors (gains, scales, gates) are stored as: float32 or float16 (the records from PR #1394 on)."""
+
+    def __post_init__(self) -> None:
+        check_control_dtype(self.control_dtype)
 
     def prepare(self, model: "GPT", stream: "TrainStream", progress: "Callable[[int], None]") -> "dict[str, Any]":
         """Nothing is needed."""
@@ -31,7 +37,7 @@ class KeepFloats(Checked):
 
     def quantize(self, spec: ParamSpec, weight: "Tensor", known: Any) -> "QTensor | Tensor":
         """The tensor as a float."""
-        return keep_float(spec, weight)
+        return keep_float(spec, weight, self.control_dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +57,7 @@ class Float8Cast(KeepFloats):
         from pgolf.core.quant.forms import Float8Tensor
 
         if spec.role == CONTROL:
-            return keep_float(spec, weight)
+            return keep_float(spec, weight, self.control_dtype)
         if float(weight.abs().max()) > 448:
             raise InputError(f"{spec.name} has values beyond float8's 448", "quantize", "rescale the weights")
         bits = weight.abs().to(torch.float8_e4m3fn).view(torch.int8)
@@ -72,6 +78,7 @@ class Int8Rows(KeepFloats):
     """Values that it may have at most."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 1 <= self.least <= self.most:
             raise ConfigError("least must lie between 1 and most", "least")
 
@@ -88,6 +95,6 @@ class Int8Rows(KeepFloats):
         from pgolf.core.quant.qtensor import QTensor
 
         if not self.takes(spec):
-            return keep_float(spec, weight)
+            return keep_float(spec, weight, self.control_dtype)
         scale = row_scales(weight.abs().amax(1), 127)
         return QTensor(round_codes(weight, scale, 127), scale, 8)

@@ -256,7 +256,7 @@ class Gptq(SdClip):
     def quantize(self, spec: ParamSpec, weight: "Tensor", known: Any) -> "QTensor | Tensor":
         """GPTQ codes; plain rounding where there is no usable Hessian."""
         if spec.role == CONTROL:
-            return keep_float(spec, weight)
+            return keep_float(spec, weight, self.control_dtype)
         if self.rounding == "trellis":
             from pgolf.core.quant.trellis_codes import trellis_codes
 

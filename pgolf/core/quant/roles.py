@@ -60,6 +60,8 @@ class ByRole(Checked):
             for key in ("max_gap", "tune"):
                 if getattr(one, key) != getattr(Checked, key):
                     raise ConfigError("this is the whole model's", f"{role}.{key}", f"set quant.{key}")
+            if role != "control" and getattr(one, "control_dtype", "float32") != "float32":
+                raise ConfigError("a matrix is no control tensor", f"{role}.control_dtype", "set quant.control's")
             if isinstance(one, SdClip):
                 object.__setattr__(self, role, of_one_role(one, role))
         if type(self.control) not in (KeepFloats, Int8Rows):

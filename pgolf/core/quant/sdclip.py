@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from pgolf.core.errors import ConfigError
 from pgolf.core.model.params import ATTN, CONTROL, EMBED, HEAD, MLP, ParamSpec
-from pgolf.core.quant.base import Checked, code_limit, keep_float, round_codes, row_scales
+from pgolf.core.quant.base import Checked, check_control_dtype, code_limit, keep_float, round_codes, row_scales
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,6 +51,8 @@ class SdClip(Checked):
     """Clip in row standard deviations, used when step_ratio is 0."""
     theta: float = 1.0
     """Factor on all steps."""
+    control_dtype: str = "float32"
+    """What control tensors (gains, scales, gates) are stored as: float32 or float16 (the records from PR #1394 on)."""
     embed: Grid = Grid(bits=8, k=20.0)
     """Grid of the token embedding."""
     attn: Grid = Grid()
@@ -67,6 +69,7 @@ class SdClip(Checked):
             raise ConfigError("step_ratio must not be negative, k must be above 0", "")
         if self.theta <= 0:
             raise ConfigError(f"theta must be above 0, not {self.theta}", "theta")
+        check_control_dtype(self.control_dtype)
 
     def own(self, role: str) -> Grid:
         """The grid of a role."""
@@ -102,6 +105,6 @@ class SdClip(Checked):
         from pgolf.core.quant.qtensor import QTensor
 
         if spec.role == CONTROL:
-            return keep_float(spec, weight)
+            return keep_float(spec, weight, self.control_dtype)
         limit, scale = self.scales(spec, weight)
         return QTensor(round_codes(weight, scale, limit), scale, self.grid(spec.role)[0])

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from pgolf.core.errors import InputError
+from pgolf.core.model.config import param_specs
 from pgolf.core.model.gpt import GPT
+from pgolf.core.model.params import CONTROL
 from pgolf.core.quant.base import half_scales
 from pgolf.core.quant.corrected import CorrectedTensor
 from pgolf.core.quant.qtensor import QTensor, QuantizedModel
@@ -29,17 +31,17 @@ class Predictor(nn.Module):
         return self.model.head(self.model.hidden(ids_BT)).log_softmax(-1)
 
 
-def affine(tensor: QTensor | Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+def affine(tensor: QTensor | Tensor, control: bool) -> tuple[Tensor, Tensor, Tensor] | None:
     """A stored tensor as values that may move, what they are multiplied with, and what is added: the scales (R,1) of
-    codes, or a float32 tensor itself. None for what has neither.
+    codes, or a control tensor itself. None for what has neither.
     """
     if isinstance(tensor, CorrectedTensor):
-        found = affine(tensor.base)
+        found = affine(tensor.base, control)
         return found and (*found[:2], tensor.factors.product())
     if isinstance(tensor, QTensor):
         plain = type(tensor) is QTensor
         return (tensor.scale.float()[:, None], tensor.codes.float(), torch.zeros(())) if plain else None
-    return (tensor, torch.ones(()), torch.zeros(())) if tensor.dtype == torch.float32 else None
+    return (tensor.float(), torch.ones(()), torch.zeros(())) if control else None
 
 
 def settled(tensor: QTensor | Tensor, values: Tensor) -> QTensor | Tensor:
@@ -48,7 +50,7 @@ def settled(tensor: QTensor | Tensor, values: Tensor) -> QTensor | Tensor:
         base = settled(tensor.base, values)
         assert isinstance(base, QTensor)
         return replace(tensor, base=base, scale=base.scale)
-    return replace(tensor, scale=half_scales(values[:, 0])) if isinstance(tensor, QTensor) else values
+    return replace(tensor, scale=half_scales(values[:, 0])) if isinstance(tensor, QTensor) else values.to(tensor.dtype)
 
 
 def tuned_to(
@@ -61,9 +63,10 @@ def tuned_to(
     Memory: the weights twice more on the model's device, and the graph of one step.
     """
     device = next(model.parameters()).device
+    controls = {spec.name for spec in param_specs(made.config) if spec.role == CONTROL}
     fixed, starts, units, terms = {}, dict[str, Tensor](), dict[str, Tensor](), dict[str, tuple[Tensor, Tensor]]()
     for name, tensor in made.tensors.items():
-        if (found := affine(tensor)) is None:
+        if (found := affine(tensor, name in controls)) is None:
             fixed[f"model.{name}"] = tensor.dequantize() if isinstance(tensor, QTensor) else tensor.float()
             continue
         starts[name], factor, rest = (part.to(device) for part in found)

@@ -12,6 +12,7 @@ from pgolf.core.model.params import ATTN, EMBED, MLP, ParamSpec, control, matrix
 from pgolf.core.model.parts.untied_embed import UntiedEmbed
 from pgolf.core.quant.base import check_finite, code_limit, quantize_model, round_codes
 from pgolf.core.quant.calibration import collect_hessians
+from pgolf.core.quant.casts import KeepFloats
 from pgolf.core.quant.gptq import Gptq, gptq_codes, inverse_factor
 from pgolf.core.quant.qtensor import QTensor, QuantizedModel
 from pgolf.core.quant.row_quantile import RowQuantile, quantile_codes
@@ -428,6 +429,8 @@ def test_the_digest_sees_codes_scales_bits_and_floats():
         lambda: SdClip(bits=2),
         lambda: SdClip(k=0.0),
         lambda: SdClip(step_ratio=-0.1),
+        lambda: SdClip(control_dtype="bfloat16"),
+        lambda: KeepFloats(control_dtype=""),
         lambda: Grid(bits=3),
         lambda: Grid(k=10.0, step_ratio=0.3),
         lambda: Gptq(damping=0.0),

@@ -212,6 +212,7 @@ def test_a_quantizer_of_one_role_takes_its_own_bits():
         (lambda: ByRole(mlp=RowQuantile(max_gap=1.0)), "mlp.max_gap"),
         (lambda: ByRole(mlp=SdClip(attn=Grid(bits=5))), "mlp.attn"),
         (lambda: ByRole(control=TernaryCodes()), "control.method"),
+        (lambda: ByRole(attn=SdClip(control_dtype="float16")), "attn.control_dtype"),
         (lambda: ByRole(attn=Gptq(calibration_seqs=3)), "calibration_seqs"),
         (lambda: TernaryCodes(group=16), "group"),
         (lambda: Int8Rows(least=9, most=8), "least"),
@@ -221,6 +222,19 @@ def test_impossible_settings_are_refused(make, where):
     with pytest.raises(ConfigError) as caught:
         make()
     assert caught.value.where == where
+
+
+@pytest.mark.parametrize("quantizer", [SdClip, Gptq, lambda **keys: ByRole(mlp=SdClip(), control=KeepFloats(**keys))])
+def test_control_tensors_are_stored_as_asked(quantizer):
+    weights, controls = drawn(CONFIG), [spec.name for spec in param_specs(CONFIG) if spec.role == CONTROL]
+    for dtype in (torch.float32, torch.float16):
+        made = quantize_model(CONFIG, weights, quantizer(control_dtype=str(dtype).removeprefix("torch.")), {})
+        assert controls and all(torch.equal(made.tensors[name], weights[name].to(dtype)) for name in controls)
+        assert all(made.tensors[name].dtype == dtype for name in controls)
+    with pytest.raises(InputError, match=controls[0]):
+        quantize_model(
+            CONFIG, weights | {controls[0]: weights[controls[0]] + 7e4}, quantizer(control_dtype="float16"), {}
+        )
 
 
 def test_one_calibration_serves_all_roles(make_model):
