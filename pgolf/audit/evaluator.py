@@ -20,7 +20,7 @@ from pgolf.audit.verdict import HOLDS, STATISTICAL, VIOLATED, Finding, untested
 from pgolf.config.tree import to_values
 from pgolf.dataset import BOS, Dataset
 from pgolf.report.console import Console
-from pgolf.stages.evaluate import relooped, shown_method
+from pgolf.stages.evaluate import as_scored, shown_method
 from pgolf.stages.model_files import ModelFile
 
 QUICK, FULL = "0abcdghi", "0abcdghijk"
@@ -71,8 +71,7 @@ def audit_method(
     """
     changes: dict[str, list[int]] = {}
     shown, architecture = shown_method(stage, method), to_values(model.config.model)
-    if method.num_loops:
-        model = relooped(model, method.num_loops)
+    model = as_scored(model, method)
     if asked.level.name != "real":
         method, changes = reduced(method, asked.sweep_length or asked.length)
     size = model.config.model.vocab_size

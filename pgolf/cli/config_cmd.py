@@ -36,6 +36,7 @@ def show(
     from pgolf.config.load import preset_description, preset_names, resolve
     from pgolf.config.tree import flatten
     from pgolf.core.errors import ConfigError
+    from pgolf.report.console import Console
 
     resolved = resolve(preset, options.merged(sets, seed))
     flat = {
@@ -47,6 +48,12 @@ def show(
         raise ConfigError(
             f"there is no key or section {section!r}", "config show", f"sections are {', '.join(resolved.values)}"
         )
+    console = Console(quiet)
+    if resolved.preset or sets:  # the defaults have none, and must show at once
+        from pgolf.config.hazards import hazards
+
+        for text in hazards(resolved.config):
+            console.warn_once(text)
     helps = {}
     if explain:
         from pgolf.config.describe import key_help
@@ -56,7 +63,7 @@ def show(
         keys = {key: {"value": value, "from": resolved.origins.get(key, "")} for key, value in flat.items()}
         meanings = {"meaning": {key: helps.get(key, "") for key in flat}} if explain else {}
         document = {"schema": "pgolf.config/1", "preset": preset, "section": section, "config": resolved.values}
-        print_json({**document, "keys": keys, **meanings})
+        print_json({**document, "keys": keys, **meanings, "warnings": console.warnings})
         return
     last = {key: helps.get(key, "") if explain else resolved.origins.get(key, "") for key in flat}
     rows = [[key, repr(value), last[key]] for key, value in flat.items()]

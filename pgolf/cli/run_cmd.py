@@ -69,6 +69,7 @@ def run(
     from pgolf.report.watch.track import check_trackers
 
     check_trackers(track or [])
+    from pgolf.config.hazards import hazards
     from pgolf.core.dist import torchrun_size
     from pgolf.core.errors import ConfigError
     from pgolf.report.console import Console
@@ -98,8 +99,10 @@ def run(
     if "tokenize" in stages:
         check_sources(plan.data, plan.text, plan.tokenizer, plan.resolved)
         checked.append("text, shards and tokenizer")
+    for hazard in hazards(plan.resolved.config, stages):
+        console.warn_once(hazard)
     if dry_run:
-        show_plan(out, plan.resolved, stages, checked, as_json)
+        show_plan(out, plan.resolved, stages, checked, as_json, console.warnings)
         return
     with guarded(out / "run"):
         remember(out, plan)
@@ -117,7 +120,9 @@ def run(
         show_table(out, reports)
 
 
-def show_plan(out: Path, resolved: Any, stages: tuple[str, ...], checked: list[str], as_json: bool) -> None:
+def show_plan(
+    out: Path, resolved: Any, stages: tuple[str, ...], checked: list[str], as_json: bool, warnings: list[str]
+) -> None:
     """What a run would do."""
     from pgolf.sizing import predict
 
@@ -134,6 +139,7 @@ def show_plan(out: Path, resolved: Any, stages: tuple[str, ...], checked: list[s
                 "predicted": True,
                 **size.document(),
                 "config": resolved.values,
+                "warnings": warnings,
             }
         )
         return

@@ -166,8 +166,11 @@ def train(
     for warning in dataset.warnings if world.leads else []:
         console.warn(warning)
     if dry_run:
+        from pgolf.config.hazards import hazards
         from pgolf.sizing import predict
 
+        for text in hazards(resolved.config, ("train",)):
+            console.warn_once(text)
         rows, size, _ = predict(resolved.config)
         shards = check_data(dataset, resolved.config)
         parameters, options_ = sum(row.spec.numel for row in rows), resolved.config.train
@@ -184,6 +187,7 @@ def train(
             "kernels": "{} ({})".format(*planned_kernels(resolved.config, world.device)),
             "predicted": True,
             **size.document(),
+            "warnings": console.warnings,
         }
         plan(
             as_json,

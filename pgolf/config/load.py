@@ -111,10 +111,14 @@ def resolve(
     stored: dict[str, Any] | None = None,
     stored_name: str = "input file",
 ) -> Resolved:
-    """Merge a configuration stored in an input file, a preset and --set. ConfigError names key and source."""
+    """Merge a configuration stored in an input file, a preset and --set. ConfigError names key and source; what cannot
+    be trained is refused too, unless it comes with a file: then it has been.
+    """
     layers = [Layer(stored_name, upgraded(stored))] if stored else []
     layers += read_preset(preset) if preset else []
     layers += [Layer(f"--set {text}", parse_set(text), together=True) for text in sets or []]
     forget_sizes(layers)
     config, origins = build_config(RunConfig(), layers)
+    if not stored:
+        config.check_training()
     return Resolved(config, origins, preset)

@@ -8,12 +8,16 @@ from pgolf.core.errors import ConfigError
 from pgolf.core.evals.base import EvalMethod, TttMethod
 from pgolf.core.evals.plain import PlainEval
 from pgolf.core.model.config import ModelConfig
+from pgolf.core.model.parts.by_document import ByDocument
+from pgolf.core.model.parts.rope import Rope
 from pgolf.core.model.parts.whole_rows import WholeRows
+from pgolf.core.model.parts.window import PatternWindow, SlidingWindow
 from pgolf.core.model.slots import Absent, Part
 from pgolf.core.optim.config import OptimConfig
 from pgolf.core.quant.base import Quantizer
 from pgolf.core.quant.row_quantile import RowQuantile
 from pgolf.core.train.config import TrainConfig
+from pgolf.core.train.growth import GrowingWindow
 from pgolf.core.train.loaders import DocumentLoader
 from pgolf.core.ttt.chunk import ChunkTtt
 
@@ -50,3 +54,42 @@ class Recipe:
                 "train.loader",
                 "set model.documents=by_document, or choose another loader",
             )
+
+    @property
+    def row_tokens(self) -> int:
+        """Tokens per row in training."""
+        packed = isinstance(self.train.loader, DocumentLoader)
+        return self.train.micro_batch_tokens if packed else self.train.seq_len
+
+    @property
+    def attended_tokens(self) -> int:
+        """The longest stretch of a row that attention sees in training, windows apart."""
+        documents = self.model.documents
+        limit = documents.max_tokens if isinstance(documents, ByDocument) else 0
+        return min(self.row_tokens, limit or self.row_tokens)
+
+    def check_training(self) -> None:
+        """ConfigError where lengths of model and training do not go together. Files are not asked: an artifact does not
+        say how its model was trained, and scores may have another length.
+        """
+        rows, seen, train, model = self.row_tokens, self.attended_tokens, self.train, self.model
+        uncut, position = rows > train.seq_len, model.position
+        if uncut and isinstance(position, Rope) and 0 < position.reference < rows:
+            raise ConfigError(
+                f"the rotary base grows with the length of a row, and rows of uncut documents have {rows:,} tokens: "
+                "training would use another base than scores",
+                "model.position.reference",
+                "set it to 0, or choose another train.loader",
+            )
+        bound = "train.micro_batch_tokens" if uncut else "train.seq_len"
+        if seen < rows:
+            bound = "model.documents.max_tokens"
+        limits = dict[str, int]()
+        if isinstance(model.window, SlidingWindow | PatternWindow):
+            limits["model.window.tokens"] = model.window.tokens
+        if isinstance(schedule := train.window_schedule, GrowingWindow):
+            limits |= {f"train.window_schedule.{key}": getattr(schedule, key) for key in ("first", "last")}
+        for key, tokens in limits.items():
+            if tokens > seen:
+                what = f"a window of {tokens:,} tokens is larger than the {seen:,} that attention sees ({bound})"
+                raise ConfigError(what, key, "lower it to that, or leave it out")

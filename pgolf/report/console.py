@@ -33,6 +33,11 @@ class Console:
         self.warnings.append(text)
         self.write(f"warning: {text}")
 
+    def warn_once(self, text: str) -> None:
+        """A warning, unless it has been given."""
+        if text not in self.warnings:
+            self.warn(text)
+
     def write(self, text: str) -> None:
         """Print above the live line, if there is one."""
         if self.live is not None:

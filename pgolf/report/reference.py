@@ -19,6 +19,7 @@ from typing import Any
 
 from pgolf.catalog import CATALOG, load, name_of, selector
 from pgolf.config.describe import field_doc, measured, our_effect, slot_keys, technique_rows
+from pgolf.config.hazards import HAZARDS
 from pgolf.config.load import preset_description, preset_names
 from pgolf.config.run import RunConfig
 from pgolf.config.tree import join, slot_of
@@ -154,7 +155,27 @@ def techniques_page() -> str:
         ]
         columns = ("name", "what it does", "source", "published effect", "our effect", "file")
         parts.append(markdown_table(columns, table))
-    return "".join([*parts, worth()])
+    return "".join([*parts, harmful(), worth()])
+
+
+def harmful() -> str:
+    """The section of techniques.md with every combination that is known to hurt."""
+    rows = [
+        (
+            one.what,
+            ", ".join(code(key.replace("STAGE", stage)) for stage in one.stages for key in one.keys),
+            ", ".join(one.stages),
+            one.effect,
+            one.source,
+        )
+        for one in HAZARDS
+    ]
+    return (
+        "\n## Combinations that hurt\n\nThey are allowed. The stage that suffers warns of them, `pgolf run` before its "
+        "first stage and `pgolf config show` too, and keeps the sentence in the `warnings` of its result. Effects are "
+        "published ones, in BPB, more for worse. What cannot work at all is refused.\n\n"
+        + markdown_table(("combination", "set by", "stage", "effect", "source"), rows)
+    )
 
 
 def worth() -> str:

@@ -5,12 +5,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from pgolf.catalog import name_of
+from pgolf.config.hazards import hazards
 from pgolf.config.load import Resolved
+from pgolf.config.run import RunConfig
 from pgolf.config.tree import to_values
 from pgolf.core.dist import World, activation_dtype, pick_device
 from pgolf.core.errors import ConfigError
@@ -18,6 +21,7 @@ from pgolf.core.evals.document import DocumentEval
 from pgolf.core.evals.ledger import Ledger, evaluate
 from pgolf.core.files import write_json
 from pgolf.core.model.attend import choose_attention
+from pgolf.core.model.config import ModelConfig
 from pgolf.core.model.parts.fixed_order import FixedOrder
 from pgolf.core.model.parts.layer_loop import LayerLoop
 from pgolf.dataset import Dataset
@@ -26,7 +30,7 @@ from pgolf.stages.eval_clock import EvalClock
 from pgolf.stages.eval_partial import PartialLedger
 from pgolf.stages.eval_positions import Positions, document_starts, is_positions, load_positions, save_positions
 from pgolf.stages.eval_watch import ScoringWatch
-from pgolf.stages.inputs import reshaped
+from pgolf.stages.inputs import changed_keys, reshaped, warn_of_change
 from pgolf.stages.manifest import fresh_entry, guarded, provenance, record, source_sha256, stage_key
 from pgolf.stages.model_files import ModelFile, check_tokenizer
 from pgolf.stages.quantize import rounded
@@ -79,6 +83,32 @@ def relooped(model: ModelFile, passes: int) -> ModelFile:
     return reshaped(model, dataclasses.replace(config, loop=new), (*model.overridden, changed))
 
 
+def rerotated(config: ModelConfig, method: Any) -> tuple[str, ...]:
+    """What a method changes of a model's rotary frequencies, as `key old -> new`. ConfigError if it cannot."""
+    seen = SimpleNamespace(config=config)
+    method.rope.stretch(seen)
+    return tuple(changed_keys(to_values(config), to_values(seen.config), "model"))
+
+
+def as_scored(model: ModelFile, method: Any) -> ModelFile:
+    """The model as a method uses it: with its passes through the loop, and marked with that and with other rotary
+    frequencies, which the method gives it when it begins. ConfigError if it cannot be used so.
+    """
+    if method.num_loops:
+        model = relooped(model, method.num_loops)
+    marks = rerotated(model.config.model, method)
+    return dataclasses.replace(model, overridden=(*model.overridden, *marks))
+
+
+def warn_of_use(model: ModelFile, given: ModelFile, stage: str, method: Any, console: Console) -> None:
+    """Warn of what a method changes of a model, `given` before, and of what is known to hurt."""
+    if added := model.overridden[len(given.overridden) :]:
+        warn_of_change(added, console)
+    config: RunConfig = dataclasses.replace(model.config, **{stage: method})
+    for text in hazards(config, (stage,), trained="train" in model.stored):
+        console.warn_once(text)
+
+
 def shown_method(stage: str, method: Any) -> dict[str, Any]:
     """A method as documents have it: its name and settings."""
     return {"name": name_of(slot_of_stage(stage), type(method)), **to_values(method)}
@@ -101,8 +131,9 @@ def score_split(
     began = time.monotonic() if how.began_s is None else how.began_s
     timer = EvalClock(method.budget_seconds, how.clock, began)
     check_tokenizer(model, dataset.tokenizer_sha256, dataset.vocab_size, str(dataset.folder))
-    if method.num_loops:
-        model = relooped(model, method.num_loops)
+    given, model = model, as_scored(model, method)
+    if how.world.leads:
+        warn_of_use(model, given, stage, method, console)
     tokens, charges = dataset.validation()
     network = model.build(device)
     name = name_of(slot_of_stage(stage), type(method))

@@ -1,6 +1,7 @@
 """Opening what commands are given: a model with its stored configuration, and the data that belongs to it."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,13 @@ def rescored(model: ModelFile, preset: str, sets: list[str], console: Console) -
     changed = changed_keys(model.stored["model"], resolved.values["model"], "model")
     if not changed or not all(text.split(".")[1] in HOW_WEIGHTS_ARE_USED for text in changed):
         return model, model_config(model, preset, sets)
-    console.warn(f"not the model as it was trained: {', '.join(changed)}; the score is marked")
+    warn_of_change(changed, console)
     return reshaped(model, resolved.config.model, tuple(changed)), resolved
+
+
+def warn_of_change(changed: Sequence[str], console: Console) -> None:
+    """Say, once, that weights are used in another way than they were trained."""
+    console.warn_once(f"not the model as it was trained: {', '.join(changed)}; the score is marked")
 
 
 def reshaped(model: ModelFile, config: ModelConfig, changed: tuple[str, ...]) -> ModelFile:

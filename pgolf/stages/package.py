@@ -14,7 +14,7 @@ from pgolf.core.errors import ConfigError, InputError, RuleError
 from pgolf.core.files import sha256_file
 from pgolf.dataset import Dataset, open_dataset
 from pgolf.report.console import Console
-from pgolf.stages.evaluate import run_method
+from pgolf.stages.evaluate import rerotated, run_method
 from pgolf.stages.inputs import changed_keys
 from pgolf.stages.manifest import (
     describe_output,
@@ -108,7 +108,7 @@ def entry_of(artifact: Path, config: Any, data: Path | None, device: str, consol
     if score and score["method"] != {"name": score["method"]["name"], **to_values(getattr(config, claim))}:
         console.warn(f"the stored score of {artifact.name} was made with other {claim} settings; scoring anew")
         score = None
-    if score and score["model"].get("overridden"):
+    if score and {*score["model"].get("overridden", ())} - {*rerotated(model.config.model, getattr(config, claim))}:
         console.warn(f"the stored score of {artifact.name} is not one of the model as it was trained; scoring anew")
         score = None
     dataset = open_data(place, model)

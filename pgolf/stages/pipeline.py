@@ -150,6 +150,8 @@ def preflight(
     from pgolf.stages.train import check_gpu, choose_compile, planned_attention, planned_kernels
 
     config, checked = resolved.config, []
+    if "train" in stages:
+        config.check_training()
     check_writable(out)
     checked.append("output writable")
     rows, size, _ = predict(config)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from pgolf.catalog import name_of
+from pgolf.config.hazards import QUANTIZE, hazards
 from pgolf.config.load import Resolved
 from pgolf.config.run import RunConfig
 from pgolf.config.tree import to_values
@@ -212,6 +213,9 @@ def quantize(
     check_tokenizer(model, dataset.tokenizer_sha256, dataset.vocab_size, str(dataset.folder))
     check_finite(model.weights)
     quantizer = resolved.config.quant
+    known_bad = hazards(resolved.config, (QUANTIZE,), trained="train" in model.stored)
+    for text in known_bad:
+        console.warn_once(text)
     section: dict[str, Any] = {"quant": to_values(quantizer, "Quantizer")}
     if budget:
         section |= {"budget": budget, "compress": to_values(resolved.config.compress, "Codec")}
@@ -248,7 +252,7 @@ def quantize(
             "kept_weights": sum(spec.numel for spec in param_specs(result.config)) - weights,
             "entropy_bits": round(bits / max(weights, 1), 4),
             "hessians_cached": cached,
-            "warnings": warnings,
+            "warnings": [*known_bad, *warnings],
             **figures,
             "tensors": rows,
         }

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pgolf.config.hazards import TRAIN, hazards
 from pgolf.config.load import Resolved
 from pgolf.config.run import RunConfig
 from pgolf.core.dist import World, activation_dtype, pick_device, wants_compile
@@ -171,7 +172,10 @@ def train(
 
     SetupError when memory does not suffice, InputError when a shard changes under way.
     """
+    resolved.config.check_training()
     resolved.config.train.micro_steps(world.size)
+    for text in hazards(resolved.config, (TRAIN,)) if world.leads else []:
+        console.warn_once(text)
     job = Job(
         dataset=dataset,
         out=out,
@@ -369,6 +373,7 @@ def outcome(job: Job, state: TrainState, event: dict[str, Any]) -> dict[str, Any
         "world_size": job.world.size,
         "parameters": sum(p.numel() for p in state.model.parameters()),
         "parts": touched(config.model, config.optim),
+        "warnings": hazards(config, (TRAIN,)),
     }
 
 

@@ -343,7 +343,7 @@ def test_fields_that_nothing_reads_are_not_in_the_script(script: Script) -> None
     [
         ([], set()),
         (["model.documents=by_document"], {"by_flex"}),
-        (["model.num_layers=6", "model.window=sliding"], {"by_flex"}),
+        (["model.num_layers=6", "model.window=sliding", "model.window.tokens=16"], {"by_flex"}),
         (["train.attention=flex"], {"by_flex"}),
         (["train.attention=reference"], {"by_reference"}),
     ],

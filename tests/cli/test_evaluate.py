@@ -193,6 +193,9 @@ def test_a_loop_with_more_and_fewer_passes(tiny_run: Path, tmp_path: Path) -> No
     assert values[0] == values[2] and len(set(values)) == 3
     assert found[0]["model"]["overridden"] == found[2]["model"]["overridden"] == []
     assert found[3]["model"]["overridden"] == ["model.loop.extra_passes 1 -> 2"]
+    for passes, text in ((1, "model.loop.extra_passes 1 -> 0"), (3, "model.loop.extra_passes 1 -> 2")):
+        assert found[passes]["warnings"] == [f"not the model as it was trained: {text}; the score is marked"]
+    assert found[0]["warnings"] == found[2]["warnings"] == []
     changed = scored(*words, "--set", "model.loop.extra_passes=2")
     assert changed["score"] == found[3]["score"]
 
@@ -222,6 +225,39 @@ def test_windows_longer_than_training_and_than_the_data(argv: list[object], tiny
     )
     stretched = scored(*words, "--set", "eval.seq_len=699", "--set", "eval.rope=ntk", "--set", "eval.rope.trained=64")
     assert stretched["score"]["nats"] != long["score"]["nats"] and stretched["score"]["tokens"] == 699
+
+
+@pytest.mark.parametrize(
+    ("rope", "mark"),
+    [
+        (["eval.rope=ntk", "eval.rope.trained=16"], "model.position.reference 0 -> 16"),
+        (["eval.rope=yarn", "eval.rope.trained=16"], "model.position.kind rope -> yarn"),
+    ],
+)
+def test_other_rotary_frequencies_are_marked_and_warned_of_once(
+    argv: list[object], tiny_run: Path, tmp_path: Path, rope: list[str], mark: str
+) -> None:
+    sets = [word for text in ["eval.max_tokens=512", *rope] for word in ("--set", text)]
+    result = run_here("eval", *argv, *sets, "--out", tmp_path / "score.json", "--json").good()
+    (warning,) = result.document["warnings"]
+    assert warning == f"not the model as it was trained: {mark}; the score is marked"
+    assert result.err.count("not the model as it was trained") == 1
+    assert result.document["model"]["overridden"] == [mark]
+    assert mark in run_here("eval", *argv, *sets, "--out", tmp_path / "score.json").good().out
+    plain = scored(*argv, "--set", "eval.max_tokens=512")
+    assert plain["model"]["overridden"] == plain["warnings"] == []
+    assert plain["score"]["nats"] != result.document["score"]["nats"]
+
+
+def test_a_length_whose_rotary_base_is_another_is_warned_of(tiny_run: Path, tmp_path: Path) -> None:
+    data, out = tiny_run / "data", tmp_path / "run"
+    sets = ["--set", "model.position.reference=32", "--set", "train.iterations=2"]
+    run_here("train", data, "--out", out, "--preset", "tiny", "--quiet", *sets).good()
+    words = [out / "checkpoint.safetensors", "--data", data, "--quiet", "--set", "eval.max_tokens=512"]
+    words += ["--method", "plain"]
+    assert scored(*words)["warnings"] == []
+    (warning,) = scored(*words, "--set", "eval.seq_len=48")["warnings"]
+    assert "rotary base" in warning and "eval.seq_len" in warning
 
 
 def test_documents_of_every_kind(argv: list[object], tiny_run: Path, tmp_path: Path) -> None:

@@ -419,6 +419,8 @@ def test_a_loss_that_is_not_finite_ends_training(tiny_run: Path, tmp_path: Path)
         ("train.batch_tokens=1500", ["train.batch_tokens", "1500"]),
         ("model.num_heads=3", ["model"]),
         ("train.loader=documents", ["train.loader", "model.documents"]),
+        ("train.window_schedule=growing", ["train.window_schedule.first", "train.seq_len"]),
+        ("model.window=pattern", ["model.window.tokens", "train.seq_len"]),
         ("train=5", ["train"]),
         ("train.iterations", ["dotted.key=value"]),
         ("=5", ["dotted.key=value"]),

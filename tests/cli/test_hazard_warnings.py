@@ -1,0 +1,70 @@
+"""Combinations that are known to hurt, on the command line: who warns of them, how often, and where that is kept."""
+
+import json
+from pathlib import Path
+
+from harness import run_here
+
+AVERAGED = "an average of weights that act as two or three values"
+LOOPED = "the error of rounding comes back"
+ADAPTED = "adapters beside weights that act as two or three values"
+SETS = [
+    *("model.precision=ternary", "model.precision.group=32", "train.average=ema"),
+    *("model.loop=layers", "model.loop.start=0", "model.loop.end=1", "model.loop.enable_at=0", "train.iterations=2"),
+    *("quant.method=sdclip", "ttt.method=lora", "ttt.rank=2", "quant.max_gap=0"),
+]
+
+
+def words(sets: list[str]) -> list[str]:
+    """Settings as the command line has them."""
+    return [word for text in sets for word in ("--set", text)]
+
+
+def test_every_stage_warns_of_its_own_once_and_keeps_it(tiny_run: Path, tmp_path: Path) -> None:
+    data, out = tiny_run / "data", tmp_path / "run"
+    argv = ["train", data, "--out", out, "--preset", "tiny", *words(SETS)]
+    planned = run_here(*argv, "--dry-run", "--json").good()
+    trained = run_here(*argv, "--json").good()
+    for result in (planned, trained):
+        assert [text.startswith(AVERAGED) for text in result.document["warnings"]] == [True]
+        assert result.err.count(AVERAGED) == 1 and "warning: " in result.err
+    figures = json.loads((out / "manifest.json").read_text())["outputs"]["checkpoint.safetensors"]["figures"]
+    assert figures["warnings"] == trained.document["warnings"]
+    model = out / "checkpoint.safetensors"
+    made = run_here("quantize", model, "--data", data, "--out", out / "q.safetensors", "--json").good()
+    assert [text.startswith(LOOPED) for text in made.document["warnings"]] == [True]
+    assert made.err.count(LOOPED) == 1 and AVERAGED not in made.err
+    short = words(["ttt.max_tokens=64", "eval.max_tokens=64"])
+    learned = run_here("ttt", model, "--data", data, *short, "--json").good()
+    assert [text.startswith(ADAPTED) for text in learned.document["warnings"]] == [True]
+    assert run_here("eval", model, "--data", data, *short, "--json").good().document["warnings"] == []
+
+
+def test_a_run_says_it_first_and_once(tiny_run: Path, corpus: Path, tmp_path: Path) -> None:
+    argv = ["run", "--preset", "tiny", "--text", corpus, "--out", tmp_path / "run", *words(SETS)]
+    planned = run_here(*argv, "--dry-run", "--json").good().document["warnings"]
+    assert [any(text.startswith(start) for text in planned) for start in (AVERAGED, LOOPED, ADAPTED)] == [True] * 3
+    result = run_here(*argv, "--until", "train").good()
+    assert result.err.count(AVERAGED) == 1 and LOOPED not in result.err
+    assert result.err.index(AVERAGED) < result.err.index("tokenize:")
+
+
+def test_config_show_tells_them(tmp_path: Path) -> None:
+    result = run_here("config", "show", "model.loop", "--preset", "tiny", *words(SETS), "--json").good()
+    assert len(result.document["warnings"]) == 3 == result.err.count("warning: ")
+    assert run_here("config", "show", "--preset", "tiny", "--json").good().document["warnings"] == []
+
+
+def test_a_window_larger_than_the_row_is_refused_before_the_data_are_read(tmp_path: Path) -> None:
+    argv = ["train", tmp_path / "absent", "--out", tmp_path / "run", "--preset", "pr1512_tiny"]
+    line = run_here(*argv, "--set", "model.window.tokens=100000").refused(2, "model.window.tokens", "100,000")
+    assert "train.seq_len" in line and not (tmp_path / "run").exists()
+
+
+def test_a_score_of_other_rotary_frequencies_may_be_packaged(copy_run: Path, tmp_path: Path) -> None:
+    rope = words(["eval.rope=ntk", "eval.rope.trained=16", "package.prove=false"])
+    artifact = copy_run / "compress" / "model.pgz"
+    argv = ["eval", artifact, "--data", copy_run / "data", "--out", copy_run / "eval" / "score.json", *rope[:4]]
+    run_here(*argv, "--quiet").good()
+    result = run_here("package-submission", artifact, "--out", tmp_path / "folder", *rope).good()
+    assert "scoring anew" not in result.err
