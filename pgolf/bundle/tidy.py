@@ -134,9 +134,11 @@ class Unread(ast.NodeTransformer):
         self.names, self.attributes = names, attributes
 
     def unread(self, target: ast.expr) -> bool:
-        """Whether nothing reads what is set here."""
+        """Whether nothing reads what is set here. torch reads its own settings."""
         if isinstance(target, ast.Name):
             return target.id in self.names
+        if ast.unparse(target).startswith("torch."):
+            return False
         return isinstance(target, ast.Attribute) and target.attr in self.attributes and harmless(target.value)
 
     def visit_Assign(self, node: ast.Assign) -> ast.Assign | ast.Pass | ast.Expr:

@@ -108,5 +108,7 @@ def leaderboard(
         facts = [row["pr"], row["status"], row.get("date", ""), row.get("source", "")]
         rows.append([f"{row['bpb']:.5f}{spread}", *facts, name + was])
     table("Published scores", ["BPB", "PR", "status", "date", "source", "what"], rows)
+    for text in dict.fromkeys(text for row in shown for text in row.get("notes", [])):
+        note(f"Note: {text}")
     if hidden:
         note(f"{hidden} not shown (open, closed, disputed, or own and unaudited): --all")

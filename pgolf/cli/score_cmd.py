@@ -287,6 +287,8 @@ def show(document: dict[str, Any]) -> None:
     ]
     if clock["adaptation_stopped_at"] is not None:
         rows.append(["adaptation", f"ended after {clock['adaptation_stopped_at']:,} targets, for want of time"])
+    if learned := document.get("learned"):
+        rows.append(["learned", learned_text(learned)])
     if document["model"]["overridden"]:
         rows.insert(1, ["not as trained", ", ".join(document["model"]["overridden"])])
     if document["partial"]:
@@ -294,6 +296,12 @@ def show(document: dict[str, Any]) -> None:
             1, ["scored", f"the first {document['share']:.1%} of the validation targets, up to {score['tokens']:,}"]
         )
     table("", ["", ""], rows)
+
+
+def learned_text(learned: dict[str, int]) -> str:
+    """The steps of test-time training."""
+    weights = f"{learned['weight_steps']:,} steps of the weights, in {learned['phases']:,} phases"
+    return f"{weights}; {learned['adapter_steps']:,} of adapters"
 
 
 def label_text(document: dict[str, Any]) -> str:

@@ -230,7 +230,9 @@ def train(
 
 def show_notes(figures: dict[str, Any]) -> None:
     """Remarks on a training run, below whatever tells of its result."""
-    for text in figures.get("notes", []):
+    from pgolf.stages.manifest import notes_of
+
+    for text in notes_of(figures):
         note(f"Note: {text}")
 
 

@@ -41,8 +41,15 @@ def show_rows(rows: list[Row], out: Path) -> None:
         for row in group.failed:
             settings = " ".join(f"{key}={value}" for key, value in row["settings"].items())
             note(f"failed: {settings or 'as configured'}: {row['error']['what']}")
-        for text in dict.fromkeys(text for row in group.done for text in row["notes"]):
-            note(f"note: {text}")
+        show_notes(group)
+
+
+def show_notes(group: Group) -> None:
+    """Remarks on finished cells, with the settings they hold for unless that is all of them."""
+    for text in dict.fromkeys(text for row in group.done for text in row["notes"]):
+        rows = [row for row in group.done if text in row["notes"]]
+        names = [" ".join(f"{key}={value}" for key, value in row["settings"].items()) or row["cell"] for row in rows]
+        note(f"note: {'' if len(rows) == len(group.done) else ', '.join(names) + ': '}{text}")
 
 
 def show_cells(group: Group, out: Path) -> None:
@@ -113,12 +120,13 @@ def csv_text(rows: list[Row]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     named = [f"seconds.{key}" for key in stages]
-    writer.writerow(["sweep", "cell", "state", "scored_on", "preset", *settings, *figures, *named, "error"])
+    writer.writerow(["sweep", "cell", "state", "scored_on", "preset", *settings, *figures, *named, "error", "notes"])
     for row in rows:
         values = [row["settings"].get(key, "") for key in settings]
         values += [row.get("figures", {}).get(key, "") for key in figures]
         values += [row.get("seconds", {}).get(key, "") for key in stages]
         split = row["scored_on"].get("split", "")
         head = [row["sweep"], row["cell"], row["state"], split, row["preset"]]
-        writer.writerow([*head, *values, row.get("error", {}).get("what", "")])
+        error, notes = row.get("error", {}).get("what", ""), "; ".join(row.get("notes", []))
+        writer.writerow([*head, *values, error, notes])
     return text.getvalue()

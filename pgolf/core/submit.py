@@ -82,7 +82,7 @@ def train_recipe(
         f"train_shards: {len(shards)}\nmodel_params:{parameters}\nattention:{state.model.attention_backend}",
     )
 
-    validate = validator(state.model, recipe.train, tokens, charges)
+    validate = validator(state.model, recipe.train, tokens, charges, EvalWatch(world))
     watch = Watch(
         lambda event: log_event(world, event, recipe.train.iterations), validate, lambda state: None, lambda: False
     )

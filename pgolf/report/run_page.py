@@ -17,7 +17,7 @@ from pgolf.report.artifact_page import bytes_section
 from pgolf.report.chart import Bar, Line, bar_chart, line_chart
 from pgolf.report.curves import Curves, read_curves
 from pgolf.report.page import Section, html_table, page
-from pgolf.stages.manifest import read_entries
+from pgolf.stages.manifest import notes_of, read_entries
 from pgolf.stages.model_files import MAX_ARTIFACT, load_artifact
 from pgolf.submission.entries import PLACES, STAGES, commands, dataset_record, figures_of, places
 from pgolf.submission.gather import Scored, scores_in
@@ -101,6 +101,12 @@ def seconds_text(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 120 else str(datetime.timedelta(seconds=round(seconds)))
 
 
+def noted(run: Run) -> str:
+    """Remarks on the training, to stand below tables that its figures are in."""
+    found = [note for stage, _, entry in run.outputs if stage == "train" for note in notes_of(entry.get("figures"))]
+    return "".join(f'<p class="note"><b>Note: {escape(note)}.</b></p>' for note in dict.fromkeys(found))
+
+
 def pipeline(run: Run) -> Section | None:
     """Every stage's output with its time, bytes and result."""
     rows: list[list[str | int | float]] = []
@@ -121,7 +127,8 @@ def pipeline(run: Run) -> Section | None:
         )
     if not rows:
         return None
-    return Section("Pipeline", html_table(["stage", "file", "time", "bytes", "result", "made (UTC)"], rows))
+    table = html_table(["stage", "file", "time", "bytes", "result", "made (UTC)"], rows)
+    return Section("Pipeline", table + noted(run))
 
 
 def result_of(figures: dict[str, Any]) -> str:
@@ -163,7 +170,7 @@ def training(run: Run) -> Section | None:
     rows: list[list[str | int | float]] = [[phase, float(value)] for phase, value in (spent or {}).items() if value]
     note = f'<p class="note">{facts["steps"]:,} steps{tokens}, {seconds_text(facts["seconds"])}{escape(ended)}.</p>'
     ledger = "<h3>Where the time went</h3>" + html_table(["phase", "seconds"], rows) if rows else ""
-    return Section("Training", note + "".join(parts) + ledger)
+    return Section("Training", note + noted(run) + "".join(parts) + ledger)
 
 
 def treemap_of_bytes(run: Run) -> Section | None:
@@ -219,7 +226,7 @@ def evaluation(run: Run) -> Section | None:
     columns = ["model and method", "BPB", "nats per token", "targets", "bytes", "time", "device"]
     note = '<p class="note">Bars begin below the best score, not at zero.</p>'
     body = bar_chart(bars, "Scores in BPB", least=min(values) - 0.25 * margin) + note
-    return Section("Evaluation", body + html_table(columns, rows))
+    return Section("Evaluation", body + html_table(columns, rows) + noted(run))
 
 
 def audits(run: Run) -> Section | None:

@@ -11,12 +11,30 @@ from pgolf.config.run import RunConfig
 from pgolf.config.tree import flatten, to_values
 from pgolf.core.dist import World
 from pgolf.core.files import append_text, cut_half_line, write_bytes
+from pgolf.core.model.config import layer_plan, model_parts
 from pgolf.core.model.gpt import GPT
+from pgolf.core.model.parts.window import PatternWindow, SlidingWindow
+from pgolf.core.model.parts.xsa import Xsa
+from pgolf.core.train import qat
 from pgolf.dataset import Dataset
 from pgolf.report.console import Console
 from pgolf.report.touched import touched
 from pgolf.report.watch.neighbours import in_words
 from pgolf.stages.manifest import package_versions
+
+
+def standing_lines(config: RunConfig) -> list[str]:
+    """What the challenge's scripts say of a configuration before the first step."""
+    train, count, lines = config.train, config.model.num_layers, []
+    for part in model_parts(config.model).values():
+        if isinstance(part, Xsa):
+            layers = list(part.layers(count))
+            lines.append(f"XSA:last_{len(layers)} active_layers:{layers}")
+        elif isinstance(part, SlidingWindow | PatternWindow):
+            lines.append(f"sliding_window_attn:layers={list(part.layers(count))} window={part.tokens}")
+    if train.budget_s and train.reserve_seconds:
+        lines.append(f"gptq:reserving {train.reserve_seconds:g}s, effective={1000 * train.budget_s:.0f}ms")
+    return lines
 
 
 class TrainLog:
@@ -25,7 +43,7 @@ class TrainLog:
     def __init__(self, folder: Path, config: RunConfig, console: Console, resumed: int) -> None:
         self.events, self.log = folder / "events.jsonl", folder / "train.log"
         self.config, self.console = config, console
-        self.looping = self.changed = False
+        self.looping = self.changed = self.quantizing = False
         if not resumed:
             start = {"event": "start", "schema": "pgolf.events/1", "config": to_values(config)}
             write_bytes(self.events, json.dumps(start).encode() + b"\n")
@@ -49,6 +67,7 @@ class TrainLog:
         versions = " ".join(f"{name} {number}" for name, number in package_versions().items())
         append_text(self.log, f"versions: {versions}\n")
         self.text(f"train_shards: {len(dataset.shards['train'])}")
+        self.text(f"val_tokens: {sum(map(len, dataset.split('val'))) - 1}")
         self.text(f"model_params:{sum(p.numel() for p in model.parameters())}")
         parts = touched(model.config, self.config.optim)
         append_text(self.log, "".join(f"part {part}: {text}\n" for part, text in parts.items()))
@@ -56,6 +75,8 @@ class TrainLog:
             f"world_size:{world.size} device:{world.device} compile:{compiled} attention:{attention} "
             f"kernels:{kernels} seed:{self.config.train.seed}"
         )
+        for line in standing_lines(self.config):
+            self.text(line)
 
     def event(self, event: dict[str, Any]) -> None:
         """Record an event; steps and validations become lines in the form of the challenge's scripts."""
@@ -71,16 +92,29 @@ class TrainLog:
             self.text(f"{head} val_loss: {event['val_loss']:.4f} val_bpb: {event['val_bpb']:.4f} {times}")
         elif event["event"] == "average":
             kind = name_of("Average", type(self.config.train.average))
-            chosen = f" {event['average']}" if "average" in event else ""
-            self.text(f"{kind}:applying {kind.upper()}{chosen} weights of {event['taken']} steps")
-            self.text(f"pre-quantization averaged val_loss:{event['val_loss']:.8f} val_bpb:{event['val_bpb']:.8f}")
+            label = "ema" if kind == "emas" else kind
+            chosen = f" decay:{event['average']}" if "average" in event else ""
+            self.text(f"{label}:applying {label.upper()} weights")
+            self.text(f"{head} average:{kind}{chosen} averaged_steps:{event['taken']}")
+            found = f"val_loss:{event['val_loss']:.8f} val_bpb:{event['val_bpb']:.8f}"
+            self.text(f"pre-quantization post-{label} {found} eval_time:{1000 * event['eval_s']:.0f}ms")
+        elif event["event"] == "warmup_step":
+            self.text(f"warmup_step: {event['number']}/{event['of']}")
+        elif event["event"] == "swa":
+            self.text(f"swa:start step:{event['step']}")
         elif event["event"] == "mode":
             if event["looping"] and not self.looping:
-                self.text(f"{head} layer loop on {times}")
+                order = [step.layer for step in layer_plan(self.config.model)]
+                halves = f"encoder:{order[: len(order) // 2]} decoder:{order[len(order) // 2 :]}"
+                self.text(f"layer_loop:enabled step:{event['step']} frac:{event['fraction']:.3f} {halves}")
+            quantizing = not vars(qat).keys().isdisjoint(event["parts"])
+            if quantizing and not self.quantizing:
+                self.text(f"late_qat:enabled step:{event['step']} scale:{event['lr_scale']:.4f}")
             if event["parts"] or event["length"] or self.changed:
                 acting = ",".join(event["parts"]) or "none"
                 self.text(f"{head} training_parts:{acting} row_tokens:{event['length'] or 'all'} {times}")
             self.looping, self.changed = event["looping"], bool(event["parts"] or event["length"])
+            self.quantizing = quantizing
         elif event["event"] == "failed":
             self.text(f"failed: {event['reason']} step:{event['step']}/{total} train_time:{ms:.0f}ms")
         elif event["event"] == "recompile":
@@ -89,7 +123,7 @@ class TrainLog:
             self.text(f"{head} other processes on the GPU: {in_words(event['others']) or 'none'}")
         elif event["event"] == "stop":
             if event["reason"] == "wallclock_cap":
-                self.text(f"stopping_early: wallclock_cap train_time: {ms:.0f}ms step: {event['step']}/{total}")
+                self.text(f"stopping_early: wallclock_cap train_time:{ms:.0f}ms step:{event['step']}/{total}")
             if torch.cuda.is_available():
                 used, kept = torch.cuda.max_memory_allocated() >> 20, torch.cuda.max_memory_reserved() >> 20
                 self.text(f"peak memory allocated: {used} MiB reserved: {kept} MiB")

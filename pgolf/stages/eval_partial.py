@@ -19,8 +19,10 @@ class PartialLedger:
     def __init__(self, path: Path, key: str) -> None:
         self.path, self.key = path, key
 
-    def load(self, targets: int) -> tuple[np.ndarray, dict[str, float]] | None:
-        """Losses (T,), NaN where not scored, and seconds by phase; None if there are none for this evaluation."""
+    def load(self, targets: int) -> tuple[np.ndarray, dict[str, float], int | None] | None:
+        """Losses (T,), NaN where not scored, seconds by phase, and after how many targets adaptation ended, if it did;
+        None if there are none for this evaluation.
+        """
         if not self.path.is_file():
             return None
         try:
@@ -30,11 +32,15 @@ class PartialLedger:
         losses = tensors.get("losses")
         if meta.get("key") != self.key or losses is None or losses.shape != (targets,):
             return None
-        return losses.numpy(), {str(name): float(value) for name, value in meta["seconds"].items()}
+        return (
+            losses.numpy(),
+            {str(name): float(value) for name, value in meta["seconds"].items()},
+            meta.get("stopped_at"),
+        )
 
-    def save(self, losses: np.ndarray, seconds: dict[str, float]) -> None:
+    def save(self, losses: np.ndarray, seconds: dict[str, float], stopped_at: int | None) -> None:
         """Write what is known."""
-        meta = {"schema": LEDGER_SCHEMA, "key": self.key, "seconds": seconds}
+        meta = {"schema": LEDGER_SCHEMA, "key": self.key, "seconds": seconds, "stopped_at": stopped_at}
         save_tensors(self.path, {"losses": torch.from_numpy(losses)}, meta)
 
     def remove(self) -> None:

@@ -31,7 +31,7 @@ from pgolf.stages.eval_partial import PartialLedger
 from pgolf.stages.eval_positions import Positions, document_starts, is_positions, load_positions, save_positions
 from pgolf.stages.eval_watch import ScoringWatch
 from pgolf.stages.inputs import changed_keys, reshaped, warn_of_change
-from pgolf.stages.manifest import fresh_entry, guarded, provenance, record, source_sha256, stage_key
+from pgolf.stages.manifest import fresh_entry, guarded, processor, provenance, record, source_sha256, stage_key
 from pgolf.stages.model_files import ModelFile, check_tokenizer
 from pgolf.stages.quantize import rounded
 
@@ -143,12 +143,15 @@ def score_split(
         watch.resume(min(len(tokens) - 1, method.max_tokens or len(tokens)))
         how.world.barrier()
         score, ledger = evaluate(network, tokens, charges, method, watch)
+    watch.agree()
     timer.enter("end")
     phases = {phase: spent for phase, spent in timer.seconds().items() if phase != "end"}
     sums = score.document()
     partial = ledger.targets < len(tokens) - 1
     if partial:
         sums["bpb_partial"] = sums.pop("bpb")
+    if stage == "ttt":
+        warn_of_little(watch, method, ledger.targets)
     document = {
         "score": sums,
         "partial": partial,
@@ -158,10 +161,27 @@ def score_split(
         "model": model.describe(),
         "seconds": rounded(phases | {"total": sum(phases.values())}),
         "clock": watch.document(),
+        **({"learned": watch.learning()} if stage == "ttt" else {}),
         "world_size": how.world.size,
         "attention": network.attention_backend,
     }
     return document, ledger
+
+
+def warn_of_little(watch: ScoringWatch, method: Any, targets: int) -> None:
+    """A warning where test-time training took no step, or the weights learned less often than they were to, and not for
+    want of time.
+    """
+    wanted, named = getattr(method, "phases", 0), f"{watch.label} of {targets:,} targets"
+    if watch.stopped_at is not None:
+        return
+    if not watch.weight_steps + watch.adapter_steps:
+        watch.console.warn(f"{named}: nothing was learned, chunks are too long or have no epochs (ttt.chunk_tokens)")
+    if watch.phases < wanted:
+        watch.console.warn(
+            f"{named}: the weights learned in {watch.phases} of {wanted} phases, documents or tokens are too few for "
+            "the others (ttt.prefix_docs, ttt.base.chunk_tokens)"
+        )
 
 
 def run_method(
@@ -247,7 +267,9 @@ def score_model(
         if entry and how.audit in ("unaudited", entry["figures"].get("audit")):
             return dict(entry["figures"]) | {"fresh": True}
         kept = out.with_name(f"{out.name}.ledger")
-        partial = PartialLedger(kept, f"{key} {source_sha256()}") if resumable(stage, method) else None
+        place = pick_device(device, 0)
+        same = f"{key} {source_sha256()} torch {torch.__version__} on {processor(place)}"
+        partial = PartialLedger(kept, same) if resumable(stage, method) else None
         document = run(model, dataset, stage, method, device, console, dataclasses.replace(how, partial=partial))
         write_json(out, document | provenance(document["device"]))
         inputs = score_inputs(model, dataset)

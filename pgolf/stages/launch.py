@@ -26,7 +26,7 @@ from pgolf.config.run import RunConfig
 from pgolf.config.tree import Layer, build_config
 from pgolf.core import errors
 from pgolf.core.errors import ConfigError, PgolfError, SetupError
-from pgolf.core.files import open_log, read_bytes, read_json, write_json
+from pgolf.core.files import open_log, read_bytes, read_json, write_bytes, write_json
 from pgolf.dataset import Dataset
 from pgolf.report.console import Console
 from pgolf.stages.signals import Interrupted, install
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 ORDER = "order.json"
 PATIENCE_S = 600
 """How long ranks may take to save and end after the first signal; a second one ends them at once."""
-WATCH_S, STUCK_S = 0.5, 5.0
-"""How often a rank looks after the others, and how long it waits for one that is gone."""
+WATCH_S, LOST_S = 0.5, 8.0
+"""How often a rank looks after the others, and how long it may go on when one of them is lost, unless it is writing."""
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 COLLECTIVES = "distributed_c10d.py"
 """Where torch waits for other ranks."""
@@ -253,10 +253,11 @@ def first_failure(
     code here were stopped because of it.
     """
     killed = [rank for rank, code in codes.items() if code < 0 and -code != signal.SIGABRT]
-    told = sorted((report["time"], rank) for rank, report in reports.items() if rank in codes)
-    if not killed and told:
-        return told_failure(f"rank {told[0][1]} of {ranks}", reports[told[0][1]])
-    rank = next(iter(killed or codes), 0)
+    silent = [rank for rank in codes if rank not in reports]
+    told = sorted(("lost" in report, report["time"], rank) for rank, report in reports.items() if rank in codes)
+    if not killed and told and not (told[0][0] and silent):
+        return told_failure(f"rank {told[0][2]} of {ranks}", reports[told[0][2]])
+    rank = next(iter(killed or silent or codes), 0)
     code, log = codes.get(rank, 0), log_path(folder, rank)
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code} and no report"
     said = read_bytes(log, 1 << 30).decode(errors="replace").split("\n") if log.is_file() else []
@@ -339,15 +340,15 @@ def score_as_rank(order: Order, facts: dict[str, Any], world: "World", console: 
 
 def end_with(launcher: int, folder: Path) -> None:
     """Clean up after the process that started this one when it is gone, and ask this one to save and end. Where a rank
-    is gone and this one waits for it all the same (gloo does so now and then, and no signal gets through to where it
-    waits), this one ends.
+    is lost, nothing more comes of this one: it ends, wherever it waits (for a GPU that waits for the other's, or in
+    gloo, and no signal gets through to either), as soon as it has written what it is writing.
     """
-    ranks, waiting_s = set[int](), 0.0
+    ranks, lost_s = set[int](), 0.0
     while os.getppid() == launcher:
         ranks |= ranks_of(launcher)
         time.sleep(WATCH_S)
-        waiting_s = waiting_s + WATCH_S if waits_for_ranks() and not all(map(lives, ranks)) else 0.0
-        if waiting_s > STUCK_S:
+        lost_s = lost_s + WATCH_S if is_lost(ranks, folder) else 0.0
+        if lost_s > LOST_S and not writes():
             os._exit(128 + signal.SIGTERM)
     shutil.rmtree(folder, ignore_errors=True)
     os.kill(os.getpid(), signal.SIGTERM)
@@ -371,16 +372,27 @@ def lives(process: int) -> bool:
         return False
 
 
-def waits_for_ranks() -> bool:
-    """Whether the main thread is in a collective operation."""
-    frame = sys._current_frames().get(threading.main_thread().ident or 0)
-    return frame is not None and frame.f_code.co_filename.endswith(COLLECTIVES)
+def is_lost(ranks: set[int], folder: Path) -> bool:
+    """Whether one of these processes has ended without having done what the order says, and with it any hope."""
+    gone = sum(not lives(one) for one in ranks)
+    return gone > 0 and gone > sum("entry" in read_json(path) for path in folder.glob("rank_*.json"))
+
+
+def writes() -> bool:
+    """Whether a thread of this process is writing a checkpoint, or another file."""
+    from pgolf.core.tensorfile import save_tensors
+    from pgolf.stages.checkpoints import Checkpoints
+
+    writers = [function.__code__ for function in (Checkpoints.write, save_tensors, write_bytes)]
+    for frame in sys._current_frames().values():
+        if any(place.f_code in writers for place, _ in traceback.walk_stack(frame)):
+            return True
+    return False
 
 
 def lost_rank(error: BaseException) -> SetupError | None:
-    """The error to report in place of one by which a collective operation ended: what broke is not here."""
-    frames = traceback.extract_tb(error.__traceback__)
-    if not isinstance(error, RuntimeError) or not frames or not frames[-1].filename.endswith(COLLECTIVES):
+    """The error to report in place of one by which waiting for other ranks ended: what broke is not here."""
+    if not isinstance(error, RuntimeError) or not waited(error):
         return None
     said = str(error).splitlines() or [type(error).__name__]
     return SetupError(
@@ -388,6 +400,21 @@ def lost_rank(error: BaseException) -> SetupError | None:
         "torchrun",
         "see which rank failed first; the same command goes on from what was saved last",
     )
+
+
+def waited(error: RuntimeError) -> bool:
+    """Whether an error came up in a collective operation, or where pgolf waits for one that is under way. Errors of the
+    GPU itself, which come up there as well, have other classes.
+    """
+    from torch.distributed import DistError
+
+    from pgolf.core.dist import World, arrived
+
+    last = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)][-1:]
+    if last and last[0].co_filename.endswith(COLLECTIVES):
+        return True
+    own = type(error) is RuntimeError or isinstance(error, DistError)
+    return own and any(code in (arrived.__code__, World.largest.__code__) for code in last)
 
 
 def redirect(folder: Path, rank: int) -> None:
@@ -422,6 +449,8 @@ def attempt(folder: Path) -> tuple[dict[str, Any], int]:
         kept = {"error": type(error).__name__, "what": error.what, "where": error.where, "fix": error.fix}
         return kept, error.exit_code
     except Exception as error:
+        if lost := lost_rank(error):
+            return {"error": "SetupError", "what": lost.what, "where": lost.where, "fix": lost.fix, "lost": True}, 5
         return {"bug": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}, 1
 
 

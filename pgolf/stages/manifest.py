@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import socket
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pgolf
 from pgolf.core.errors import LockedError, PgolfError
@@ -31,6 +32,9 @@ from pgolf.core.files import (
     write_bytes,
     write_json,
 )
+
+if TYPE_CHECKING:
+    import torch
 
 MANIFEST_SCHEMA = "pgolf.manifest/1"
 STAGE_FORMAT = {"tokenize": 1, "train": 1, "quantize": 1, "compress": 2, "eval": 2, "ttt": 2, "package": 2, "import": 1}
@@ -73,6 +77,18 @@ def package_versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "missing"
     return found
+
+
+def processor(device: "torch.device") -> str:
+    """The name of what computes: a GPU's or the CPU's model."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.get_device_name(device)
+    listed = Path("/proc/cpuinfo")
+    text = listed.read_text(errors="replace") if listed.is_file() else ""
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return found[1] if found else platform.processor() or platform.machine()
 
 
 def hardware(device: str) -> dict[str, Any]:
@@ -120,6 +136,12 @@ def read_entries(folder: Path) -> dict[str, Any]:
         and isinstance(document.get("outputs"), dict)
     )
     return document["outputs"] if good else {}
+
+
+def notes_of(figures: Any) -> list[str]:
+    """Remarks on a training run, from the figures of its checkpoint's entry; none of what is nothing of the kind."""
+    found = figures.get("notes") if isinstance(figures, dict) else None
+    return [text for text in found if isinstance(text, str)] if isinstance(found, list) else []
 
 
 def fresh_entry(output: Path, key: str) -> dict[str, Any] | None:

@@ -20,6 +20,7 @@ from pgolf.stages.manifest import (
     describe_output,
     fresh_entry,
     guarded,
+    notes_of,
     provenance,
     read_entries,
     stage_key,
@@ -169,7 +170,7 @@ def package(
     tell_doubts(entries, console)
     inputs = {str(entry.seed): entry.score["model"]["sha256"] for entry in entries}
     inputs["data"] = dataset.fingerprint("val")
-    if remarks := [note for entry in entries for note in entry.train.get("notes", [])]:
+    if remarks := [note for entry in entries for note in notes_of(entry.train)]:
         inputs["remarks"] = "; ".join(remarks)
     key = stage_key("package", resolved[0].values, inputs)
     marker = out / "submission.json"

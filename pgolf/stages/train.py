@@ -2,7 +2,8 @@
 
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from pgolf.config.load import Resolved
 from pgolf.config.run import RunConfig
 from pgolf.core.dist import World, activation_dtype, pick_device, wants_compile
 from pgolf.core.errors import ConfigError, InputError, SetupError, StorageError
+from pgolf.core.evals.ledger import EvalWatch
 from pgolf.core.files import free_bytes, make_dir
 from pgolf.core.model.attend import choose_attention
 from pgolf.core.model.config import param_specs
@@ -56,6 +58,17 @@ def choose_compile(mode: str, device: torch.device) -> tuple[bool, str]:
     if device.type != "cuda":
         return chosen, "auto: off on a CPU"
     return chosen, "auto: a GPU with triton" if able else "auto: off, triton is missing"
+
+
+@contextmanager
+def own_limits(compiled: bool) -> Iterator[None]:
+    """Put back torch's limit on the graphs of a function, which compiled training raises."""
+    if not compiled:
+        yield
+        return
+    limits = torch._dynamo.config
+    with limits.patch(recompile_limit=limits.recompile_limit):
+        yield
 
 
 def planned_attention(config: RunConfig, device: torch.device) -> tuple[str, str]:
@@ -244,11 +257,15 @@ def run_training(job: Job) -> dict[str, Any]:
         "provenance": made_by,
     }
     folder, keep = job.out / "ckpt", config.train.keep_checkpoints
-    with enough_memory("train.micro_batch_tokens"), Checkpoints(folder, meta, job.key, keep, job.console) as saved:
+    with (
+        own_limits(compiled),
+        enough_memory("train.micro_batch_tokens"),
+        Checkpoints(folder, meta, job.key, keep, job.console) as saved,
+    ):
         state = begun(job, shards)
         restore(job, state, saved)
         stopwatch.carry(saved.watched.get("seconds", {}))
-        validate = validator(state.model, config.train, tokens, charges)
+        validate = validator(state.model, config.train, tokens, charges, EvalWatch(world))
         event, findings, seconds = watched(job, state, saved, stopwatch, validate, compiled)
         figures = outcome(job, state, event) | {"compiled": compiled} | findings
         entry: dict[str, Any] = {"figures": figures}

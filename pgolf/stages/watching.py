@@ -4,6 +4,7 @@ import math
 import resource
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, NoReturn
 
 import torch
@@ -11,18 +12,22 @@ from torch import Tensor
 
 from pgolf.config.run import RunConfig
 from pgolf.core.dist import World
-from pgolf.core.errors import RuleError
+from pgolf.core.errors import ConfigError, RuleError
 from pgolf.core.model.config import param_specs
 from pgolf.core.model.params import HEAD, MATRIX, SCALAR, TOKEN
+from pgolf.core.optim.schedules import Progress
+from pgolf.core.train.average import Swa
 from pgolf.core.train.loop import TrainState, Watch
 from pgolf.report.console import Console
 from pgolf.report.watch.flops import peak_flops, training_flops
-from pgolf.report.watch.health import Divergence, culprit, group_norms, not_finite
+from pgolf.report.watch.health import LOOK_STEPS, Divergence, Unread, culprit, group_norms, not_finite
 from pgolf.report.watch.neighbours import Probe, ask, in_words, others_on
-from pgolf.report.watch.pace import Pace, shortfall, tokens_planned
+from pgolf.report.watch.pace import QUEUED_STEPS, Pace, shortfall, tokens_planned
 from pgolf.report.watch.recompiles import Recompiles
 from pgolf.report.watch.stopwatch import StepMarks, Stopwatch, rounded
 
+FEW_STEPS = 5
+"""A budget that ends training before so many steps is remarked upon."""
 NO_PROBE = "whether other processes are on the GPU is unknown: neither pynvml nor nvidia-smi says"
 
 
@@ -32,6 +37,22 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024
+
+
+def cut_short(config: RunConfig, steps: int) -> list[str]:
+    """Remarks on a run that its budget has ended after so many steps."""
+    train, notes = config.train, []
+    if steps < FEW_STEPS:
+        notes.append(
+            f"the budget of {train.budget_s:g} s was over after step {steps}: raise train.max_wallclock_seconds"
+        )
+    warm = getattr(config.optim.matrix, "momentum_warmup_steps", 0)
+    if steps < warm <= train.iterations:
+        notes.append(
+            f"the budget was over after step {steps}, before momentum had risen to its value "
+            f"(optim.matrix.momentum_warmup_steps={warm})"
+        )
+    return notes
 
 
 def device_mark() -> Any:
@@ -72,15 +93,19 @@ class RunWatch(Watch):
         self.recompiled: int = before.get("recompiles", 0)
         self.strangers: list[dict[str, Any]] = list(before.get("strangers", []))
         elapsed = state.clock.elapsed_s
-        self.pace = Pace(config.train.batch_tokens, state.step, elapsed, before.get("planned_tokens", 0.0))
+        planned, alone = before.get("planned_tokens", 0.0), self.marks and world.size == 1
+        self.pace = Pace(config.train.batch_tokens, state.step, elapsed, planned, QUEUED_STEPS if alone else 1)
         self.divergence = Divergence(config.train.max_loss_rise)
         named = dict(state.model.named_parameters())
+        self.unread = Unread(named.items(), world) if self.marks else None
         self.groups: dict[str, list[Tensor]] = {}
         for spec in param_specs(config.model):
             self.groups.setdefault(spec.group, []).append(named[spec.name])
         peak = peak_flops(torch.cuda.get_device_name(world.device)) if self.marks else None
         self.peak = peak * world.size if peak else None
-        self.warm = False
+        self.warm, self.rehearsed = False, 0
+        self.sampling = state.taken > 0 or not isinstance(config.train.average, Swa)
+        self.warm_up_at: list[float] = []
         self.memory: dict[str, Tensor] = {}
         if state.step and compiled and config.train.warmup_steps:
             self.memory = {name: tensor.clone() for name, tensor in state.optimizers.state().items()}
@@ -93,7 +118,10 @@ class RunWatch(Watch):
     # What the loop tells
 
     def warmed(self, state: TrainState) -> None:
-        """A run that goes on has its optimizer's memory back; from here on phases are those of steps."""
+        """A run that goes on has its optimizer's memory back; from here on phases are those of steps. ConfigError for a
+        budget in which the warm-up would not have had time.
+        """
+        self.check_budget()
         if self.memory:
             state.optimizers.load(self.memory)
             self.memory = {}
@@ -104,16 +132,42 @@ class RunWatch(Watch):
         self.warm = True
 
     def phase(self, name: str) -> None:
-        """Time it, by the device's clock where there is one."""
+        """Time it, by the device's clock where there is one. The last of a step ends it for the host, which waits for
+        no device to say so.
+        """
+        if name == "other":
+            self.step_ended()
+        self.look_for_samples()
         if self.warm and self.marks:
             self.marks.add(name)
         elif self.warm:
             self.stopwatch.enter(name)
 
+    def step_ended(self) -> None:
+        """A step has passed: to keep the pace by, or one of warm-up."""
+        if self.warm:
+            self.pace.passed(self.state.step + 1, self.state.clock.elapsed_s)
+            return
+        self.rehearsed += 1
+        of = max(self.config.train.warmup_steps, 1)
+        self.tell({"event": "warmup_step", **self.place(), "number": (self.rehearsed - 1) % of + 1, "of": of})
+
     def gradients(self, state: TrainState, loss: Tensor) -> None:
-        """Measure the gradients of logged steps; on a loss that is not finite find out whose fault it is."""
-        shown = self.config.train.shown(state.step + 1)
-        if not self.warm or not (shown or self.world.device.type == "cpu"):
+        """Measure the gradients of logged steps; on a loss that is not finite find out whose fault it is. A GPU is not
+        waited for in every step.
+        """
+        step = state.step + 1
+        shown = self.config.train.shown(step)
+        if not self.warm:
+            if self.marks:
+                torch.cuda.synchronize()
+            self.warm_up_at.append(self.stopwatch.now())
+            return
+        if self.unread:
+            self.unread.note(step, loss)
+            if len(self.unread.losses) >= LOOK_STEPS:
+                self.look()
+        if not (shown or self.world.device.type == "cpu"):
             return
         if self.marks:
             self.marks.add("logging")
@@ -124,20 +178,25 @@ class RunWatch(Watch):
 
     def failed(self, state: TrainState, loss: float) -> None:
         """RuleError with the first tensor that is not finite."""
+        self.look()
         self.end(f"the loss is {loss}: {self.suspect or culprit(state.model.named_parameters())}")
 
     # What the loop asks
 
     def on_validation(self) -> dict[str, Any]:
-        """Validate."""
+        """Validate, and say how long it took."""
+        self.look()
         self.look_for_recompiles()
         with self.stopwatch.during("validation"):
+            began = self.stopwatch.now()
             found = self.measure()
+            spent = self.stopwatch.now() - began
         self.interrupted()
-        return found
+        return found | {"eval_s": round(spent, 6)}
 
     def on_save(self, state: TrainState) -> None:
         """Write a checkpoint. RuleError, and no checkpoint, if a weight or an optimizer's memory is not finite."""
+        self.look()
         self.look_for_recompiles()
         with self.stopwatch.during("checkpoint"):
             tensors = (*state.model.named_parameters(), *state.optimizers.state().items())
@@ -150,28 +209,63 @@ class RunWatch(Watch):
     def on_event(self, event: dict[str, Any]) -> None:
         """Add what is known of a logged step or of the end, tell it, and look whether all is well."""
         self.pace.event(event)
+        if event["event"] == "step" and self.unread:
+            self.unread.losses.pop(event["step"], None)
+            self.look()
+        self.look_for_samples()
         if event["event"] == "step" and event["shown"]:
             event = event | self.measured(event)
+        elif event["event"] == "mode":
+            event = event | self.scheduled(event)
         with self.stopwatch.during("logging"):
             if event["event"] == "stop":
                 self.findings = self.summary(event["reason"])
                 event = event | self.findings | {"seconds": rounded(self.seconds())}
             self.tell(event)
             self.look_for_recompiles()
-        if event["event"] == "step" and event["shown"] and (wrong := self.divergence.verdict(event)):
-            self.end(wrong)
+        if event["event"] == "step":
+            self.judge(event["step"], event["loss"])
 
     # What it finds
+
+    def check_budget(self) -> None:
+        """ConfigError when fewer steps than those of the warm-up fit into the budget, at the speed of its fastest; the
+        others may have been compiled, and two do not tell.
+        """
+        train, at = self.config.train, self.warm_up_at
+        if train.warmup_steps < 3 or len(at) < 3:
+            return
+        fastest = self.world.largest(min(after - before for before, after in pairwise(at)))[0]
+        if 0 < train.budget_s < train.warmup_steps * fastest:
+            raise ConfigError(
+                f"a budget of {train.budget_s:g} s is shorter than the warm-up: {train.warmup_steps} steps of "
+                f"{fastest:.3g} s, compilation not counted",
+                "train.max_wallclock_seconds",
+                "raise it, or lower train.warmup_steps",
+            )
 
     def place(self) -> dict[str, Any]:
         """Where the run stands, as fields of an event."""
         return {"step": self.state.step, "elapsed_s": self.state.clock.elapsed_s}
 
-    def end(self, wrong: str) -> NoReturn:
-        """Tell that the run has failed. RuleError."""
-        self.tell({"event": "failed", **self.place(), "reason": wrong})
+    def look(self) -> None:
+        """Read what a GPU has computed since the last look. RuleError for a loss that is no number or has run away."""
+        for step, loss in self.unread.read().items() if self.unread else ():
+            if self.unread and not math.isfinite(loss):
+                self.end(f"the loss is {loss}: {self.unread.culprit(step)}", step)
+            self.judge(step, loss)
+
+    def judge(self, step: int, loss: float) -> None:
+        """RuleError when the loss has run away."""
+        if wrong := self.divergence.verdict(step, loss):
+            self.end(wrong, step)
+
+    def end(self, wrong: str, step: int | None = None) -> NoReturn:
+        """Tell that the run has failed, at a step before this one if that is named. RuleError."""
+        place = self.place() if step is None else self.place() | {"step": step}
+        self.tell({"event": "failed", **place, "reason": wrong})
         raise RuleError(
-            f"{wrong}, at step {self.state.step}", "train", "the last checkpoint is kept; lower the learning rates"
+            f"{wrong}, at step {place['step']}", "train", "the last checkpoint is kept; lower the learning rates"
         )
 
     def interrupted(self) -> None:
@@ -184,13 +278,14 @@ class RunWatch(Watch):
     def measured(self, event: dict[str, Any]) -> dict[str, Any]:
         """More about a logged step: rates and gradient norms by group, peak memory, seconds by phase, and MFU."""
         optim, scale = self.config.optim, event["lr_scale"]
+        wide = optim.width_rule.width_factor
         rates = {MATRIX: optim.matrix.lr, TOKEN: optim.token_lr, SCALAR: optim.scalar_lr, HEAD: optim.head_lr}  # type: ignore[attr-defined]
         step, elapsed, spent = self.last
         now = self.stopwatch.seconds()
         self.last = event["step"], event["elapsed_s"], now
         steps, seconds = event["step"] - step, event["elapsed_s"] - elapsed
         found: dict[str, Any] = {
-            "lr": {group: rates[group] * scale for group in self.groups},
+            "lr": {group: rates[group] * scale * wide(group, self.config.model.model_dim) for group in self.groups},
             "grad_norms": {group: norm if math.isfinite(norm) else None for group, norm in self.norms.items()},
             "memory_bytes": peak_memory(self.world.device),
         }
@@ -204,6 +299,18 @@ class RunWatch(Watch):
             flops = training_flops(self.config.model, train.seq_len, self.state.model.looping)
             found["mfu"] = round(flops * steps * train.batch_tokens / seconds / self.peak, 4)
         return found
+
+    def scheduled(self, event: dict[str, Any]) -> dict[str, Any]:
+        """More about a change of mode: the share of the run that has passed, and the multiplier of the rates."""
+        train = self.config.train
+        now = Progress(event["step"], train.iterations, event["elapsed_s"], train.budget_s)
+        return {"fraction": now.fraction, "lr_scale": self.config.optim.warmdown.scale(now)}
+
+    def look_for_samples(self) -> None:
+        """Tell when the first weights count in a mean over the end of the run."""
+        if self.state.taken and not self.sampling:
+            self.sampling = True
+            self.tell({"event": "swa", **self.place()})
 
     def look_for_recompiles(self) -> None:
         """Tell and warn of what was compiled while the clock ran."""
@@ -249,6 +356,8 @@ class RunWatch(Watch):
         notes = shortfall(seen, planned) if reason != "signal" else []
         if self.config.train.average.copies and not self.state.taken:
             notes.append("train.average never began: the last weights were exported")
+        if reason == "wallclock_cap":
+            notes += cut_short(self.config, self.state.step)
         if self.strangers:
             notes.append(f"not alone on the GPU: {in_words(self.strangers)}")
         return {

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pgolf.audit.triple import TEXT_BYTES
-from pgolf.submission.gather import Scored, doubts, gather, strangers
+from pgolf.submission.gather import Scored, doubts, gather, remarks, strangers
 from pgolf.submission.significance import Rule, Sample, compared, sample_of
 
 BOARD = Path(__file__).with_name("leaderboard.toml")
@@ -61,6 +61,7 @@ def compare_runs(old: Path, new: Path, rules: list[Rule]) -> dict[str, Any]:
             rules,
         )
         rows.append({"view": view, "old": described(before), "new": described(after), **found})
+        warnings += remarks([*before, *after])
         warnings += [f"{view}: {doubt}" for doubt in strangers(before, after)]
     alone = {name: [view for view in by_view[name] if not any(row["view"] == view for row in rows)] for name in sides}
     gaps = {name: gaps_of(by_view[name]) for name in sides}
@@ -98,7 +99,7 @@ def compare_published(entry: dict[str, Any], new: Path, rules: list[Rule]) -> di
         rate = sum(score.bytes_per_token for score in mine) / len(mine)
         side = {"n": old.n, "bpb": old.mean, "std": old.std, "seeds": []}
         rows.append({"view": view, "old": side, "new": described(mine), **compared(old, sample, rate, rules)})
-    warnings = doubts(str(new), scores)
+    warnings = [*doubts(str(new), scores), *remarks(scores)]
     if not old.spread:
         warnings.append(f"{entry['pr']}: no spread over seeds was published; its mean counts as exact")
     if others := sorted({score.run for score in scores if not on_the_text(score)}):
@@ -133,7 +134,8 @@ def leaderboard(runs: list[Path]) -> dict[str, Any]:
         best = min(by_view.values(), key=lambda scores: sample_of([score.bpb for score in scores]).mean)
         sample = sample_of([score.bpb for score in best])
         status = "own" if all(map(on_the_text, best)) else "own, on another text"
-        row = {"pr": "-", "name": str(path), "view": best[0].view, "bpb": sample.mean, "status": status, "own": True}
+        row: dict[str, Any] = {"pr": "-", "name": str(path), "view": best[0].view, "bpb": sample.mean, "own": True}
+        row |= {"status": status, "notes": remarks(best)}
         audits = {str(audit_word(score.document.get("audit"))) for score in best}
         rows.append({**row, "std": sample.std, "seeds": sample.n, "audit": ", ".join(sorted(audits))})
     return {"schema": BOARD_SCHEMA, "rows": sorted(rows, key=lambda row: row["bpb"])}

@@ -10,7 +10,7 @@ from pgolf.config.tree import flatten
 from pgolf.core.errors import InputError, PgolfError
 from pgolf.core.files import read_json
 from pgolf.stages.evaluate import SCORE_BEFORE, SCORE_SCHEMA, upgrade_score
-from pgolf.stages.manifest import read_entries
+from pgolf.stages.manifest import notes_of, read_entries
 
 FORMS = {"checkpoint": "float", "quantized": "quantized", "artifact": "artifact"}
 CHECKPOINT = "checkpoint.safetensors"
@@ -30,6 +30,8 @@ class Scored:
     document: dict[str, Any]
     settings: dict[str, Any]
     """The training's configuration by dotted key, without what seeds may differ in; empty where it is not known."""
+    notes: tuple[str, ...] = ()
+    """Remarks on the training."""
 
     @property
     def view(self) -> str:
@@ -79,26 +81,26 @@ def is_score(document: Any) -> bool:
     return bool(good and settled and document.get("schema") in (SCORE_SCHEMA, SCORE_BEFORE))
 
 
-def training_of(folder: Path) -> tuple[int | None, dict[str, Any]]:
-    """Seed and settings of the training in a run's folder, if its manifest tells them."""
+def training_of(folder: Path) -> tuple[int | None, dict[str, Any], tuple[str, ...]]:
+    """Seed and settings of the training in a run's folder and remarks on it, if its manifest tells them."""
     for place in (folder / "train", folder):
         entry = read_entries(place).get(CHECKPOINT)
         if isinstance(entry, dict) and isinstance(entry.get("resolved"), dict):
             values = flatten(entry["resolved"])
             kept = {key: value for key, value in values.items() if not key.startswith(WITHOUT)}
-            return values.get("train.seed"), kept
-    return None, {}
+            return values.get("train.seed"), kept, tuple(notes_of(entry.get("figures")))
+    return None, {}, ()
 
 
 def scores_in(folder: Path) -> list[Scored]:
     """The scores of one run, from its own folder and those of its stages."""
-    seed, settings = training_of(folder)
+    seed, settings, notes = training_of(folder)
     found = []
     for path in sorted({*folder.glob("*.json"), *folder.glob("*/*.json")}):
         document = score_document(path)
         if document is not None:
             form, name = FORMS.get(document["model"]["kind"], "?"), document["method"]["name"]
-            found.append(Scored(str(folder), seed, form, document["stage"], name, document, settings))
+            found.append(Scored(str(folder), seed, form, document["stage"], name, document, settings, notes))
     return found
 
 
@@ -110,9 +112,9 @@ def gather(path: Path) -> list[Scored]:
         document = score_document(path)
         if document is None:
             raise InputError("not a score", str(path), "give a score.json, or the folder of a run")
-        seed, settings = training_of(path.parent.parent)
-        form = FORMS.get(document["model"]["kind"], "?")
-        return [Scored(str(path), seed, form, document["stage"], document["method"]["name"], document, settings)]
+        seed, settings, notes = training_of(path.parent.parent)
+        form, name = FORMS.get(document["model"]["kind"], "?"), document["method"]["name"]
+        return [Scored(str(path), seed, form, document["stage"], name, document, settings, notes)]
     if not path.is_dir():
         raise InputError("there is no such run", str(path), "give the folder of a run, or a published preset's name")
     folders = [path] if is_run(path) else sorted(item for item in path.iterdir() if item.is_dir())
@@ -129,6 +131,11 @@ def is_run(folder: Path) -> bool:
         or (folder / "train" / CHECKPOINT).is_file()
         or any(score_document(path) for path in folder.glob("*.json"))
     )
+
+
+def remarks(scores: list[Scored]) -> list[str]:
+    """Remarks on the training of runs, each once."""
+    return list(dict.fromkeys(f"{score.run}: {note}" for score in scores for note in score.notes))
 
 
 def doubts(side: str, scores: list[Scored]) -> list[str]:

@@ -6,6 +6,7 @@ from pgolf.accounting import Size
 from pgolf.audit.report import line_of, spoken
 from pgolf.config.run import RunConfig
 from pgolf.config.tree import flatten, to_values
+from pgolf.stages.manifest import notes_of
 from pgolf.submission.document import used_techniques
 from pgolf.submission.entries import Entry
 from pgolf.submission.proof import command
@@ -90,7 +91,7 @@ def readme(document: dict[str, Any], entries: list[Entry], config: RunConfig, na
     """The page; `name` is the artifact whose scoring is shown."""
     size = Size(document["artifact_bytes"], document["code_bytes"], document["cap_bytes"])
     settings = [(f"`{key}`", f"`{value}`") for key, value in sorted(flatten(to_values(config.recipe)).items())]
-    remarks = "".join(f"\nSeed {entry.seed}: {note}.\n" for entry in entries for note in entry.train.get("notes", []))
+    remarks = "".join(f"\nSeed {entry.seed}: {note}.\n" for entry in entries for note in notes_of(entry.train))
     commands = "".join(f"    {line}\n" for entry in entries for line in entry.commands) or "    (not on record)\n"
     credit = [
         (f"{row['key']} {row['name']}", row["summary"], row["source"] or "-", row["baseline"])

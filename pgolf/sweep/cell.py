@@ -21,7 +21,7 @@ from pgolf.core.errors import PgolfError
 from pgolf.core.files import read_json, write_json
 from pgolf.dataset import Dataset, open_dataset
 from pgolf.report.console import Console
-from pgolf.stages.manifest import guarded, provenance
+from pgolf.stages.manifest import guarded, notes_of, provenance
 
 TURN_S = 24 * 3600
 """How long a cell waits for a file that another cell is making."""
@@ -85,6 +85,7 @@ def train_cell(task: dict[str, Any], console: Console) -> tuple[Result, dict[str
     dataset = source(task, resolved.config.model.vocab_size)
     check_gpu(resolved.config, task["device"])
     entry = train(dataset, Path(task["folder"]), resolved, join_world(task["device"]), console)
+    console.warnings += notes_of(entry["figures"])
     kept = ("bpb", "val_loss", "val_tokens", "steps", "stopped_by", "parameters")
     figures = {name: entry["figures"][name] for name in kept}
     return figures, {"train": entry["seconds"]["train"]}

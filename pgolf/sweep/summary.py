@@ -77,6 +77,7 @@ class Mean:
             "behind_bpb": self.behind,
             "behind_se_bpb": self.behind_se,
             "mean_seconds": self.seconds,
+            "notes": list(dict.fromkeys(text for row in self.rows for text in row["notes"])),
             "cells": [row["cell"] for row in self.rows],
         }
 

@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from harness import run_apart, run_here, stray_files
 
 from pgolf.catalog import CATALOG
 from pgolf.core.shards import write_shard
+from pgolf.stages import evaluate
 from pgolf.stages.compare import SLOTS
 from pgolf.stages.eval_positions import load_positions
 
@@ -79,6 +81,40 @@ def test_two_ranks_give_the_score_of_one(argv: list[object], tmp_path: Path, set
     assert json.loads((tmp_path / "score.json").read_text())["score"] == two["score"]
 
 
+@pytest.mark.parametrize(
+    "sets",
+    [("method=lora",), ("method=phased", "phases=2", "prefix_docs=2", "base.chunk_tokens=128", "base.train_seqs=2")],
+    ids=["lora", "phased"],
+)
+def test_test_time_training_on_two_ranks_gives_the_score_of_one(
+    argv: list[object], tmp_path: Path, sets: tuple[str, ...]
+) -> None:
+    small = ("seq_len=64", "rank=4", "batch_seqs=2", "max_tokens=8000")
+    words = [word for text in (*small, *sets) for word in ("--set", f"ttt.{text}")]
+    nats, documents = [], []
+    for name, more in (("one", []), ("two", ["--gpus", 2, "--device", "cpu"])):
+        file = tmp_path / f"{name}.safetensors"
+        documents.append(run_here("ttt", *argv, *words, *more, "--positions", file, "--json").good().document)
+        nats.append(load_positions(file).nats)
+    np.testing.assert_allclose(nats[1], nats[0], rtol=0, atol=1e-5)
+    assert [one["world_size"] for one in documents] == [1, 2]
+    assert documents[0]["learned"] == documents[1]["learned"]
+    assert documents[0]["learned"]["adapter_steps"] > 0
+    assert (documents[0]["learned"]["phases"] == 2) == ("method=phased" in sets)
+    assert all(one["clock"]["adaptation_stopped_at"] is None and one["clock"]["budget_s"] == 600 for one in documents)
+
+
+def test_test_time_training_that_learns_nothing_says_so(argv: list[object]) -> None:
+    words = [*argv, "--json", "--set", "ttt.max_tokens=900"]
+    found = run_here("ttt", *words, "--set", "ttt.chunk_tokens=100000").good().document
+    assert found["learned"] == {"weight_steps": 0, "phases": 0, "adapter_steps": 0}
+    assert any("nothing was learned" in text and "ttt.chunk_tokens" in text for text in found["warnings"])
+    sets = ("method=phased", "seq_len=64", "rank=4")
+    found = run_here("ttt", *words, *(word for one in sets for word in ("--set", f"ttt.{one}"))).good().document
+    assert found["learned"]["adapter_steps"] > 0 == found["learned"]["phases"]
+    assert any("learned in 0 of 3 phases" in text for text in found["warnings"])
+
+
 @pytest.mark.fault(row="F2")
 def test_a_killed_evaluation_goes_on_where_it_was(argv: list[object], tmp_path: Path) -> None:
     words = ["--set", "eval.batch_seqs=8", "--out", tmp_path / "score.json"]
@@ -96,6 +132,22 @@ def test_a_killed_evaluation_goes_on_where_it_was(argv: list[object], tmp_path: 
     ledger.write_bytes(saved)
     other = scored(*argv, "--set", "eval.stride=16", "--out", tmp_path / "score.json")
     assert other["clock"]["resumed_at"] == 0
+
+
+@pytest.mark.parametrize("change", ["processor", "torch"])
+def test_a_killed_evaluation_starts_over_on_another_machine(
+    argv: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    words = ["--set", "eval.batch_seqs=8", "--set", "eval.max_tokens=3000", "--out", tmp_path / "score.json"]
+    line = [sys.executable, "-c", DYING, "eval", *map(str, [*argv, *words])]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    assert subprocess.run(line, env=environment, capture_output=True, timeout=120).returncode == -9
+    assert (tmp_path / "score.json.ledger").is_file()
+    if change == "processor":
+        monkeypatch.setattr(evaluate, "processor", lambda device: "another")
+    else:
+        monkeypatch.setattr(torch, "__version__", "another")
+    assert scored(*argv, *words)["clock"]["resumed_at"] == 0
 
 
 def test_a_pass_over_its_budget_is_written_and_fails(argv: list[object], tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import threading
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -300,7 +301,12 @@ def test_the_wall_clock_cap_stops_training(pgolf: Any, tiny_run: Path, tmp_path:
     argv = ["train", tiny_run / "data", "--out", out, *ENDLESS, "--set", "train.max_wallclock_seconds=0.4"]
     document = pgolf(*argv, "--quiet", "--json").good().document
     assert document["stopped_by"] == "wallclock_cap" and 0 < document["steps"] < 1_000_000
-    assert 0.4 <= document["train_seconds"] < 5
+    lines = map(json.loads, (out / "events.jsonl").read_text().splitlines())
+    ends = [event["elapsed_s"] for event in lines if event["event"] == "step"]
+    assert len(ends) == document["steps"] and [0.0, *ends][-2] < 0.4, "no step began after the budget was over"
+    moments = [0.0, *ends[:-1], document["train_seconds"]]
+    slowest = max(after - before for before, after in pairwise(moments))
+    assert 0.4 <= document["train_seconds"] <= 0.4 + slowest
     assert "stopping_early: wallclock_cap" in (out / "train.log").read_text()
 
 

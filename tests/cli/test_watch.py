@@ -1,5 +1,6 @@
 """Watching a training run end to end: ledger, events, notes, trackers, recompilations, bad losses, pgolf plot."""
 
+import csv
 import functools
 import json
 import os
@@ -15,10 +16,11 @@ import numpy as np
 import pytest
 import torch
 from harness import tensor_hash
+from pretended_gpu import CUDA, pretended_gpu
 
 from pgolf.config.load import resolve
 from pgolf.core.dist import World
-from pgolf.core.errors import RuleError
+from pgolf.core.errors import ConfigError, RuleError
 from pgolf.core.train.loop import fit, start_state
 from pgolf.dataset import open_dataset
 from pgolf.report.console import Console
@@ -27,6 +29,8 @@ from pgolf.report.watch.stopwatch import Stopwatch
 from pgolf.stages import checkpoints, watching
 from pgolf.stages import train as train_stage
 from pgolf.stages.model_files import load_checkpoint
+from pgolf.sweep.cell import run_cell
+from pgolf.sweep.table import append_row
 
 IN_BUDGET = ("data", "forward_backward", "communication", "optimizer", "other")
 TINY = ("--preset", "tiny", "--quiet", "--set", "train.val_max_tokens=256")
@@ -153,6 +157,7 @@ def test_stalls_are_noted_where_the_clock_ends_the_run(
         "train.max_wallclock_seconds=60",
         "train.val_every=0",
         "train.checkpoint_every=40",
+        "optim.matrix.momentum_warmup_steps=20",
     )
     figures = train(tiny_run / "data", tmp_path, now, *sets)["figures"]
     assert (figures["steps"], figures["tokens_planned"]) == (51, 62_336)
@@ -173,6 +178,7 @@ def test_an_average_that_never_began_is_noted(tiny_run: Path, tmp_path: Path) ->
 def test_an_even_run_has_no_notes(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = FakeTime(monkeypatch, lambda name, step: float(name == "forward_backward"))
     sets = ("train.iterations=100000", "train.max_wallclock_seconds=40", "train.val_every=0")
+    sets += ("optim.matrix.momentum_warmup_steps=40",)
     figures = train(tiny_run / "data", tmp_path, now, *sets)["figures"]
     assert figures["steps"] == 40 and figures["tokens_seen"] == figures["tokens_planned"] == 40 * 1024
     assert figures["notes"] == [] and figures["stopped_by"] == "wallclock_cap"
@@ -192,6 +198,38 @@ def test_notes_stand_in_every_table(
     assert "Note: run: the machine was asleep" in pgolf("plot", copy_run).good().out
     document = pgolf("train", copy_run / "data", "--out", tmp_path / "t", *TINY, "--json").good().document
     assert document["notes"] == ["the machine was asleep"]
+    assert f"warning: {copy_run}: the machine was asleep" in pgolf("compare", "pr1855", copy_run).good().out
+    assert f"Note: {copy_run}: the machine was asleep" in pgolf("leaderboard", copy_run, "--all").good().out
+    page = tmp_path / "page.html"
+    pgolf("report", copy_run, "--out", page, "--quiet").good()
+    assert page.read_text().count("Note: the machine was asleep") == 3, "pipeline, training, scores"
+
+
+def test_notes_stand_in_the_tables_of_sweeps(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pgolf: Any
+) -> None:
+    def remark(seen: int, planned: int) -> list[str]:
+        return ["the machine was asleep"] if seen == 3 * 1024 else []
+
+    monkeypatch.setattr(watching, "shortfall", remark)
+    base = ["train.val_max_tokens=256", "train.checkpoint_every=0"]
+    rows = []
+    for steps in (2, 3):
+        resolved = resolve("tiny", [*base, f"train.iterations={steps}"])
+        task = {"sweep": "train", "config": resolved.values, "data": str(tiny_run / "data"), "tokenizer": ""}
+        found = run_cell({**task, "folder": str(tmp_path / f"cell{steps}"), "device": "cpu", "threads": 0})
+        settings = {"train.iterations": steps}
+        rows.append({"key": str(steps), "cell": f"c{steps}", "folder": f"cell{steps}", "sweep": "train", **found})
+        rows[-1] |= {"preset": "tiny", "settings": settings, "inputs": {}, "scored_on": {}}
+        append_row(tmp_path / "results.jsonl", rows[-1])
+    assert [row["notes"] for row in rows] == [[], ["the machine was asleep"]]
+    shown = pgolf("sweep", "show", tmp_path, "--csv", tmp_path / "rows.csv").good().out
+    assert "note: train.iterations=3: the machine was asleep" in shown
+    read = [*csv.DictReader((tmp_path / "rows.csv").read_text().splitlines())]
+    assert [row["notes"] for row in read] == ["", "the machine was asleep"]
+    (group,) = pgolf("sweep", "show", tmp_path, "--json").good().document["groups"]
+    notes = {one["settings"]["train.iterations"]: one["notes"] for one in group["configurations"]}
+    assert notes == {2: [], 3: ["the machine was asleep"]}
 
 
 def test_logged_steps_say_more(tiny_run: Path) -> None:
@@ -222,6 +260,53 @@ def test_the_lines_that_others_parse_are_there(tiny_run: Path) -> None:
     assert {int(step): bpb for step, bpb in val_lines} == bpbs and sorted(bpbs) == [0, 10, 20]
 
 
+def lines(log: str, *forms: str) -> list[tuple[str, ...]]:
+    """The groups of every form, each of which is that of one line of a log."""
+    found = [re.findall(f"^{form}$", log, re.M) for form in forms]
+    assert [len(one) for one in found] == [1] * len(forms), dict(zip(forms, found))
+    return [one if isinstance(one, tuple) else (one,) for (one,) in found]
+
+
+METRIC = r"val_loss:\d+\.\d{8} val_bpb:\d+\.\d{8} eval_time:(\d+)ms"
+LAYERS = r"\[\d+(?:, \d+)*\]"
+
+
+def test_the_log_has_upstreams_lines_of_what_happens(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The forms are those of the specification, training 8."""
+    now = FakeTime(monkeypatch, lambda name, step: {"forward_backward": 1.0, "validation": 2.5}.get(name, 0.0))
+    sets = ["train.max_wallclock_seconds=30", "train.reserve_seconds=10", "train.iterations=1000", "train.val_every=0"]
+    sets += ["train.average=swa", "train.average.below=0.6", "train.average.every=2", "optim.warmdown=fraction"]
+    sets += ["optim.warmdown.frac=0.5", "train.qat=straight_through", "train.qat.below=0.35", "model.xsa=xsa"]
+    sets += ["model.xsa.last_n=1", "model.window=sliding", "model.window.tokens=8", "model.window.full_layers=1"]
+    sets += ["model.loop=layers", "model.loop.start=0", "model.loop.end=0", "model.loop.enable_at=0.25"]
+    train(tiny_run / "data", tmp_path, now, *sets)
+    log = (tmp_path / "train.log").read_text()
+    found = lines(
+        log,
+        r"model_params:\d+",
+        r"train_shards: \d+",
+        r"val_tokens: (\d+)",
+        r"gptq:reserving 10s, effective=20000ms",
+        rf"XSA:last_1 active_layers:({LAYERS})",
+        rf"sliding_window_attn:layers=({LAYERS}) .+",
+        rf"layer_loop:enabled step:(\d+) frac:(\d\.\d+) encoder:({LAYERS}) decoder:({LAYERS})",
+        r"late_qat:enabled step:(\d+) scale:(\d\.\d+)",
+        r"swa:start step:(\d+)",
+        r"stopping_early: wallclock_cap train_time:(\d+)ms step:(\d+)/1000",
+        r"swa:applying SWA weights",
+        rf"pre-quantization post-swa {METRIC}",
+    )
+    tokens = sum(map(len, open_dataset(tiny_run / "data").split("val"))) - 1
+    assert found[2] == (str(tokens),) and found[4:6] == [("[1]",), ("[0]",)]
+    assert found[6] == ("5", "0.250", "[0, 0]", "[0, 1]") and found[7] == ("17", "0.3000")
+    assert found[8:10] == [("16",), ("20000", "20")] and found[11] == ("2500",)
+    looped = next(event for event in events(tmp_path, "mode") if event["looping"])
+    assert (looped["step"], looped["fraction"], looped["lr_scale"]) == (5, 0.25, 1.0)
+    assert [event["step"] for event in events(tmp_path, "swa")] == [16]
+
+
 def test_a_gpu_is_timed_by_its_own_clock_and_its_neighbours_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything a GPU would say is made up; the model runs on the CPU."""
 
@@ -242,7 +327,8 @@ def test_a_gpu_is_timed_by_its_own_clock_and_its_neighbours_are_listed(monkeypat
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 12345)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 0)
-    config = resolve("tiny", ["train.log_every=4", "train.checkpoint_every=0", "train.val_every=0"]).config
+    sets = ["train.log_every=4", "train.checkpoint_every=0", "train.val_every=0", "optim.width_rule=mup"]
+    config = resolve("tiny", sets).config
     shards = [np.random.default_rng(0).integers(1, 500, 20_000).astype(np.uint16)]
     state = start_state(config.model, config.train, config.optim, shards, 3, World())
     moment, told = [0.0], list[dict[str, Any]]()
@@ -266,12 +352,42 @@ def test_a_gpu_is_timed_by_its_own_clock_and_its_neighbours_are_listed(monkeypat
     phases = {"other": 1.0, "data": 1.0, "forward_backward": 1.0, "communication": 1.0, "optimizer": 1.0}
     shown = [event for event in by_kind["step"] if event["shown"]]
     assert [event["step"] for event in shown] == [*range(1, 11), 12, 16, 20]
+    rates = {"token": 0.05 * 512 / config.model.model_dim, "scalar": 0.04, "matrix": config.optim.matrix.lr}  # type: ignore[attr-defined]
+    assert rates["token"] == 0.4, "a rule that changes nothing tests nothing"
+    for event in shown:
+        assert event["lr"] == pytest.approx({group: rate * event["lr_scale"] for group, rate in rates.items()})
     assert shown[-1]["phase_s"] == phases and shown[-1]["memory_bytes"] == 12345
     flops = training_flops(config.model, 64) * 4 * 1024
     spent = shown[-1]["elapsed_s"] - shown[-2]["elapsed_s"]
     assert shown[-1]["mfu"] == round(flops / spent / 989e12, 4)
     seconds = by_kind["stop"][0]["seconds"]
     assert "training" not in seconds and seconds["optimizer"] == seconds["data"] > 10 * seconds["setup"]
+
+
+def test_on_a_gpu_the_host_times_steps_that_are_not_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watching, "device_mark", object)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
+    config = resolve("tiny", ["train.log_every=0", "train.iterations=1000"]).config
+    shards = [np.random.default_rng(0).integers(1, 500, 20_000).astype(np.uint16)]
+    state, moment = start_state(config.model, config.train, config.optim, shards, 3, World()), [0.0]
+    state.clock.now = lambda: moment[0]
+    watch = watching.RunWatch(
+        state, config, World(device=torch.device("cuda", 0)), Console(quiet=True), Stopwatch(state.clock.now), {},
+        tell=lambda event: None, validate=dict, save=lambda state, watched: None, stop_asked=lambda: False,
+        compiled=False, probe=lambda device: [],
+    )  # fmt: skip
+    for name in ("data", "forward_backward", "other"):
+        watch.phase(name)
+    watch.warmed(state)
+    state.clock.start()
+    for step in range(200):
+        for name in ("data", "forward_backward", "communication", "optimizer"):
+            watch.phase(name)
+        moment[0] += 101.0 if step == 50 else 1.0
+        watch.phase("other")
+        state.step += 1
+    watch.on_event({"event": "stop", "step": 200, "elapsed_s": 300.0, "reason": "wallclock_cap"})
+    assert watch.findings["tokens_planned"] == 300 * 1024 and "204,800 of 307,200" in watch.findings["notes"][0]
 
 
 # What is not finite
@@ -318,12 +434,117 @@ def test_no_checkpoint_is_made_of_what_is_not_finite(
 @pytest.mark.fault(row="F18")
 def test_a_loss_that_runs_away_ends_the_run(tiny_run: Path, tmp_path: Path, pgolf: Any) -> None:
     argv = ["train", tiny_run / "data", "--out", tmp_path, *TINY, "--set", "train.log_every=1"]
-    argv += ["--set", "train.iterations=40", "--set", "optim.token_lr=30", "--set", "train.val_every=0"]
+    argv += ["--set", "train.iterations=80", "--set", "optim.token_lr=30", "--set", "train.val_every=0"]
     line = pgolf(*argv, "--set", "train.max_loss_rise=0.01").refused(4, "diverged", "above its lowest", "at step")
     (failed,) = events(tmp_path, "failed")
-    assert failed["reason"] in line and 20 <= failed["step"] < 40
+    assert failed["reason"] in line and 60 <= failed["step"] < 80
+    rare = [str(word).replace("log_every=1", "log_every=0") for word in argv]
+    again = pgolf(*rare, "--set", "train.max_loss_rise=0.01", "--fresh").refused(4, "diverged")
+    assert again == line, "how often a line is logged changes nothing"
     done = pgolf(*argv, "--set", "train.max_loss_rise=0").good()
     assert "resumed" not in done.err and events(tmp_path, "stop"), "the limit is no part of what a run is"
+
+
+class Poisoned:
+    """On a GPU that is not there a weight becomes NaN before a step; `begun` is the last step that began."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, step: int) -> None:
+        self.begun = 0
+        before = watching.RunWatch.phase
+
+        def phase(watch: watching.RunWatch, name: str) -> None:
+            before(watch, name)
+            if name == "data" and watch.warm:
+                self.begun = watch.state.step + 1
+                if self.begun == step:
+                    with torch.no_grad():
+                        watch.state.model.get_parameter("skip_weights").fill_(torch.nan)
+
+        patch.setattr(watching.RunWatch, "phase", phase)
+
+    def train(self, data: Path, out: Path, *sets: str) -> None:
+        """Train on that GPU."""
+        resolved = resolve("tiny", ["train.val_max_tokens=256", "train.compile=off", "train.val_every=0", *sets])
+        with pretended_gpu():
+            train_stage.train(open_dataset(data), out, resolved, World(device=CUDA), Console(quiet=True))
+
+
+@pytest.mark.skipif(torch.backends.cuda.is_built(), reason="a torch that is built for GPUs asks for a real one")
+@pytest.mark.parametrize(
+    ("sets", "latest"),
+    [
+        (("train.log_every=500", "train.checkpoint_every=0"), 35),
+        (("train.log_every=0", "train.checkpoint_every=0"), 35),
+        (("train.log_every=16", "train.checkpoint_every=0"), 16),
+        (("train.log_every=0", "train.checkpoint_every=5"), 15),
+        (("train.log_every=0", "train.checkpoint_every=0", "train.val_every=14"), 14),
+        (("train.log_every=1", "train.checkpoint_every=5"), 13),
+        (("train.log_every=0", "train.checkpoint_every=0", "train.iterations=20"), 20),
+    ],
+)
+@pytest.mark.fault(row="F18")
+def test_a_gpu_s_bad_loss_is_told_with_its_step_however_rare_log_lines_are(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sets: tuple[str, ...], latest: int
+) -> None:
+    poisoned = Poisoned(monkeypatch, 13)
+    with pytest.raises(RuleError, match="the loss is nan: the weight skip_weights is not finite, at step 13"):
+        poisoned.train(tiny_run / "data", tmp_path, "train.iterations=60", *sets)
+    assert poisoned.begun == latest
+    (failed,) = events(tmp_path, "failed")
+    assert failed["step"] == 13
+    kept = sorted(path.name for path in (tmp_path / "ckpt").iterdir()) if (tmp_path / "ckpt").is_dir() else []
+    expected = [f"step_000000{step}{kind}.safetensors" for step in ("05", "10") for kind in (".resume", "")]
+    assert kept == (expected if "train.checkpoint_every=5" in sets else [])
+
+
+@pytest.mark.skipif(torch.backends.cuda.is_built(), reason="a torch that is built for GPUs asks for a real one")
+@pytest.mark.fault(row="F18")
+def test_a_gpu_s_loss_that_runs_away_ends_the_run_without_log_lines(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hot = ("train.log_every=0", "train.checkpoint_every=0", "optim.token_lr=30", "train.max_loss_rise=0.01")
+    with pytest.raises(RuleError, match=r"diverged: .* at 50 steps in a row, at step \d+"):
+        Poisoned(monkeypatch, 0).train(tiny_run / "data", tmp_path, "train.iterations=100", *hot)
+    (failed,) = events(tmp_path, "failed")
+    assert 60 <= failed["step"] < 85
+
+
+# Budgets that are too short
+
+
+def test_a_budget_shorter_than_the_warm_up_is_refused(
+    tiny_run: Path, tmp_path: Path, traced: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step takes a second; the first, which is compiled, nine more."""
+    compiled: list[float] = []
+
+    def costs(name: str, step: int) -> float:
+        if name == "optimizer":
+            compiled.append(0.0 if compiled else 9.0)
+            return 1.0 + compiled[-1]
+        return 0.0
+
+    now = FakeTime(monkeypatch, costs)
+    sets = ("train.compile=on", "train.warmup_steps=4", "train.iterations=100000", "train.val_every=0")
+    with pytest.raises(ConfigError) as caught:
+        train(tiny_run / "data", tmp_path, now, *sets, "train.max_wallclock_seconds=3.9")
+    assert "a budget of 3.9 s is shorter than the warm-up: 4 steps of 1 s, compilation not counted" in str(caught.value)
+    assert caught.value.where == "train.max_wallclock_seconds" and not events(tmp_path, "step")
+    figures = train(tiny_run / "data", tmp_path, now, *sets, "train.max_wallclock_seconds=4.1")["figures"]
+    assert figures["steps"] == 5
+
+
+def test_a_run_that_its_budget_cut_short_says_so(tiny_run: Path, tmp_path: Path, pgolf: Any) -> None:
+    argv = ["train", tiny_run / "data", *TINY[:2], "--set", "train.val_max_tokens=256", "--set", "train.iterations=600"]
+    budget = ("--set", "train.max_wallclock_seconds=0.001", "--set", "train.warmup_steps=20")
+    result = pgolf(*argv, "--out", tmp_path / "short", *budget).good()
+    notes = entry(tmp_path / "short")["figures"]["notes"]
+    assert notes == [
+        "the budget of 0.001 s was over after step 1: raise train.max_wallclock_seconds",
+        "the budget was over after step 1, before momentum had risen to its value "
+        "(optim.matrix.momentum_warmup_steps=100)",
+    ]
+    assert all(f"Note: {note}" in result.out for note in notes)
 
 
 # Trackers
@@ -386,11 +607,17 @@ LEADER = (
 
 
 def test_nothing_is_compiled_after_warm_up(tiny_run: Path, tmp_path: Path, traced: None, pgolf: Any) -> None:
-    document = pgolf("train", tiny_run / "data", "--out", tmp_path, *LEADER, "--json").good().document
+    argv = ["train", tiny_run / "data", "--out", tmp_path, *LEADER, "--set", "train.warmup_steps=2", "--json"]
+    document = pgolf(*argv).good().document
     assert document["compiled"] is True and document["recompiles"] == 0 and document["warnings"] == []
+    assert torch._dynamo.config.recompile_limit == 8, "what training sets is put back"
     assert [event["step"] for event in events(tmp_path, "mode") if event["looping"]] == [4] and not events(
         tmp_path, "recompile"
     )
+    log = (tmp_path / "train.log").read_text()
+    warm = re.findall(r"^warmup_step: (\d+)/2$", log, re.M)
+    assert warm == ["1", "2"] * 2 and log.index("warmup_step: 2/2") < log.index("\n0/8 val_loss")
+    lines(log, r"ema:applying EMA weights", rf"pre-quantization post-ema {METRIC}", r"layer_loop:enabled step:4 .+")
 
 
 def test_what_is_compiled_later_is_told_with_its_reason(

@@ -1,6 +1,8 @@
 """The clocks of an evaluation, on a clock that the test winds."""
 
 import itertools
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -8,20 +10,70 @@ import pytest
 
 from pgolf.core.dist import World
 from pgolf.core.errors import RuleError
+from pgolf.core.evals.context_slot import SlotAdamW
+from pgolf.core.evals.document import DocumentEval
 from pgolf.core.evals.ledger import evaluate
 from pgolf.core.evals.plain import PlainEval
 from pgolf.core.evals.sliding import SlidingEval
+from pgolf.core.model.gpt import GPT
 from pgolf.core.ttt.chunk import ChunkTtt
+from pgolf.core.ttt.lora import LoraTtt
+from pgolf.core.ttt.phased import PhasedTtt
+from pgolf.core.ttt.weights import WeightTraining
 from pgolf.report.console import Console, ProgressLine
 from pgolf.stages.compare import gain_over
 from pgolf.stages.eval_clock import EvalClock, judge
 from pgolf.stages.eval_partial import PartialLedger
 from pgolf.stages.eval_positions import Positions, document_starts, load_positions, save_positions
 from pgolf.stages.eval_watch import ScoringWatch
+from pgolf.stages.evaluate import warn_of_little
 
 TOKENS = np.random.default_rng(0).integers(2, 60, 400)
 CHARGES = np.full(399, 2, np.uint16)
+SLOT = SlidingEval(seq_len=16, stride=4, batch_seqs=5, slot=SlotAdamW(steps=2, lr=0.1))
 TTT = ChunkTtt(seq_len=16, stride=8, chunk_tokens=16, lr=0.05, epochs=1, train_seqs=2)
+
+
+LORA = LoraTtt(seq_len=48, chunk_tokens=4, rank=2, batch_seqs=4, lr=0.01, eps=1e-6)
+BASE = WeightTraining(chunk_tokens=48, lr=0.01, epochs=1, train_seqs=1)
+PHASED = PhasedTtt(**vars(LORA) | {"phases": 2, "prefix_docs": 8, "base": BASE})
+UNEVEN = {
+    "lora": LORA,
+    "phased": PHASED,
+    "longest first": replace(PHASED, order="longest"),
+    "documents": DocumentEval(seq_len=48, stride=4, batch_seqs=4),
+}
+"""What scores the longest documents first, whose targets cost most."""
+
+
+def documents() -> tuple[np.ndarray, np.ndarray]:
+    """Three documents of 120 to 140 tokens among sixty of 6 to 9, and byte charges."""
+    lengths = [6 + place % 4 for place in range(60)]
+    lengths[5], lengths[20], lengths[40] = 120, 130, 140
+    draw = np.random.default_rng(1)
+    tokens = np.concatenate([[1, *draw.integers(2, 60, length - 1)] for length in lengths])
+    return tokens, np.full(len(tokens) - 1, 2, np.uint16)
+
+
+@pytest.fixture
+def computing(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A clock that goes on by a second for every 1000 input positions that a model computes."""
+    time, forward = SimpleNamespace(now=0.0), GPT.hidden
+
+    def hidden(self: GPT, ids: Any, *more: Any, **others: Any) -> Any:
+        time.now += ids.numel() / 1000
+        return forward(self, ids, *more, **others)
+
+    monkeypatch.setattr(GPT, "hidden", hidden)
+    return time
+
+
+def timed(time: SimpleNamespace, model: GPT, method: Any, budget: float) -> tuple[ScoringWatch, np.ndarray]:
+    """The watch and the losses of an evaluation by such a clock."""
+    time.now = 0.0
+    watch = watching(EvalClock(budget, "strict", 0.0, lambda: time.now))
+    _, ledger = evaluate(model, *documents(), method, watch)
+    return watch, ledger.losses
 
 
 def wound(*moments: float) -> EvalClock:
@@ -98,6 +150,65 @@ def test_adaptation_goes_on_while_there_is_time(tiny_model: Any, budget: float) 
     assert watch.timer.phases["adapt"] > 0
 
 
+@pytest.mark.parametrize("name", UNEVEN)
+def test_a_pass_that_fits_is_not_forecast_to_be_too_slow(
+    name: str, make_model: Any, tiny_config: Any, computing: Any
+) -> None:
+    method, models = UNEVEN[name], (make_model(tiny_config) for _ in range(3))
+    alone, whole = timed(computing, next(models), method, 0.0)
+    took = computing.now
+    assert alone.work_done == alone.work == pytest.approx(1000 * took)
+    watch, losses = timed(computing, next(models), method, 1.05 * took)
+    assert watch.stopped_at is None and watch.console.warnings == []
+    assert losses.tobytes() == whole.tobytes()
+    # Less than it takes is noticed, and early.
+    watch, _ = timed(computing, next(models), method, 0.9 * took)
+    assert watch.console.warnings
+    if name != "documents":
+        assert watch.stopped_at is not None and watch.adapter_steps < 0.3 * alone.adapter_steps
+
+
+def test_tuning_counts_as_adaptation(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    time, tuned = SimpleNamespace(now=0.0), SlotAdamW.tuned
+
+    def slowly(*given: Any) -> Any:
+        time.now += 1
+        return tuned(*given)
+
+    monkeypatch.setattr(SlotAdamW, "tuned", slowly)
+    timer = EvalClock(0.0, "strict", 0.0, lambda: time.now)
+    evaluate(tiny_model, TOKENS, CHARGES, SLOT, watching(timer))
+    assert timer.seconds()["adapt"] == time.now > 10
+    assert timer.seconds()["score"] == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "weights", "phases", "warned"),
+    [
+        (TTT, 24, 24, ""),
+        (replace(TTT, train_seqs=1, epochs=2), 48, 24, ""),
+        (replace(TTT, chunk_tokens=1000), 0, 0, "nothing was learned"),
+        (LORA, 0, 0, ""),
+        (replace(LORA, chunk_tokens=48, seq_len=150), 0, 0, ""),
+        (replace(PHASED, prefix_docs=20), 3 + 5, 2, ""),
+        (PHASED, 3, 1, "learned in 1 of 2 phases"),
+        (replace(PHASED, prefix_docs=100), 15, 1, "learned in 1 of 2 phases"),
+        (replace(PHASED, base=replace(BASE, chunk_tokens=5000)), 0, 0, "learned in 0 of 2 phases"),
+    ],
+)
+def test_what_was_learned_is_counted_and_too_little_is_told(
+    tiny_model: Any, method: Any, weights: int, phases: int, warned: str
+) -> None:
+    watch = watching(EvalClock(0.0, "strict", 0.0, ticking(0.01)))
+    tokens, charges = documents() if isinstance(method, LoraTtt) else (TOKENS, CHARGES)
+    evaluate(tiny_model, tokens, charges, method, watch)
+    warn_of_little(watch, method, len(charges))
+    found = watch.learning()
+    assert (found["phases"], found["weight_steps"]) == (phases, weights)
+    assert (found["adapter_steps"] > 0) == isinstance(method, LoraTtt)
+    assert len(watch.console.warnings) == bool(warned) and warned in "".join(watch.console.warnings)
+
+
 def test_a_fixed_method_that_will_be_too_slow_is_told_of_once(tiny_model: Any) -> None:
     watch = watching(EvalClock(3.0, "strict", 0.0, ticking(1.0)))
     evaluate(tiny_model, TOKENS, CHARGES, PlainEval(seq_len=16, batch_seqs=1), watch)
@@ -125,7 +236,7 @@ class Killed(Exception):
     """Stands in for a signal."""
 
 
-def interrupted(model: Any, method: Any, partial: PartialLedger, lots: int) -> None:
+def interrupted(model: Any, method: Any, partial: PartialLedger, lots: int, budget: float = 0.0) -> None:
     """An evaluation that saves after every lot and ends after so many."""
 
     class Ending(ScoringWatch):
@@ -138,7 +249,7 @@ def interrupted(model: Any, method: Any, partial: PartialLedger, lots: int) -> N
             if self.count == lots:
                 raise Killed
 
-    timer = EvalClock(0.0, "strict", 0.0, ticking(0.01))
+    timer = EvalClock(budget, "strict", 0.0, ticking(0.01))
     watch = Ending("eval", timer, Console(quiet=True), ProgressLine(None), World(), partial)
     watch.resume(len(TOKENS) - 1)
     with pytest.raises(Killed):
@@ -163,6 +274,34 @@ def test_an_interrupted_evaluation_goes_on_and_ends_with_the_same_bits(tiny_mode
     assert sum(asked) == len(range(0, 399 - 12, 4)) - 7 * 5, "windows that were known are not scored again"
     assert watch.document()["resumed_at"] == 16 + 7 * 5 * 4 - 4
     assert watch.timer.before["score"] > 0
+
+
+def test_what_was_tuned_before_a_kill_and_what_is_tuned_after_it_are_of_one_kind(
+    make_model: Any, tiny_config: Any, tmp_path: Any
+) -> None:
+    watch = watching(EvalClock(1e9, "strict", 0.0, ticking(0.01)))
+    whole = evaluate(make_model(tiny_config), TOKENS, CHARGES, SLOT, watch)[1].losses
+    budget = 1.5 * watch.timer.now()
+    partial = PartialLedger(tmp_path / "score.json.ledger", "key")
+    interrupted(make_model(tiny_config), SLOT, partial, 12, budget)
+    watch = watching(EvalClock(budget, "strict", 0.0, ticking(0.01)), partial)
+    watch.resume(399)
+    assert watch.first > 200 and watch.stopped_at is None
+    losses = evaluate(make_model(tiny_config), TOKENS, CHARGES, SLOT, watch)[1].losses
+    assert watch.stopped_at is None and losses.tobytes() == whole.tobytes()
+
+
+def test_where_tuning_ended_before_a_kill_it_stays_ended(make_model: Any, tiny_config: Any, tmp_path: Any) -> None:
+    partial = PartialLedger(tmp_path / "score.json.ledger", "key")
+    interrupted(make_model(tiny_config), SLOT, partial, 12, 2.0)
+    found = partial.load(399)
+    assert found is not None and found[2] is not None and 0.05 * 399 < found[2] < 200
+    watch = watching(EvalClock(1e9, "strict", 0.0, ticking(0.01)), partial)
+    watch.resume(399)
+    losses = evaluate(make_model(tiny_config), TOKENS, CHARGES, SLOT, watch)[1].losses
+    assert watch.document()["adaptation_stopped_at"] == found[2]
+    bare = evaluate(make_model(tiny_config), TOKENS, CHARGES, SlidingEval(seq_len=16, stride=4, batch_seqs=5))[1].losses
+    np.testing.assert_allclose(losses[found[2] :], bare[found[2] :], atol=1e-5)
 
 
 @pytest.mark.parametrize("damage", ["key", "targets", "bit", "schema"])

@@ -135,6 +135,7 @@ class Slotting(Adjustment):
         import torch
 
         found: dict[int, Tensor] = {}
+        self.ledger.watch.tuning_begins()
         shapes = {(first, end) for _, first, end in windows.tolist() if first and self.ledger.tuning}
         for first, end in sorted(shapes):
             rows = np.flatnonzero((windows[:, 1] == first) & (windows[:, 2] == end)).tolist()
@@ -149,4 +150,5 @@ class Slotting(Adjustment):
                     hidden[:, first:end],
                 )
             found |= dict(zip(rows, tuned.detach()))
+        self.ledger.watch.tuning_ends(self.ledger)
         return found

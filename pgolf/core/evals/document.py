@@ -49,5 +49,6 @@ class DocumentEval(SlidingEval):
         if self.compiler.fixes_length() or self.adjusters() or stretches:
             padded[:] = self.seq_len
         padded = padded.clip(max=self.seq_len)
+        ledger.watch.expects(int(padded.sum()))
         for length in sorted(set(padded.tolist()), reverse=True):
             ledger.score(windows[padded == length], length)

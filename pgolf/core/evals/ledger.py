@@ -29,9 +29,31 @@ class EvalWatch:
         """Whether the losses of these windows were known, and are now committed."""
         return False
 
-    def adapting(self, ledger: "Ledger") -> bool:
-        """Whether there is time to adapt; a method asks before each adaptation, which begins here for the clock."""
+    def expects(self, work: int) -> None:
+        """How much this rank will compute in all: input positions, those learned from included. What a method does not
+        say is measured by targets.
+        """
+
+    def worked(self, work: int) -> None:
+        """So much of it is done, or will be next."""
+
+    def adapting(self, ledger: "Ledger", alone: bool = False) -> bool:
+        """Whether there is time to adapt; a method asks before each adaptation, which begins here for the clock. All
+        ranks ask together and get one answer, but for one `alone` with its share of the documents.
+        """
         return True
+
+    def tuning_begins(self) -> None:
+        """Something is tuned to contexts."""
+
+    def tuning_ends(self, ledger: "Ledger") -> None:
+        """It is tuned, and scoring goes on."""
+
+    def learned(self, steps: int) -> None:
+        """The weights have taken so many steps, every rank with its share of each."""
+
+    def adapted(self) -> None:
+        """This rank's adapters have taken a step."""
 
     def scoring(self, ledger: "Ledger") -> None:
         """Scoring begins or goes on."""
@@ -51,7 +73,7 @@ class Ledger:
         tokens: np.ndarray,
         charges: np.ndarray,
         method: EvalMethod,
-        watch: EvalWatch | None = None,
+        watch: EvalWatch = EvalWatch(),  # noqa: B008, it holds nothing
     ) -> None:
         if len(tokens) < 2:
             raise InputError("the validation stream has fewer than two tokens", "validation split")
@@ -63,7 +85,7 @@ class Ledger:
         self.tokens = np.asarray(tokens[:limit], dtype=np.int64)
         self.charges = charges[: len(self.tokens) - 1]
         self.losses = np.full(len(self.charges), np.nan, dtype=np.float32)
-        self.model, self.method, self.watch = model, method, watch or EvalWatch()
+        self.model, self.method, self.watch = model, method, watch
         self.device = next(model.parameters()).device
         self.done = 0
 
@@ -83,6 +105,7 @@ class Ledger:
         for place in range(0, len(windows), step):
             lot = windows[place : place + step]
             self.watch.scoring(self)
+            self.watch.worked(len(lot) * length)
             if self.watch.recalled(self, lot):
                 continue
             ids = np.zeros((len(lot), length + 1), dtype=np.int64)
@@ -115,6 +138,7 @@ class Ledger:
         losses = torch.where(torch.from_numpy(taken).to(self.device), losses, 0.0)
         for row, (start, first, end) in zip(losses.detach().cpu().numpy(), windows):
             self.commit(start + first, row[first - skip : end - skip])
+        self.watch.worked(len(windows) * length)
         self.watch.advanced(self)
         return losses
 
@@ -166,7 +190,7 @@ def evaluate(
     tokens: np.ndarray,
     charges: np.ndarray,
     method: EvalMethod,
-    watch: EvalWatch | None = None,
+    watch: EvalWatch = EvalWatch(),  # noqa: B008
 ) -> tuple[Score, Ledger]:
     """Run a method over a stream (N,), its targets charged (N-1,) bytes; returns the checked score and its ledger. The
     method may change the model.

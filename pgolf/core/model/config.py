@@ -67,7 +67,7 @@ class ModelConfig:
     num_kv_heads: int = 4
     """Key/value heads; query head h reads KV head h // (num_heads / num_kv_heads)."""
     matrix_init: str = "uniform"
-    """How linear maps begin: uniform (torch's own) or orthogonal (large ones; PR #162)."""
+    """How linear maps begin: uniform (torch's own), orthogonal (large ones; PR #162) or normal (PR #640)."""
     embed: Embed = TiedEmbed()
     """Input embedding and output projection."""
     documents: Documents = WholeRows()
@@ -135,8 +135,8 @@ class ModelConfig:
             raise ConfigError(
                 f"the head width {self.model_dim // self.num_heads} is odd; rotation needs pairs", "model_dim"
             )
-        if self.matrix_init not in ("uniform", "orthogonal"):
-            raise ConfigError(f"{self.matrix_init!r} is neither uniform nor orthogonal", "matrix_init")
+        if self.matrix_init not in ("uniform", "orthogonal", "normal"):
+            raise ConfigError(f"{self.matrix_init!r} is none of uniform, orthogonal, normal", "matrix_init")
         shape = layer_shape(self)
         for slot, part in model_parts(self).items():
             try:

@@ -36,7 +36,11 @@ class ParamSpec:
         return replace(self, name=f"{prefix}.{self.name}")
 
     def drawn(self, rule: str, large: int) -> "ParamSpec":
-        """The same parameter, if it is a linear map of at least `large` rows and columns drawn by `rule`."""
+        """The same parameter, if it is a linear map drawn by `rule`; orthogonal ones have at least `large` rows and
+        columns, normal ones a standard deviation of 0.02.
+        """
+        if rule == "normal" and self.init[0] == "linear":
+            return replace(self, init=("normal", 0.02))
         if rule == "orthogonal" and self.init[0] == "linear" and min(self.shape) >= large:
             return replace(self, init=("orthogonal", 1.0))
         return self

@@ -137,6 +137,8 @@ class OptimConfig:
                 raise ConfigError(f"{key} must not be negative, not {getattr(self, key)}", key)
         if self.clip_mode not in ("none", "global", "local", "adaptive"):
             raise ConfigError(f"{self.clip_mode!r} is none of none, global, local, adaptive", "clip_mode")
+        if self.clip_mode == "adaptive" and not self.grad_clip:
+            raise ConfigError("there is no limit that could adapt", "clip_mode", "set optim.grad_clip above 0")
         if self.adam_every < 1:
             raise ConfigError(f"adam_every must be at least 1, not {self.adam_every}", "adam_every")
         if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1 and self.eps > 0):

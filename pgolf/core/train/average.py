@@ -141,7 +141,7 @@ class Emas(LastWeights):
         """The decay chosen, and the mean loss of each on what was withheld, nats per token."""
         import numpy as np
 
-        from pgolf.core.evals.ledger import evaluate
+        from pgolf.core.evals.ledger import EvalWatch, evaluate
         from pgolf.core.evals.plain import PlainEval
 
         usual = train.validation()
@@ -150,8 +150,8 @@ class Emas(LastWeights):
         losses = {}
         for name, average in state.averages.items():
             assign(state.model, average)
-            score, _ = evaluate(state.model, ids, np.ones(len(ids) - 1, np.int32), whole)
-            losses[name] = world.largest(score.val_loss)[0]
+            score, _ = evaluate(state.model, ids, np.ones(len(ids) - 1, np.int32), whole, EvalWatch(world))
+            losses[name] = score.val_loss
         best = min(losses, key=losses.__getitem__)
         assign(state.model, state.averages[best])
         return {"average": best, "withheld_losses": losses}

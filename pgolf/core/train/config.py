@@ -62,6 +62,9 @@ class Loss(Extra, Protocol):
 class LengthSchedule(Protocol):
     """Cuts rows early in a run."""
 
+    def enlist(self, extras: list[Any], device: Any, token_bytes: Any) -> None:
+        """Before the first step, prepare for it."""
+
     def length(self, fraction: float, seq_len: int) -> int:
         """Tokens per row, 0 for all of them."""
 
@@ -107,8 +110,8 @@ class TrainConfig:
     keep_checkpoints: int = 2
     """Resumable checkpoints kept on disk."""
     max_loss_rise: float = 2.0
-    """Nats above its lowest at which the loss, found there at ten log lines in a row after the tenth step, ends the run
-    as diverged; 0 never.
+    """Nats above its lowest at which the loss, found there at 50 steps in a row after the tenth, ends the run as
+    diverged; 0 never.
     """
     compile: str = "auto"
     """torch.compile: auto (on a GPU only), on, off."""

@@ -24,6 +24,12 @@ class Growth(Steady):
         if not 0 < self.until <= 1:
             raise ConfigError(f"until must lie in (0, 1], not {self.until}", "until")
 
+    def enlist(self, extras: list[Any], device: Any, token_bytes: Any) -> None:
+        """Let torch compile a graph for each stage and mode; by itself it gives up after eight."""
+        import torch
+
+        torch._dynamo.config.recompile_limit = 64
+
     def stage(self, fraction: float, doublings: int) -> int:
         """Tokens at a fraction of the run before `until`."""
         return self.first << int(fraction / self.until * doublings)
@@ -75,6 +81,7 @@ class GrowingWindow(Growth):
 
     def enlist(self, extras: list[Any], device: Any, token_bytes: Any) -> None:
         """It is what acts."""
+        super().enlist(extras, device, token_bytes)
         extras.append(self)
 
     @cached_property

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pgolf.core.dist import World
 from pgolf.core.errors import RuleError
-from pgolf.core.evals.ledger import evaluate
+from pgolf.core.evals.ledger import EvalWatch, evaluate
 from pgolf.core.model.config import ModelConfig, param_specs
 from pgolf.core.model.fused import NETWORKS
 from pgolf.core.model.gpt import GPT
@@ -104,6 +104,7 @@ def start_state(
     state = TrainState(network, Optimizers(network, optim, world), read, Clock(), averages=averages, shards=shards)
     train.qat.enlist(state.extras, world.device, token_bytes)
     train.window_schedule.enlist(state.extras, world.device, token_bytes)
+    train.length_schedule.enlist(state.extras, world.device, token_bytes)
     train.loss.enlist(state.extras, world.device, token_bytes)
     return state
 
@@ -158,11 +159,15 @@ def train_step(
     return total
 
 
-def validator(model: GPT, config: TrainConfig, tokens: np.ndarray, charges: np.ndarray) -> Callable[[], dict[str, Any]]:
-    """Validation during training: plain evaluation of `tokens` at the training length, as fields of an event."""
+def validator(
+    model: GPT, config: TrainConfig, tokens: np.ndarray, charges: np.ndarray, watch: EvalWatch
+) -> Callable[[], dict[str, Any]]:
+    """Validation during training: plain evaluation of `tokens` at the training length, shared by the ranks of `watch`,
+    as fields of an event.
+    """
 
     def validate() -> dict[str, Any]:
-        score, _ = evaluate(model, tokens, charges, config.validation())
+        score, _ = evaluate(model, tokens, charges, config.validation(), watch)
         return {"val_loss": score.val_loss, "val_bpb": score.bpb, "val_tokens": score.tokens}
 
     return validate
@@ -252,11 +257,7 @@ def fit(
             value = float(world.sum_(loss)) / world.size
             if not math.isfinite(value):
                 watch.failed(state, value)
-                raise RuleError(
-                    f"the loss is {value} at step {state.step}",
-                    "train",
-                    "the last checkpoint is kept; lower the learning rates",
-                )
+                raise RuleError(f"the loss is {value} at step {state.step}", "train", "lower the learning rates")
             elapsed = clock.elapsed_s
             rate = (state.step - first_step) * config.batch_tokens / max(elapsed - first_s, 1e-9)
             step_event = {"event": "step", "step": state.step, "loss": value, "lr_scale": scale, "elapsed_s": elapsed}

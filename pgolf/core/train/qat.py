@@ -30,8 +30,8 @@ class StraightThrough(Steady, Part):
     bits: int = 6
     """Code width of the export: codes lie in ±(2^(bits-1) - 1)."""
     k: float = 0.0
-    """Clip in standard deviations of the row, as quant.k has it; 0 clips at the row's largest value, at least 1
-    (upstream's floor).
+    """Clip in standard deviations of the row, as quant.k has it; 0 clips at the row's largest value, for
+    straight_through and soft_round at least 1 (upstream's floor).
     """
     below: float = 0.15
     """Multiplier of the learning rates under which it begins (upstream: late_qat_threshold)."""
@@ -120,6 +120,7 @@ class Noise(StraightThrough):
     (int8). Source: PR #363.
     """
 
+    floor = TINY
     bits: int = 8
     """Code width of the export."""
     below: float = 1.0

@@ -39,6 +39,7 @@ class ChunkTtt(WeightTraining, SlidingEval):
             if learner and chunk + 1 < chunks and ledger.watch.adapting(ledger):
                 start = chunk * self.chunk_tokens
                 rows = self.sequences(ledger.reveal(start, start + self.chunk_tokens + 1), self.seq_len)
-                learner.learn(rows, self.rate(chunk, chunks))
+                steps = learner.learn(rows, self.rate(chunk, chunks))
+                ledger.watch.learned(steps)
         if learner:
             learner.end()

@@ -10,6 +10,7 @@ from pgolf.core.ttt.documents import chunk_window, deal, document_begins, length
 if TYPE_CHECKING:
     import numpy as np
 
+    from pgolf.core.dist import World
     from pgolf.core.evals.ledger import Ledger
     from pgolf.core.model.gpt import GPT
     from pgolf.core.ttt.adapters import Adapters
@@ -81,6 +82,7 @@ class LoraTtt(Evaluator):
         import numpy as np
 
         begins = document_begins(ledger.tokens, self.bos_id)
+        ledger.watch.expects(self.share(np.diff(begins), ledger.watch.world)[1])
         self.score_documents(ledger, begins, np.arange(len(begins) - 1))
 
     def score_documents(self, ledger: "Ledger", begins: "np.ndarray", documents: "np.ndarray") -> None:
@@ -90,18 +92,22 @@ class LoraTtt(Evaluator):
         model, world = ledger.model, ledger.watch.world
         starts, stops = begins[documents], begins[documents + 1]
         lengths = stops - starts
-        batches = length_batches(lengths, self.batch_seqs)
-        costs = [len(batch) * sum(self.widths(int(lengths[batch[-1]]))) for batch in batches]
         rows = min(self.batch_seqs, len(documents))
         adapters = Adapters(model, self.targets.split(","), self.rank, self.alpha / self.rank, rows)
         adapted = AdaptedGPT(model, adapters)
         model.requires_grad_(False)
-        for index in deal(costs, world.size)[world.rank]:
-            batch = batches[index]
+        for batch in self.share(lengths, world)[0]:
             self.score_batch(ledger, adapted, adapters, starts[batch], lengths[batch])
         model.requires_grad_(True)
         if world.size > 1:
             ledger.exchange(int(starts.min()), int(stops.max()))
+
+    def share(self, lengths: "np.ndarray", world: "World") -> "tuple[list[np.ndarray], int]":
+        """The batches of documents so long that a rank scores, and the inputs of their windows in all."""
+        batches = length_batches(lengths, self.batch_seqs)
+        costs = [sum(sum(self.widths(length)) for length in lengths[batch].tolist()) for batch in batches]
+        mine = deal(costs, world.size)[world.rank]
+        return [batches[index] for index in mine], sum(costs[index] for index in mine)
 
     def widths(self, length: int) -> list[int]:
         """Inputs of each chunk's window in a document so long. Shorter documents beside it are padded to that, so that
@@ -114,7 +120,7 @@ class LoraTtt(Evaluator):
         self, ledger: "Ledger", model: "GPT", adapters: "Adapters", begins: "np.ndarray", lengths: "np.ndarray"
     ) -> None:
         """Documents side by side, the shortest first: score a chunk of each that has one, then step from those losses
-        wherever another chunk follows.
+        wherever another chunk follows. Other ranks are elsewhere meanwhile, so each asks for itself if there is time.
         """
         import numpy as np
         import torch
@@ -138,8 +144,9 @@ class LoraTtt(Evaluator):
             adapters.active = len(windows)
             with torch.set_grad_enabled(bool(follows.any())):
                 losses = ledger.score_learnable(model, windows, width)
-            if follows.any() and ledger.watch.adapting(ledger):
+            if follows.any() and ledger.watch.adapting(ledger, alone=True):
                 shares = torch.from_numpy(follows / counts).to(losses)
                 (losses.sum(1) * shares).sum().backward()
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
+                ledger.watch.adapted()

@@ -11,6 +11,7 @@ from pgolf.core.ttt.weights import WeightTraining
 if TYPE_CHECKING:
     import numpy as np
 
+    from pgolf.core.dist import World
     from pgolf.core.evals.ledger import Ledger
 
 
@@ -54,17 +55,33 @@ class PhasedTtt(LoraTtt):
         longest = self.order == "longest"
         queue = np.concatenate(length_batches(np.diff(begins), self.batch_seqs)) if longest else np.arange(count)
         ends = [self.prefix_docs * phase // self.phases for phase in range(1, self.phases + 1)]
-        for end in [*(end for end in ends if end < count), count]:
+        ends = [*(end for end in ends if end < count), count]
+        ledger.watch.expects(self.work(np.diff(begins)[queue], ends, ledger.watch.world))
+        for end in ends:
             self.score_documents(ledger, begins, queue[done:end])
             if end < count and ledger.watch.adapting(ledger):
-                self.learn(ledger, begins, queue[:end])
+                steps = self.learn(ledger, begins, queue[:end])
+                ledger.watch.learned(steps)
+                ledger.watch.worked(self.lesson(np.diff(begins)[queue[:end]], ledger.watch.world))
             done = end
 
-    def learn(self, ledger: "Ledger", begins: "np.ndarray", documents: "np.ndarray") -> None:
-        """The weights learn from documents one after another. That a document begins with BOS needs no revealing."""
+    def work(self, lengths: "np.ndarray", ends: list[int], world: "World") -> int:
+        """Inputs of all passes of a rank over a queue of documents so long, of which groups have these ends."""
+        scored = sum(self.share(lengths[done:end], world)[1] for done, end in zip([0, *ends], ends))
+        return scored + sum(self.lesson(lengths[:end], world) for end in ends[:-1])
+
+    def lesson(self, lengths: "np.ndarray", world: "World") -> int:
+        """A rank's share of the inputs of a phase that learns from documents so long, without the last chunk."""
+        chunks = max(int(lengths.sum()) - 2, 0) // self.base.chunk_tokens
+        return chunks * self.base.chunk_tokens * self.base.epochs // world.size
+
+    def learn(self, ledger: "Ledger", begins: "np.ndarray", documents: "np.ndarray") -> int:
+        """The weights learn from documents one after another; the number of steps. That a document begins with BOS
+        needs no revealing.
+        """
         import numpy as np
 
         texts: list[Any] = []
         for start, stop in zip(begins[documents], begins[documents + 1]):
             texts += [[self.bos_id], ledger.reveal(start + 1, stop)] if start else [ledger.reveal(0, stop)]
-        self.base.learn_text(ledger.model, ledger.watch.world, np.concatenate(texts), self.seq_len)
+        return self.base.learn_text(ledger.model, ledger.watch.world, np.concatenate(texts), self.seq_len)

@@ -103,15 +103,16 @@ class WeightTraining:
 
         return torch.from_numpy(tokens[: (len(tokens) - 1) // seq_len * seq_len + 1]).unfold(0, seq_len + 1, seq_len)
 
-    def learn_text(self, model: "GPT", world: "World", tokens: "np.ndarray", seq_len: int) -> None:
-        """Learn from a text (N,) that has been scored, chunk by chunk, without its last chunk."""
+    def learn_text(self, model: "GPT", world: "World", tokens: "np.ndarray", seq_len: int) -> int:
+        """Learn from a text (N,) that has been scored, chunk by chunk, without its last chunk; the number of steps."""
         chunks = math.ceil((len(tokens) - 1) / self.chunk_tokens)
-        learner = Learner(self, model, world)
+        learner, steps = Learner(self, model, world), 0
         for chunk in range(chunks - 1):
             start = chunk * self.chunk_tokens
             rows = self.sequences(tokens[start : start + self.chunk_tokens + 1], seq_len)
-            learner.learn(rows, self.rate(chunk, chunks))
+            steps += learner.learn(rows, self.rate(chunk, chunks))
         learner.end()
+        return steps
 
 
 class Learner:
@@ -134,8 +135,10 @@ class Learner:
             weight.requires_grad_(False)
         self.step = config.optimizer.begin([(weight, factor) for weight, factor in named if factor])
 
-    def learn(self, rows: "Tensor", lr: float) -> None:
-        """The epochs over sequences (n,T+1) of inputs and last target, each rank with its share of every step."""
+    def learn(self, rows: "Tensor", lr: float) -> int:
+        """The epochs over sequences (n,T+1) of inputs and last target, each rank with its share of every step; the
+        number of steps.
+        """
         from torch.nn.utils import clip_grad_norm_
 
         model, world = self.model, self.world
@@ -155,6 +158,7 @@ class Learner:
                 clip_grad_norm_(self.weights, self.config.grad_clip)
                 self.step(lr)
         model.looping = looping
+        return self.config.epochs * math.ceil(len(rows) / self.config.train_seqs)
 
     def end(self) -> None:
         """Leave the model without gradients, all its weights as they were but for their values."""

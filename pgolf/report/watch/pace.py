@@ -6,6 +6,10 @@ LEAST_MEASURED, LEAST_STEPS = 5, 20
 """Measurements, and steps in them, below which nothing is said about the usual time of a step."""
 ENOUGH = 0.9
 """Share of the planned tokens below which a run is remarked upon."""
+QUEUED_STEPS = 20
+"""Steps measured together where nothing makes the host wait for its GPU in each: it runs ahead by up to a few steps, so
+that single ones seem to take no time, or that of several.
+"""
 
 
 class Pace:
@@ -14,22 +18,33 @@ class Pace:
     the training clock. A stall, be it slow data, a neighbour or a compilation, makes few steps slow and leaves the
     median as it is; a machine that is slow throughout is not noticed.
 
-    `step` and `elapsed_s` are where this process begins, `before` the tokens planned up to there.
+    `step` and `elapsed_s` are where this process begins, `before` the tokens planned up to there. `together` steps are
+    measured at once.
     """
 
-    def __init__(self, batch_tokens: int, step: int, elapsed_s: float, before: float) -> None:
-        self.batch_tokens, self.before = batch_tokens, before
+    def __init__(self, batch_tokens: int, step: int, elapsed_s: float, before: float, together: int = 1) -> None:
+        self.batch_tokens, self.before, self.together = batch_tokens, before, together
         self.last = step, elapsed_s
         self.stretches: list[list[tuple[int, float]]] = [[]]
 
+    def passed(self, step: int, elapsed_s: float) -> None:
+        """Take note of a step that is done, by the host's clock."""
+        if step - self.last[0] >= self.together:
+            self.reached(step, elapsed_s)
+
+    def reached(self, step: int, elapsed_s: float) -> None:
+        """Measure what has passed since the last time."""
+        steps, seconds = step - self.last[0], elapsed_s - self.last[1]
+        self.last = step, elapsed_s
+        self.stretches[-1].append((steps, seconds))
+
     def event(self, event: dict[str, Any]) -> None:
-        """Take note of an event of the training loop."""
-        if event["event"] == "step":
-            step, elapsed = self.last
+        """Take note of an event of the training loop. Choosing an average takes time in which no step could be."""
+        if event["event"] == "average":
             self.last = event["step"], event["elapsed_s"]
-            if event["step"] > step:
-                self.stretches[-1].append((event["step"] - step, event["elapsed_s"] - elapsed))
-        elif event["event"] not in ("val", "average", "stop"):
+        else:
+            self.reached(event["step"], event["elapsed_s"])
+        if event["event"] == "mode":
             self.stretches.append([])
 
     def planned(self) -> float:
@@ -40,10 +55,11 @@ class Pace:
 def usual_steps(stretch: list[tuple[int, float]]) -> float:
     """Steps that fit into the time of a stretch at its median seconds per step; those it had, if that is not known."""
     steps, seconds = sum(count for count, _ in stretch), sum(spent for _, spent in stretch)
+    measured = [pair for pair in stretch if pair[0]]
     usual = 0.0
-    if len(stretch) >= LEAST_MEASURED and steps >= LEAST_STEPS:
+    if len(measured) >= LEAST_MEASURED and steps >= LEAST_STEPS:
         reached = 0
-        for count, spent in sorted(stretch, key=lambda pair: pair[1] / pair[0]):
+        for count, spent in sorted(measured, key=lambda pair: pair[1] / pair[0]):
             reached += count
             usual = spent / count
             if 2 * reached >= steps:

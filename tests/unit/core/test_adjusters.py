@@ -79,7 +79,7 @@ def repeating(length, seed=0):
 def losses_of(model, tokens, method, watch=None):
     """Every target's loss under a method, on a copy of the model."""
     charges = np.full(len(tokens) - 1, 2, np.uint16)
-    return evaluate(copy.deepcopy(model), tokens, charges, method, watch)[1].losses
+    return evaluate(copy.deepcopy(model), tokens, charges, method, watch or EvalWatch())[1].losses
 
 
 # Distributions

@@ -27,7 +27,7 @@ STREAMS = range(6)
 
 def scored(model, tokens, method, watch=None):
     """The score and the ledger of a stream whose every target is charged two bytes."""
-    return evaluate(model, tokens, np.full(max(len(tokens) - 1, 0), 2, np.uint16), method, watch)
+    return evaluate(model, tokens, np.full(max(len(tokens) - 1, 0), 2, np.uint16), method, watch or EvalWatch())
 
 
 def table_of(data):

@@ -1,5 +1,6 @@
 """What changes in the course of a run: rows, windows, the weights of targets, and rates with the width."""
 
+import functools
 from dataclasses import replace
 from typing import Any
 
@@ -129,6 +130,31 @@ def test_every_shape_of_the_schedules_is_compiled_once_in_warm_up() -> None:
             width = mode[1] or 64
             forward(ids.view(-1, width), ids.view(-1, width))
         assert counter.frame_count == len(found) == 4
+    torch._dynamo.reset()
+
+
+def test_schedules_may_have_more_graphs_than_torch_compiles_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    sets = ["train.seq_len=64", "train.length_schedule=growing", "train.length_schedule.first=4"]
+    sets += ["train.window_schedule=growing", "train.window_schedule.first=2", "train.window_schedule.last=32"]
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
+    state, config = begin([*sets, "train.window_schedule.until=0.9", "train.iterations=40", "train.warmup_steps=1"])
+    counter, compiled = CompileCounter(), list[int]()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=counter))
+
+    class Counting(Watch):
+        """Looks when warm-up is over."""
+
+        def warmed(self, state: TrainState) -> None:
+            """Hook."""
+            compiled.append(counter.frame_count)
+
+    events: list[dict[str, Any]] = []
+    watch = Counting(events.append, dict, lambda state: None, lambda: False)
+    fit(state, config.train, config.optim, World(), watch, True)
+    assert compiled == [counter.frame_count] == [len(modes(state, config.train, config.optim))] and compiled[0] > 8
+    assert len({(event["length"], *event["parts"]) for event in events if event["event"] == "mode"}) > 4
+    assert state.step == 40
     torch._dynamo.reset()
 
 

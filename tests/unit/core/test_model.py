@@ -1,10 +1,13 @@
 """Properties of the model: its parameters are its specs, time only flows forward, its derivative is the true one."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from pgolf.config.load import resolve
 from pgolf.core.dist import World
 from pgolf.core.errors import ConfigError
 from pgolf.core.model.config import LayerStep, ModelConfig, layer_plan, param_specs
@@ -58,6 +61,21 @@ def test_initial_values_follow_the_specs():
     assert state["blocks.0.attn.q_gain"].tolist() == [1.5, 1.5]
     assert state["blocks.0.resid_mix"].sum(dim=1).tolist() == [64.0, 0.0]
     assert bool((state["skip_weights"] == 1).all())
+
+
+def test_linear_maps_may_begin_as_normal_numbers():
+    config = replace(resolve("ternary_tiny").config.model, vocab_size=64)
+    assert config.matrix_init == "normal" == resolve("ternary").config.model.matrix_init
+    weights = GPT(config, 3).state_dict()
+    usual = param_specs(replace(config, matrix_init="uniform"))
+    linear = {spec.name for spec in usual if spec.init[0] == "linear"}
+    assert linear >= {f"blocks.{i}.{name}.weight" for i in range(6) for name in ("attn.c_q", "attn.c_k", "mlp.fc")}
+    for spec in param_specs(config):
+        assert (spec.init == ("normal", 0.02)) is (spec.name in linear), spec.name
+    drawn = torch.cat([weights[name].flatten() for name in linear])
+    assert float(drawn.std()) == pytest.approx(0.02, rel=0.02) and abs(float(drawn.mean())) < 1e-3
+    assert float(drawn.abs().max()) > 3.5 * 0.02, "no uniform number is so far out"
+    assert not weights["blocks.0.attn.proj.weight"].any() and not weights["blocks.0.mlp.proj.weight"].any()
 
 
 def test_the_seed_decides_the_initial_weights():

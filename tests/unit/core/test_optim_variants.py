@@ -510,6 +510,7 @@ def test_touching_nothing_is_an_error(optim, key):
     [
         ("optim.matrix.iteration=fast", "optim.matrix.iteration"),
         ("optim.clip_mode=sometimes", "optim.clip_mode"),
+        ("optim.clip_mode=adaptive", "optim.clip_mode"),
         ("optim.adam_every=0", "optim.adam_every"),
         ("optim.lr_scale.q=-1", "optim.lr_scale.q"),
         ("optim.decay_schedule.low=2", "optim.decay_schedule.low"),

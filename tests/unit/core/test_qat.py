@@ -91,6 +91,18 @@ def test_noise_is_uniform_within_half_a_step_and_new_every_time() -> None:
     assert abs(float(off.var()) - 1 / 12) < 0.003 and not torch.equal(first, second)
 
 
+def test_noise_is_as_wide_as_a_step_of_the_export_however_small_the_row() -> None:
+    """max|row| / 127: the export knows no floor."""
+    kind, matrix = Noise(), weights(3, 6000, scale=1e-3)
+    matrix[1] *= 1e5
+    matrix[2] = 0.0
+    noise = (kind.weights(matrix, ATTN) - matrix).double()
+    for row, found in zip(matrix.double(), noise):
+        step = max(abs(float(value)) for value in row) / 127
+        assert float(found.abs().max()) <= 0.5 * step * (1 + 1e-3) + 1e-12
+        assert float(found.var()) == pytest.approx(step**2 / 12, rel=0.1, abs=1e-24)
+
+
 def test_noise_is_for_layers_that_run_more_than_once() -> None:
     config = resolve("leader_tiny").config.model
     model = GPT(config)

@@ -3,6 +3,10 @@
 import copy
 import math
 import random
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,8 +17,9 @@ from pgolf.config.load import resolve
 from pgolf.config.run import RunConfig
 from pgolf.core.dist import World
 from pgolf.core.errors import RuleError
+from pgolf.core.evals.ledger import EvalWatch
 from pgolf.core.train.clock import Clock
-from pgolf.core.train.loop import TrainState, Watch, fit, start_state, warm_up
+from pgolf.core.train.loop import TrainState, Watch, fit, start_state, validator, warm_up
 
 
 class Recorder(Watch):
@@ -163,3 +168,74 @@ def test_a_loss_that_is_no_number_is_told_before_it_ends_the_run() -> None:
     with pytest.raises(RuleError, match="at step 1"):
         fit(state, config.train, config.optim, World(), watch, False)
     assert watch.heard[-1] == "failed"
+
+
+# Ranks share what training scores
+
+
+@dataclass(frozen=True, kw_only=True)
+class Together(World):
+    """A rank among threads."""
+
+    meet: threading.Barrier
+    board: dict[int, torch.Tensor]
+    rows: list[int] = field(default_factory=list)
+    """Rows of each batch that this rank has scored."""
+
+    def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Over the threads."""
+        self.board[self.rank] = tensor.clone()
+        self.meet.wait()
+        tensor.copy_(torch.stack([self.board[rank] for rank in range(self.size)]).sum(0))
+        self.meet.wait()
+        return tensor
+
+
+def on_threads(size: int, config: RunConfig, work: Callable[[TrainState, World], Any]) -> list[tuple[Any, list[int]]]:
+    """What ranks find, and the rows that each of them has scored."""
+    meet, board = threading.Barrier(size, timeout=60), dict[int, torch.Tensor]()
+    worlds = [Together(rank=rank, size=size, meet=meet, board=board) for rank in range(size)]
+    states = [started(config) for _ in worlds]
+    for state, world in zip(states, worlds):
+        forward = state.model.nll
+
+        def nll(ids: torch.Tensor, *rest: Any, forward: Any = forward, world: Together = world) -> torch.Tensor:
+            world.rows.append(len(ids))
+            return forward(ids, *rest)
+
+        state.model.nll = nll  # type: ignore[method-assign]
+    with ThreadPoolExecutor(size) as pool:
+        found = list(pool.map(work, states, worlds))
+    return list(zip(found, (world.rows for world in worlds)))
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_ranks_share_validation_and_all_get_the_number_of_one(size: int) -> None:
+    config = short("tiny", "train.val_max_tokens=0", "train.micro_batch_tokens=128")
+    tokens = np.random.default_rng(1).integers(1, 500, 64 * 21 + 10)
+    charges = np.full(len(tokens) - 1, 3)
+
+    def validate(state: TrainState, world: World) -> dict[str, Any]:
+        return validator(state.model, config.train, tokens, charges, EvalWatch(world))()
+
+    ((alone, rows),) = on_threads(1, config, validate)
+    assert sum(rows) == 22 and max(rows) == 2 and alone["val_tokens"] == len(tokens) - 1
+    shared = on_threads(size, config, validate)
+    assert [found for found, _ in shared] == [alone] * size
+    assert sum(sum(rows) for _, rows in shared) == 22 and max(sum(rows) for _, rows in shared) < 22 / size + 2
+
+
+def test_ranks_share_the_choice_of_an_average() -> None:
+    sets = ("train.average=emas", "train.average.decays=0.5,0.9", "train.average.tokens=1000")
+    config = short("tiny", *sets, "train.micro_batch_tokens=128")
+
+    def choose(state: TrainState, world: World) -> dict[str, Any]:
+        for number, name in enumerate(state.averages):
+            for weight in state.averages[name].values():
+                weight.add_(number * torch.linspace(-0.1, 0.1, weight.numel()).view_as(weight))
+        return config.train.average.export(state, config.train, world)
+
+    ((alone, rows),) = on_threads(1, config, choose)
+    shared = on_threads(2, config, choose)
+    assert [found for found, _ in shared] == [alone] * 2 and len(set(alone["withheld_losses"].values())) == 2
+    assert all(sum(mine) <= sum(rows) / 2 + 2 for _, mine in shared)

@@ -16,9 +16,9 @@ from pgolf.core.dist import World
 from pgolf.core.model.gpt import GPT
 from pgolf.report.watch import neighbours
 from pgolf.report.watch.flops import PEAK_FLOPS, forward_flops, peak_flops, training_flops
-from pgolf.report.watch.health import LINES, Divergence, culprit, group_norms, not_finite
+from pgolf.report.watch.health import LASTING, SOUND, Divergence, Unread, culprit, group_norms, not_finite
 from pgolf.report.watch.neighbours import in_words, others_on, parse_smi, strangers
-from pgolf.report.watch.pace import LEAST_STEPS, Pace, shortfall, tokens_planned
+from pgolf.report.watch.pace import LEAST_STEPS, QUEUED_STEPS, Pace, shortfall, tokens_planned
 from pgolf.report.watch.recompiles import Recompiles
 from pgolf.report.watch.stopwatch import STEP_PHASES, StepMarks, Stopwatch
 
@@ -108,7 +108,7 @@ def paced(times: list[float], every: int = 1, loop_at: int = -1) -> Pace:
     pace, elapsed = Pace(100, 0, 0.0, 0.0), 0.0
     for step, seconds in enumerate(times, 1):
         if step - 1 == loop_at:
-            pace.event({"event": "loop", "step": step - 1, "elapsed_s": elapsed})
+            pace.event({"event": "mode", "step": step - 1, "elapsed_s": elapsed})
         elapsed += seconds
         if step % every == 0:
             pace.event({"event": "step", "step": step, "elapsed_s": elapsed})
@@ -148,6 +148,59 @@ def test_few_steps_say_nothing_and_iterations_are_a_plan_of_their_own() -> None:
     assert tokens_planned(paced(coarse, every=160), "wallclock_cap", 10**6) > 100_000
     assert tokens_planned(paced([0.5] * 50 + [60.0] + [0.5] * 50), "iterations", 101) == 10_100
     assert tokens_planned(paced([0.5] * 50 + [60.0] + [0.5] * 50), "wallclock_cap", 110) == 11_000
+
+
+def leader_on_gpus(fast: float, slow: float, at: int, stall: float, together: int, lead: int) -> tuple[int, int]:
+    """Tokens seen and planned by the leader's preset for 600 s on GPUs, which logs every 500th step. Steps take `fast`
+    seconds, `slow` ones from 35 % of the time on, and the `at`-th one `stall` more. The host waits for the device after
+    every `lead` steps.
+    """
+    train = resolve("leader").config.train
+    pace, step, elapsed, looped, seen_by_host = Pace(train.batch_tokens, 0, 0.0, 0.0, together), 0, 0.0, False, 0.0
+    assert not train.shown(499) and train.shown(500) and not train.shown(501)
+    while elapsed < train.budget_s:
+        if elapsed >= 0.35 * train.budget_s and not looped:
+            looped = True
+            pace.event({"event": "mode", "step": step, "elapsed_s": elapsed})
+        step += 1
+        elapsed += (slow if looped else fast) + (stall if step == at else 0.0)
+        seen_by_host = elapsed if step % lead == 0 or train.shown(step) else seen_by_host
+        pace.passed(step, seen_by_host)
+        if train.shown(step):
+            pace.event({"event": "step", "step": step, "elapsed_s": elapsed})
+    for kind in ("val", "stop"):
+        pace.event({"event": kind, "step": step, "elapsed_s": elapsed})
+    return step * train.batch_tokens, tokens_planned(pace, "wallclock_cap", train.iterations)
+
+
+@pytest.mark.parametrize(
+    ("fast", "slow", "stall", "places", "together", "lead"),
+    [
+        (0.098, 0.135, 80.0, (300, 3200, 4200), 1, 1),
+        (0.92, 1.15, 200.0, (100, 300, 350), QUEUED_STEPS, 1),
+        (0.92, 1.15, 200.0, (100, 300, 350), QUEUED_STEPS, 3),
+    ],
+    ids=["eight", "one", "one whose host runs ahead"],
+)
+def test_a_stall_is_seen_between_log_lines_that_are_far_apart(
+    fast: float, slow: float, stall: float, places: tuple[int, ...], together: int, lead: int
+) -> None:
+    even, planned = leader_on_gpus(fast, slow, 0, 0.0, together, lead)
+    assert shortfall(even, planned) == [] and planned == pytest.approx(even, rel=0.06 if lead > 1 else 0.01)
+    for at in places:
+        seen, planned = leader_on_gpus(fast, slow, at, stall, together, lead)
+        assert seen < even and shortfall(seen, planned), at
+
+
+def test_a_stall_in_the_last_step_and_the_choice_of_an_average() -> None:
+    pace = Pace(100, 0, 0.0, 0.0, QUEUED_STEPS)
+    for step in range(1, 103):
+        pace.passed(step, 0.5 * step)
+    pace.event({"event": "val", "step": 102, "elapsed_s": 151.0})
+    assert tokens_planned(pace, "wallclock_cap", 10**6) == 30_200, "the device had not done what the host had asked for"
+    pace.event({"event": "average", "step": 102, "elapsed_s": 251.0})
+    pace.event({"event": "stop", "step": 102, "elapsed_s": 251.0})
+    assert tokens_planned(pace, "wallclock_cap", 10**6) == 30_200
 
 
 def test_a_run_that_goes_on_adds_to_what_was_planned_before() -> None:
@@ -293,16 +346,61 @@ def test_norms_by_group() -> None:
 def verdicts(losses: list[float], rise: float = 2.0) -> list[int]:
     """Steps at which a run of these losses is given up."""
     divergence = Divergence(rise)
-    return [step for step, loss in enumerate(losses, 1) if divergence.verdict({"step": step, "loss": loss})]
+    return [step for step, loss in enumerate(losses, 1) if divergence.verdict(step, loss)]
 
 
 def test_a_loss_that_stays_up_is_a_divergence() -> None:
     falling = [9.0 - 0.1 * step for step in range(40)]
     assert verdicts(falling) == []
-    assert verdicts([*falling, *[8.0] * (LINES + 2)]) == [40 + LINES, 40 + LINES + 1, 40 + LINES + 2]
-    assert verdicts([*falling, *[8.0] * (LINES - 1), 5.5, *[8.0] * (LINES - 1)]) == []
-    assert verdicts([*falling, *[8.0] * 50], rise=0.0) == []
+    assert verdicts([*falling, *[8.0] * (LASTING + 2)]) == [40 + LASTING, 40 + LASTING + 1, 40 + LASTING + 2]
+    assert verdicts([*falling, *[8.0] * (LASTING - 1), 5.5, *[8.0] * (LASTING - 1)]) == []
+    assert verdicts([*falling, *[8.0] * 200], rise=0.0) == []
     assert verdicts([6.9, *[18.0] * 9, *[6.5] * 20]) == [], "the first ten steps may rise"
+    assert verdicts([6.9, *[18.0] * (LASTING + 9)]) == [LASTING + 10]
+
+
+def parts() -> dict[str, torch.Tensor]:
+    """Two weights with gradients, one of them in bfloat16, and one without."""
+    made = {"a": torch.ones(3), "b": torch.ones(2, 2).bfloat16(), "c": torch.ones(2)}
+    for name, weight in made.items():
+        weight.requires_grad_()
+        weight.grad = None if name == "c" else torch.ones_like(weight)
+    return made
+
+
+def test_losses_that_nobody_has_read_are_read_together() -> None:
+    unread = Unread(parts().items(), World())
+    assert unread.read() == {} and unread.culprit(1) == SOUND
+    for step, loss in ((4, 2.5), (5, 1.0), (6, float("inf"))):
+        unread.note(step, torch.tensor(loss))
+    assert unread.read() == {4: 2.5, 5: 1.0, 6: float("inf")} and unread.read() == {}
+
+
+@pytest.mark.parametrize(
+    ("poisoned", "words"),
+    [
+        ({}, SOUND),
+        ({"a.grad": 1}, "the gradient of a is not finite, all weights are"),
+        ({"a.grad": 1, "b": 1}, "the weight b is not finite"),
+        ({"c": 1}, "the weight c is not finite"),
+    ],
+)
+def test_what_was_not_finite_at_the_first_bad_loss_is_known_later(poisoned: dict[str, int], words: str) -> None:
+    weights = parts()
+    unread = Unread(weights.items(), World())
+    unread.note(11, torch.tensor(3.0))
+    with torch.no_grad():
+        for name in poisoned:
+            weight = weights[name[0]]
+            (weight.grad if "grad" in name and weight.grad is not None else weight).view(-1)[1] = torch.nan
+        unread.note(12, torch.tensor(torch.nan))
+        for weight in weights.values():
+            weight.fill_(torch.inf)
+    for step in range(13, 20):
+        unread.note(step, torch.tensor(torch.nan))
+    assert [step for step, loss in unread.read().items() if loss == loss] == [11]
+    assert unread.culprit(12) == words
+    assert unread.culprit(11) == SOUND, "another rank's loss was the first, and here nothing was wrong"
 
 
 # Recompilations

@@ -155,3 +155,21 @@ def test_bad_input(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("{}")
     with pytest.raises(InputError, match="not a score"):
         compare_runs(tmp_path / "x.json", tmp_path, RULES)
+
+
+def test_remarks_on_training_stand_beside_whatever_is_made_of_the_run(tmp_path: Path) -> None:
+    old, new = made(tmp_path / "a", [1.1, 1.1, 1.1]), made(tmp_path / "b", [1.0, 1.01, 1.02])
+    path = new / "run1" / "train" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["outputs"]["checkpoint.safetensors"]["figures"] = {"notes": ["the machine was asleep"]}
+    path.write_text(json.dumps(manifest))
+    note = f"{new / 'run1'}: the machine was asleep"
+    entry = published_entry("pr1855")
+    assert entry is not None
+    for found in (compare_runs(old, new, RULES), compare_runs(new, old, RULES), compare_published(entry, new, RULES)):
+        assert found["warnings"].count(note) == 1
+    assert "asleep" not in "".join(compare_runs(old, old, RULES)["warnings"])
+    (row,) = [row for row in leaderboard([new])["rows"] if row["own"]]
+    assert row["notes"] == [note]
+    (row,) = [row for row in leaderboard([new / "run1" / "eval" / "score.json"])["rows"] if row["own"]]
+    assert row["notes"] == [f"{new / 'run1' / 'eval' / 'score.json'}: the machine was asleep"]
