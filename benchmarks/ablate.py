@@ -3,9 +3,11 @@ one thing changed, on the same tokens, for the same steps, with the same seeds.
 
 BPB of the validation split after training, as the mean over seeds with its standard error; `gain` is the baseline's BPB
 minus the technique's, seed by seed, so that positive is better. `time` is that of a training step, loops on, against
-the baseline's, measured afterwards by turns. With --pairs the best ones are also tried two by two, each beside the sum
-of the single gains: gains do not add. With --write the figures go where `pgolf techniques` and docs/techniques.md take
-them from; with --only they join what is there, if it was measured in the same setting with the same baseline.
+the baseline's, measured afterwards by turns. `artifact_bytes_added` is what the artifact is predicted to have beyond
+the baseline's, as `pgolf size` predicts it. With --pairs the best parts of a model are also tried two by two, each
+beside the sum of the single gains: gains do not add. With --write the figures go where `pgolf techniques` and
+docs/techniques.md take them from; with --only they join what is there, if it was measured in the same setting with the
+same baseline. --predict only predicts, and gives a file's figures their bytes anew.
 
 Small models over few steps say little about large ones over many: this finds what is broken and what hurts early.
 """
@@ -27,6 +29,8 @@ from pgolf.catalog import CATALOG, name_of
 from pgolf.config.describe import slot_keys
 from pgolf.config.run import RunConfig
 from pgolf.core.files import write_json
+from pgolf.core.model.params import ATTN, MLP
+from pgolf.sizing import predict
 
 if TYPE_CHECKING:
     from pgolf.core.train.loop import TrainState, Watch
@@ -48,6 +52,9 @@ BASE = {
 }
 """Over the preset demo."""
 
+GROUP = 32
+"""Weights that share a scale where the model's precision is ternary or binary."""
+
 FITTING: dict[str, dict[str, Any]] = {
     "model.embed factored": {"width": 48},
     "model.documents by_document": {"max_tokens": 128},
@@ -63,8 +70,8 @@ FITTING: dict[str, dict[str, Any]] = {
     "model.residual two_lanes": {"start": 4},
     "model.residual two_lanes_in_turn": {"start": 4},
     "model.backout backout": {"after": 3},
-    "model.precision ternary": {"group": 32},
-    "model.precision binary": {"group": 32},
+    "model.precision ternary": {"group": GROUP},
+    "model.precision binary": {"group": GROUP},
     "optim.lr_scale by_role": {"early": 0.8333, "early_layers": 3},
     "train.average ema": {"decay": 0.98},
     "train.average emas": {"decays": "0.9,0.95,0.98", "tokens": 32768},
@@ -103,6 +110,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "matrix_init orthogonal": {"model.matrix_init": "orthogonal"},
     "embed.spectrum overtone": {"model.embed.spectrum": "overtone"},
     "position.dims 8 of 24": {"model.position.dims": 8},
+    "position.reference 64": {"model.position.reference": 64},
+    "hash_embed.trigrams": {"model.hash_embed": "bigram", "model.hash_embed.dim": 32, "model.hash_embed.trigram": True},
     "qk_gain.init 4": {"model.qk_gain.init": 4.0},
     "mlp.mult 3": {"model.mlp.mult": 3.0},
     "loop.own control": LOOP | {"model.loop.own": "control"},
@@ -139,6 +148,25 @@ def configuration(changes: dict[str, Any], steps: int, vocab_size: int) -> Any:
     values = {**BASE, "train.iterations": steps, "model.vocab_size": vocab_size, **changes}
     words = [f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in values.items()]
     return resolve("demo", words).config
+
+
+def artifact_bytes(changes: dict[str, Any], vocab_size: int) -> int:
+    """Predicted bytes of a model's artifact, made by the baseline's quantizer and codec, or by the quantizer that fits
+    the model's precision: then tables as fp8, and the scales of groups, 2 bytes each, which the prediction leaves out.
+    """
+    precision = changes.get("model.precision", "none")
+    if precision == "none":
+        return predict(configuration(changes, 1, vocab_size))[1].artifact_bytes
+    fitting = {"quant.method": "by_role", "quant.embed.method": "fp8", "quant.head.method": "fp8"}
+    for role in (ATTN, MLP):
+        fitting |= {f"quant.{role}.method": precision, f"quant.{role}.group": GROUP}
+    rows, size, _ = predict(configuration(changes | fitting, 1, vocab_size))
+    return size.artifact_bytes + 2 * sum(row.spec.numel for row in rows if row.spec.role in (ATTN, MLP)) // GROUP
+
+
+def bytes_added(name: str, vocab_size: int) -> int:
+    """What a technique, a setting or a pair adds to the baseline's artifact."""
+    return artifact_bytes(changes_by(name), vocab_size) - artifact_bytes({}, vocab_size)
 
 
 def train_once(job: tuple[str, dict[str, Any], int, int, int, str, int]) -> dict[str, Any]:
@@ -269,7 +297,7 @@ def measure(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
         rows.sort(key=lambda row: -row["gain"])
         if options.pairs:
             gain = {row["technique"]: row["gain"] for row in rows}
-            best = [name for name in gain if name != "baseline"][: options.pairs]
+            best = best_parts(rows, options.pairs)
             both = {
                 f"{one} + {two}": {**chosen[one], **chosen[two]}
                 for one, two in itertools.combinations(best, 2)
@@ -280,7 +308,13 @@ def measure(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
             rows += sorted(pairs, key=lambda row: -row["gain"])
     changes = {row["technique"]: changes_by(row["technique"]) for row in rows}
     times = step_times(changes, options.vocab_size, options.rounds, data)
-    return [row | {"time": times[row["technique"]]} for row in rows]
+    sizes = {name: {"artifact_bytes_added": bytes_added(name, options.vocab_size)} for name in changes}
+    return [row | {"time": times[row["technique"]]} | sizes[row["technique"]] for row in rows]
+
+
+def best_parts(rows: list[dict[str, Any]], count: int) -> list[str]:
+    """The parts of a model that gained most, of rows in the order of their gains."""
+    return [row["technique"] for row in rows if row["technique"].startswith("model.")][:count]
 
 
 def changes_by(name: str) -> dict[str, Any]:
@@ -319,6 +353,20 @@ def joined(path: Path, found: dict[str, Any]) -> dict[str, Any]:
     return before | {group: before[group] | found[group] for group in ("techniques", "settings", "pairs")}
 
 
+def with_bytes(found: dict[str, Any], vocab_size: int) -> dict[str, Any]:
+    """A file's figures with the bytes as they are predicted now."""
+
+    def sized(name: str, row: dict[str, Any]) -> dict[str, Any]:
+        return row | {"artifact_bytes_added": bytes_added(name, vocab_size)}
+
+    groups = {group: found[group] for group in ("techniques", "settings", "pairs")}
+    return (
+        found
+        | {"baseline": sized("baseline", found["baseline"])}
+        | {group: {name: sized(name, row) for name, row in rows.items()} for group, rows in groups.items()}
+    )
+
+
 def main() -> None:
     """Train everything and print the table."""
     arguments = parser(__doc__)
@@ -332,7 +380,12 @@ def main() -> None:
     arguments.add_argument("--jobs", type=int, default=2, help="trainings at a time, one thread each")
     arguments.add_argument("--only", nargs="*", choices=[*techniques(), *SETTINGS], help="these alone")
     arguments.add_argument("--write", type=Path, metavar="FILE", help="keep the figures for docs and pgolf techniques")
+    arguments.add_argument("--predict", type=Path, metavar="FILE", help="give the figures there their bytes, and end")
     options = arguments.parse_args()
+    if options.predict:
+        kept = json.loads(options.predict.read_text(encoding="utf-8"))
+        write_json(options.predict, with_bytes(kept, options.vocab_size))
+        return
     with tempfile.TemporaryDirectory() as folder:
         rows = measure(options, Path(folder))
     found, path = document(options, [dict(row) for row in rows]), options.write

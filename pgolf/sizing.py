@@ -13,6 +13,7 @@ from pgolf.accounting import Size
 from pgolf.catalog import name_of
 from pgolf.config.run import RunConfig, SizeConfig
 from pgolf.core.model.config import param_specs
+from pgolf.core.model.export import exported
 from pgolf.core.model.params import CONTROL, ParamSpec
 from pgolf.core.quant.gptq import Gptq
 from pgolf.core.quant.sdclip import SdClip
@@ -144,14 +145,21 @@ def kept(spec: ParamSpec, codec: str, control: str) -> Prediction:
 
 
 def predict(config: RunConfig) -> tuple[list[Prediction], Size, float]:
-    """Every tensor, the predicted size, and the relative half-width of the interval around the artifact's bytes."""
-    rows = [predict_tensor(spec, config) for spec in param_specs(config.model)]
+    """Every tensor that is exported, the predicted size, and the relative half-width of the interval around the
+    artifact's bytes.
+    """
+    rows = [predict_tensor(spec, config) for spec in param_specs(exported(config.model))]
     return rows, Size(whole(rows), code_bytes(config), config.package.cap_bytes), half_width(config, whole(rows))
 
 
 def code_bytes(config: RunConfig) -> int:
     """What the script is expected to take."""
     return CODE_BYTES_GUESS + (RANS_BYTES if name_of("Codec", type(config.compress)) == "rans" else 0)
+
+
+def parameters(config: RunConfig) -> int:
+    """Values that are trained, those of parts included that are not exported."""
+    return sum(spec.numel for spec in param_specs(config.model))
 
 
 def whole(rows: list[Prediction]) -> int:
@@ -178,7 +186,7 @@ def as_recorded(config: RunConfig) -> dict[str, Any]:
     if config.size == SizeConfig():
         return {}
     rows = []
-    for spec in param_specs(config.model):
+    for spec in param_specs(exported(config.model)):
         bits = float(getattr(config.size, f"{spec.role}_bits"))
         rows.append(Prediction(spec, bits, spec.numel * bits / 8) if bits else predict_tensor(spec, config))
     size = Size(whole(rows), config.size.code_bytes or code_bytes(config), config.package.cap_bytes)

@@ -34,6 +34,10 @@ LEGAL: dict[str, tuple[str, tuple[str, ...]]] = {
     "ttt chunk, muon": ("ttt", ("ttt.method=chunk", "ttt.optimizer=muon", "ttt.lr=0.01")),
     "ttt chunk, tilt": ("ttt", ("ttt.method=chunk", "ttt.lr=0.1", *(key.replace("eval", "ttt") for key in TILT))),
     "ttt lora": ("ttt", ("ttt.method=lora", *LORA)),
+    "ttt lora, temperature": (
+        "ttt",
+        ("ttt.method=lora", *LORA, "ttt.temperature=fixed", "ttt.temperature.value=0.8"),
+    ),
     "ttt phased": ("ttt", ("ttt.method=phased", *LORA, "ttt.prefix_docs=4", "ttt.base.chunk_tokens=64")),
 }
 """Name, stage and settings."""

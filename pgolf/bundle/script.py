@@ -26,6 +26,7 @@ from pgolf.core.codecs.brotli import Brotli
 from pgolf.core.errors import PgolfError, RuleError
 from pgolf.core.evals.base import Eager, RopeAsTrained, Unadjusted
 from pgolf.core.model.config import attention_names, param_specs
+from pgolf.core.model.export import exported
 from pgolf.core.model.slots import Absent
 from pgolf.core.optim.schedules import Unscaled
 from pgolf.core.quant.base import Untuned
@@ -352,6 +353,7 @@ def emit(config: RunConfig, info: str) -> tuple[str, tuple[Definition, ...]]:
         core = exchanged(core, {core.definitions["param_specs"]: replace(core.definitions["param_specs"], node=table)})
     core = without_entries(core, "INITS", {spec.init[0] for spec in param_specs(config.model)})
     core = without_entries(core, "NETWORKS", {"eager", config.train.kernels})
+    core = without_entries(core, "EXPORTED", set() if exported(config.model) == config.model else {"recipe"})
     core = without_entries(core, "FORMS", coded_kinds(config.quant))
     core = without_entries(core, "ORDERS", {"steps"} if getattr(config.compress, "permute", False) else set())
     lqer = {"lqer"} if isinstance(config.quant, Lqer) else set()

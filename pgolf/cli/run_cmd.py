@@ -124,10 +124,10 @@ def show_plan(
     out: Path, resolved: Any, stages: tuple[str, ...], checked: list[str], as_json: bool, warnings: list[str]
 ) -> None:
     """What a run would do."""
-    from pgolf.sizing import predict
+    from pgolf.sizing import parameters, predict
 
-    rows, size, _ = predict(resolved.config)
-    parameters = sum(row.spec.numel for row in rows)
+    _, size, _ = predict(resolved.config)
+    count = parameters(resolved.config)
     if as_json:
         print_json(
             {
@@ -135,7 +135,7 @@ def show_plan(
                 "out": str(out),
                 "stages": list(stages),
                 "checked": checked,
-                "parameters": parameters,
+                "parameters": count,
                 "predicted": True,
                 **size.document(),
                 "config": resolved.values,
@@ -145,7 +145,7 @@ def show_plan(
         return
     note(f"would run {', '.join(stages)} into {out}")
     note(f"checked: {'; '.join(checked)}")
-    note(f"{parameters:,} parameters; predicted {size.line()}")
+    note(f"{count:,} parameters; predicted {size.line()}")
 
 
 def show_table(out: Path, reports: list[Any]) -> None:

@@ -24,7 +24,9 @@ Out = Annotated[
 Method = Annotated[
     str,
     typer.Option(
-        "--method", metavar="NAME", help="Short for --set eval.method=NAME; all compares every method on the model."
+        "--method",
+        metavar="NAME",
+        help="Short for --set eval.method=NAME; all compares every method on the model, always anew.",
     ),
 ]
 TttMethod = Annotated[str, typer.Option("--method", metavar="NAME", help="Short for --set ttt.method=NAME.")]
@@ -322,7 +324,9 @@ def seconds_text(document: dict[str, Any]) -> str:
 
 
 def compare(asked: Asked) -> None:
-    """The body of pgolf eval --method all."""
+    """The body of pgolf eval --method all. Nothing made before is used."""
+    import time
+
     from pgolf.core.files import write_json
     from pgolf.report.console import Console
     from pgolf.stages.inputs import model_and_data
@@ -334,24 +338,31 @@ def compare(asked: Asked) -> None:
     model, resolved, dataset = model_and_data(
         asked.path, asked.data, asked.tokenizer, asked.preset, asked.sets, console, scoring=True
     )
-    from pgolf.stages.compare import compare_methods, planned_ways
+    from pgolf.stages.compare import Judged, compare_methods, judge_all, planned_ways
 
     if asked.dry_run:
-        labels = [way.label for way in planned_ways()]
+        labels = [way.label for way in planned_ways(resolved)]
         document = {"schema": "pgolf.plan/1", "command": "eval", "ways": labels, "model": model.describe()}
         print_json(document) if asked.as_json else note(f"would score by {len(labels)} methods: {', '.join(labels)}")
         return
-    document = compare_methods(model, dataset, resolved, asked.device, console)
+    judged = Judged(asked.clock, time.monotonic() - asked.began_s)
+    document = compare_methods(model, dataset, resolved, asked.device, console, judged)
     if asked.out:
         write_json(asked.out, document)
     if asked.as_json:
         print_json(document)
     else:
         show_comparison(document)
+    try:
+        judge_all(document)
+    except RuleError as error:
+        fail_after_result(error)
 
 
 def show_comparison(document: dict[str, Any]) -> None:
     """The methods as a table."""
+    from pgolf.accounting import bpb_of
+
     rows = []
     for row in document["rows"]:
         if "error" in row:
@@ -359,7 +370,19 @@ def show_comparison(document: dict[str, Any]) -> None:
             continue
         gain = f"{row['gain']:+.5f}" if row["gain"] is not None else "-"
         error = f"{row['gain_se']:.5f}" if row["gain_se"] is not None else "-"
-        rows.append([row["label"], f"{row['bpb']:.5f}", gain, error, f"{row['seconds']:.1f}", label_text(row)])
+        label = ", ".join([label_text(row), *remarks(row, document)])
+        rows.append([row["label"], f"{bpb_of(row):.5f}", gain, error, f"{row['seconds']:.1f}", label])
     title = f"{document['targets']:,} targets in {document['documents']:,} documents"
-    title += ", a part of the validation split" if document["partial"] else ""
-    table(title, ["method", "BPB", "gain", "se", "seconds", "label"], rows, right=(1, 2, 3, 4))
+    title += f", the first {document['share']:.1%} of the validation split" if document["partial"] else ""
+    score = "BPB, partial" if document["partial"] else "BPB"
+    table(title, ["method", score, "gain", "se", "seconds", "label"], rows, right=(1, 2, 3, 4))
+
+
+def remarks(row: dict[str, Any], document: dict[str, Any]) -> list[str]:
+    """What else is to be said of a row of the comparison."""
+    said, clock = list[str](), row["clock"]
+    if row["targets"] != document["targets"]:
+        said.append(f"on {row['targets']:,} targets")
+    if clock["adaptation_stopped_at"] is not None:
+        said.append(f"no adaptation after {clock['adaptation_stopped_at']:,} targets")
+    return said if clock["kept"] else [*said, "over its budget"]

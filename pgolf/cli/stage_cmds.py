@@ -167,17 +167,17 @@ def train(
         console.warn(warning)
     if dry_run:
         from pgolf.config.hazards import hazards
-        from pgolf.sizing import predict
+        from pgolf.sizing import parameters, predict
 
         for text in hazards(resolved.config, ("train",)):
             console.warn_once(text)
-        rows, size, _ = predict(resolved.config)
+        _, size, _ = predict(resolved.config)
         shards = check_data(dataset, resolved.config)
-        parameters, options_ = sum(row.spec.numel for row in rows), resolved.config.train
+        count, options_ = parameters(resolved.config), resolved.config.train
         document = {
             "command": "train",
             "out": str(out),
-            "parameters": parameters,
+            "parameters": count,
             "train_tokens": sum(map(len, shards)),
             "iterations": options_.iterations,
             "micro_steps": options_.micro_steps(world.size),
@@ -192,7 +192,7 @@ def train(
         plan(
             as_json,
             document,
-            f"would train {parameters:,} parameters, {options_.iterations} steps of {options_.batch_tokens:,} tokens, "
+            f"would train {count:,} parameters, {options_.iterations} steps of {options_.batch_tokens:,} tokens, "
             f"on {world.device} into {out}; predicted {size.line()}",
         )
         return

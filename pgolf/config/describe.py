@@ -98,12 +98,14 @@ def measured() -> dict[str, Any]:
 
 
 def our_effect(row: dict[str, Any] | None) -> str:
-    """A measured row in words: BPB against the baseline with standard error, step time and parameters in percent."""
+    """A measured row in words: BPB against the baseline with standard error, step time and parameters in percent, and
+    the artifact's predicted bytes.
+    """
     if not row:
         return ""
     doubt = 2 * row["standard_error"] + 1e-4  # as exact as the figures are written
     verdict = "" if abs(row["gain"]) <= doubt else " (helps)" if row["gain"] > 0 else " (hurts)"
     return (
         f"{-row['gain']:+.4f} ± {row['standard_error']:.4f}{verdict}; time {100 * row['time'] - 100:+.0f} %, "
-        f"parameters {row['parameters_percent']:+.1f} %"
+        f"parameters {row['parameters_percent']:+.1f} %, artifact {row['artifact_bytes_added']:+,} bytes"
     )

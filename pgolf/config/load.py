@@ -105,20 +105,43 @@ def forget_sizes(layers: list[Layer]) -> None:
             layer.values.pop("size", None)
 
 
+def open_lengths(config: RunConfig, origins: dict[str, str]) -> Layer | None:
+    """What eval.rope and ttt.rope leave open, if they do: `trained` is the length of the model's rows in training,
+    `longest` that of the windows. ConfigError where rows were as long, so that there is nothing to stretch for.
+    """
+    layer = Layer("train.seq_len, windows", {})
+    for stage in ("eval", "ttt"):
+        known = {"trained": config.train.seq_len, "longest": getattr(config, stage).seq_len}
+        left = {key: value for key, value in known.items() if origins.get(f"{stage}.rope.{key}") == "default"}
+        if left.get("trained", 0) >= known["longest"]:
+            raise ConfigError(
+                f"the model was trained on rows of {known['trained']} tokens, and windows have {known['longest']}: "
+                "there is nothing to stretch for",
+                f"{stage}.rope",
+                f"set {stage}.seq_len above {known['trained']}, or {stage}.rope=as_trained",
+            )
+        if left:
+            layer.values[stage] = {"rope": left}
+    return layer if layer.values else None
+
+
 def resolve(
     preset: str = "",
     sets: list[str] | None = None,
     stored: dict[str, Any] | None = None,
     stored_name: str = "input file",
 ) -> Resolved:
-    """Merge a configuration stored in an input file, a preset and --set. ConfigError names key and source; what cannot
-    be trained is refused too, unless it comes with a file: then it has been.
+    """Merge a configuration stored in an input file, a preset and --set; what these leave open for other values to say
+    is filled in. ConfigError names key and source; what cannot be trained is refused too, unless it comes with a file:
+    then it has been.
     """
     layers = [Layer(stored_name, upgraded(stored))] if stored else []
     layers += read_preset(preset) if preset else []
     layers += [Layer(f"--set {text}", parse_set(text), together=True) for text in sets or []]
     forget_sizes(layers)
     config, origins = build_config(RunConfig(), layers)
+    if left := open_lengths(config, origins):
+        config, origins = build_config(RunConfig(), [*layers, left])
     if not stored:
         config.check_training()
     return Resolved(config, origins, preset)

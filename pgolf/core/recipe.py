@@ -8,6 +8,7 @@ from pgolf.core.errors import ConfigError
 from pgolf.core.evals.base import EvalMethod, TttMethod
 from pgolf.core.evals.plain import PlainEval
 from pgolf.core.model.config import ModelConfig
+from pgolf.core.model.parts.aux_loss import MultiToken
 from pgolf.core.model.parts.by_document import ByDocument
 from pgolf.core.model.parts.rope import Rope
 from pgolf.core.model.parts.whole_rows import WholeRows
@@ -47,6 +48,14 @@ class Recipe:
                 "weights that model.precision makes have no other quantization in training",
                 "train.qat",
                 "set train.qat=none",
+            )
+        heads, rows = self.model.aux_loss, self.train.seq_len
+        rows = self.train.length_schedule.length(0.0, rows) or rows
+        if isinstance(heads, MultiToken) and heads.extra_tokens >= rows:
+            raise ConfigError(
+                f"a row of {rows} tokens has none that lies {heads.extra_tokens} after the next",
+                "model.aux_loss.extra_tokens",
+                "set it below train.seq_len, and below the rows that train.length_schedule begins with",
             )
         if isinstance(self.train.loader, DocumentLoader) and isinstance(self.model.documents, WholeRows):
             raise ConfigError(

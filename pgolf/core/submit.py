@@ -20,6 +20,7 @@ from pgolf.core.evals.base import EvalMethod
 from pgolf.core.evals.ledger import EvalWatch, evaluate
 from pgolf.core.files import make_dir, read_bytes, sha256_file, write_bytes
 from pgolf.core.model.config import ModelConfig
+from pgolf.core.model.export import exported, folded
 from pgolf.core.model.gpt import GPT
 from pgolf.core.optim.config import OptimConfig
 from pgolf.core.quant.base import Quantizer, quantize_model
@@ -90,8 +91,26 @@ def train_recipe(
     return state.model
 
 
+def exported_recipe(recipe: Submission) -> Submission:
+    """The recipe with the model that its artifact holds."""
+    return type(recipe)(**{**vars(recipe), "model": exported(recipe.model)})
+
+
+def exported_model(model: GPT) -> GPT:
+    """A trained model as its artifact holds it, not yet quantized."""
+    found, weights = GPT(exported(model.config)), {key: weight.cpu() for key, weight in model.state_dict().items()}
+    found.load_state_dict(folded(model.config, weights))
+    return found.to(next(model.parameters()).device)
+
+
+EXPORTED = {"recipe": exported_recipe}
+"""What leads from the recipe as trained to that of the artifact; a script has it where the two differ."""
+
+
 def make_artifact(recipe: Submission, model: GPT, data: Path) -> bytes:
     """Quantize and compress the trained weights."""
+    for change in EXPORTED.values():
+        recipe, model = change(recipe), exported_model(model)
     model.settle(next(model.parameters()).device, attention=recipe.train.attention_later)
     stream = TrainStream(load_split(list_shards(data, "train"), recipe.model.vocab_size))
     known = recipe.quant.prepare(model, stream, lambda done: None)
@@ -147,6 +166,8 @@ def score_submission(recipe: Submission, code: Path, options: argparse.Namespace
             write_bytes(artifact, make_artifact(recipe, model, options.data))
     world.largest(0.0)  # wait for the file
     blob = read_bytes(artifact, 1 << 29)
+    for change in EXPORTED.values():
+        recipe = change(recipe)
     model = GPT(recipe.model).settle(world.device, attention=recipe.train.attention_later).eval()
     model.load_state_dict(
         decode_artifact(blob, recipe.model, {recipe.compress.codec_id: recipe.compress}, str(artifact)).weights()

@@ -187,7 +187,8 @@ def worth() -> str:
         f"\n## What each is worth\n\nMade by `{found['command']}`: {found['setting']}. The baseline's BPB is "
         f"{found['baseline']['bpb']:.4f}. BPB is less for better; a change within two standard errors is none that was "
         "seen. A model this small after so few steps says which techniques work and which hurt at the start; it does "
-        "not rank them at full size.\n\n"
+        "not rank them at full size. Bytes are those that the artifact is predicted to have beyond the baseline's, "
+        "with its quantizer and codec, or with the quantizer that fits the model's precision.\n\n"
     ]
     parts.append(
         markdown_table(("technique", "our effect"), [(code(name), our_effect(rows[name])) for name in order])

@@ -1,4 +1,6 @@
-"""What each part of a model acts on, and each variant of the optimizers, in words for logs and manifests."""
+"""What each part of a model acts on, each variant of the optimizers, and quantization-aware training, in words for logs
+and manifests.
+"""
 
 from typing import Any
 
@@ -10,17 +12,36 @@ from pgolf.core.model.slots import LayerShape, Part
 from pgolf.core.optim.config import OptimConfig
 from pgolf.core.optim.muon import Muon
 from pgolf.core.optim.rates import ROLE_OF, RateByRole, role_of
+from pgolf.core.train.config import TrainConfig
+from pgolf.core.train.qat import StraightThrough
 
 IN_BLOCKS = ("scaled", "reach", "projected", "queries", "keys", "heads", "attended", "closed")
 """Places inside a block."""
 
 
-def touched(config: ModelConfig, optim: OptimConfig | None = None) -> dict[str, str]:
+def touched(config: ModelConfig, optim: OptimConfig | None = None, train: TrainConfig | None = None) -> dict[str, str]:
     """Part -> what it touches, for every part of the model, as `head_gate sparse` -> `11 layers, 1,056 parameters`;
-    with `optim`, also the variants of the optimizers that are on. ConfigError when one of these touches nothing.
+    with `optim`, also the variants of the optimizers that are on, with `train` what it lets act as it will be exported.
+    ConfigError when one of these touches nothing.
     """
     found = {f"{slot} {kind_of(part)}": reach_of(part, config) for slot, part in model_parts(config).items()}
-    return found | (touched_in_steps(config, optim) if optim else {})
+    found |= touched_in_steps(config, optim) if optim else {}
+    return found | (touched_by_qat(config, train.qat) if train else {})
+
+
+def touched_by_qat(config: ModelConfig, qat: Any) -> dict[str, str]:
+    """Quantization-aware training -> the matrices it is about; ConfigError for none."""
+    if not isinstance(qat, StraightThrough):
+        return {}
+    order = [step.layer for step in layer_plan(config)]
+    blocks = [spec for spec in param_specs(config) if spec.name.startswith("blocks.") and len(spec.shape) == 2]
+    passes = {spec: order.count(int(spec.name.split(".")[1])) for spec in blocks}
+    count = sum(qat.chosen(spec, times) for spec, times in passes.items())
+    name = f"qat {kind_of(qat)}"
+    if not count:
+        what = f"{name} touches nothing in this model: no layer runs more than once"
+        raise ConfigError(what, "train.qat", "set model.loop, or another train.qat")
+    return {name: counted(count, "qat")}
 
 
 def touched_in_steps(config: ModelConfig, optim: OptimConfig) -> dict[str, str]:

@@ -69,7 +69,7 @@ class TrainLog:
         self.text(f"train_shards: {len(dataset.shards['train'])}")
         self.text(f"val_tokens: {sum(map(len, dataset.split('val'))) - 1}")
         self.text(f"model_params:{sum(p.numel() for p in model.parameters())}")
-        parts = touched(model.config, self.config.optim)
+        parts = touched(model.config, self.config.optim, self.config.train)
         append_text(self.log, "".join(f"part {part}: {text}\n" for part, text in parts.items()))
         self.text(
             f"world_size:{world.size} device:{world.device} compile:{compiled} attention:{attention} "

@@ -18,6 +18,7 @@ from torch import Tensor
 from pgolf.config.run import RunConfig
 from pgolf.core.errors import ConfigError, RuleError
 from pgolf.core.model.config import param_specs
+from pgolf.core.model.export import exported
 from pgolf.core.model.params import ATTN, EMBED, HEAD, MLP
 from pgolf.core.quant.base import FINISHES, code_limit
 from pgolf.core.quant.corrected import CorrectedTensor
@@ -198,7 +199,8 @@ class Fitter:
         self.weights, self.known, self.cost, self.total, self.console = weights, known, cost, total, console
         self.start = Steps(config.quant).free()
         self.steps = Steps(self.start)
-        self.config, self.specs = config.model, param_specs(config.model)
+        self.config = exported(config.model)
+        self.specs = param_specs(self.config)
         scalable = self.steps.scalable()
         self.roles = list(dict.fromkeys(spec.role for spec in self.specs if spec.role in scalable))
         self.sizes = {role: sum(spec.numel for spec in self.specs if spec.role == role) for role in self.roles}

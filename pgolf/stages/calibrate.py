@@ -72,7 +72,8 @@ def training_stream(dataset: Dataset, quantizer: Gptq) -> TrainStream:
 def described(model: ModelFile, dataset: Dataset, quantizer: Gptq) -> dict[str, Any]:
     """What a calibration depends on. Where the model makes up its text, that is no data."""
     source = quantizer.calibration_source
-    return {
+    without = {"exported_without": list(model.left)} if model.left else {}
+    return without | {
         "checkpoint_sha256": model.sha256,
         "data_sha256": dataset.fingerprint("train") if source == "train" else "",
         "calibration_source": source,
@@ -197,7 +198,7 @@ def calibrate(
     """
     if not (wanting := compensating(quantizer)):
         raise InputError("this quantizer needs no calibration", "quant.method", "set quant.method=gptq")
-    start = time.monotonic()
+    start, model = time.monotonic(), model.exported()
     depth = Depth(gradients=True, couplings=Depth.of(wanting).couplings)
     found, fresh = calibration(model, dataset, wanting[0], path, depth, world, console, force=force)
     return {

@@ -34,10 +34,10 @@ def compress(source: Path, out: Path, resolved: Resolved, console: Console, forc
         if not force and (entry := fresh_entry(out, key)):
             return entry | {"fresh": True}
         console.line(f"compress: {name_of('Codec', type(codec))}")
-        info = artifact_info(config, model.tokenizer_sha256)
+        info = artifact_info(config, model.tokenizer_sha256, model.config.model)
         blob, codecs = encoded(model.quantized, codec, info)
         write_bytes(out, blob)
-        back = decode_artifact(read_bytes(out, MAX_ARTIFACT), config.model, codecs, str(out))
+        back = decode_artifact(read_bytes(out, MAX_ARTIFACT), model.config.model, codecs, str(out))
         if back.digest() != by_steps(model.quantized, codec).digest():
             raise PgolfError("the artifact does not decode to what was encoded", str(out), "please report this")
         size = size_on_disk([out], script_bytes(config, info), config.package.cap_bytes)

@@ -46,5 +46,5 @@ def rounded_to_nearest(model: ModelFile, quantizer: Any, calibration: Path) -> Q
 def predict_quantized(model: ModelFile, config: RunConfig, calibration: Path) -> Size:
     """Bytes of artifact and script, by compressing what rounding to nearest gives."""
     info = artifact_info(config, model.tokenizer_sha256)
-    blob, _ = encoded(rounded_to_nearest(model, config.quant, calibration), config.compress, info)
+    blob, _ = encoded(rounded_to_nearest(model.exported(), config.quant, calibration), config.compress, info)
     return Size(len(blob), script_bytes(config, info), config.package.cap_bytes)

@@ -17,7 +17,7 @@ from pgolf.config.run import RunConfig
 from pgolf.config.tree import to_values
 from pgolf.core.dist import World, activation_dtype, pick_device
 from pgolf.core.errors import ConfigError
-from pgolf.core.evals.document import DocumentEval
+from pgolf.core.evals.base import EvalMethod
 from pgolf.core.evals.ledger import Ledger, evaluate
 from pgolf.core.files import write_json
 from pgolf.core.model.attend import choose_attention
@@ -114,12 +114,15 @@ def shown_method(stage: str, method: Any) -> dict[str, Any]:
     return {"name": name_of(slot_of_stage(stage), type(method)), **to_values(method)}
 
 
-def labels(stage: str, method: Any) -> dict[str, bool]:
-    """Whether the predictor adapts to what it has scored, and whether documents are scored independently."""
-    names = ("bias", "cache", "mixer", "tilt")
-    crossing = any(getattr(method, name).acts() for name in names)
-    alone = stage == "eval" and isinstance(method, DocumentEval) and not crossing
-    return {"adaptive": stage == "ttt" or bool(method.adjusters()), "document_independent": alone}
+def labels(method: EvalMethod) -> dict[str, bool]:
+    """Whether the predictor is built from scored tokens too, and whether documents are scored independently, as the
+    method and its adjusters say of themselves.
+    """
+    adjusters = method.adjusters()
+    return {
+        "adaptive": method.learns or any(adjuster.learns for adjuster in adjusters),
+        "document_independent": method.alone() and not any(adjuster.crosses for adjuster in adjusters),
+    }
 
 
 def score_split(
@@ -157,7 +160,7 @@ def score_split(
         "partial": partial,
         "share": score.tokens / (len(tokens) - 1),
         "method": shown_method(stage, method),
-        **labels(stage, method),
+        **labels(method),
         "model": model.describe(),
         "seconds": rounded(phases | {"total": sum(phases.values())}),
         "clock": watch.document(),

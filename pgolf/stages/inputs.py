@@ -38,7 +38,12 @@ def rescored(model: ModelFile, preset: str, sets: list[str], console: Console) -
     if not changed or not all(text.split(".")[1] in HOW_WEIGHTS_ARE_USED for text in changed):
         return model, model_config(model, preset, sets)
     warn_of_change(changed, console)
-    return reshaped(model, resolved.config.model, tuple(changed)), resolved
+    return reshaped(model, used_as(model, resolved.config.model), tuple(changed)), resolved
+
+
+def used_as(model: ModelFile, config: ModelConfig) -> ModelConfig:
+    """The file's own model, its weights used as another configuration says."""
+    return dataclasses.replace(model.config.model, **{name: getattr(config, name) for name in HOW_WEIGHTS_ARE_USED})
 
 
 def warn_of_change(changed: Sequence[str], console: Console) -> None:

@@ -321,12 +321,12 @@ def score_as_rank(order: Order, facts: dict[str, Any], world: "World", console: 
     """Score a model together with the other ranks; the score document."""
     from pgolf.stages.eval_partial import PartialLedger
     from pgolf.stages.evaluate import Scoring, run_method
-    from pgolf.stages.inputs import changed_keys, reshaped
+    from pgolf.stages.inputs import changed_keys, reshaped, used_as
     from pgolf.stages.model_files import load_model
 
     model, stage = load_model(Path(facts["model"])), facts["stage"]
     if changed := changed_keys(model.stored["model"], order.resolved.values["model"], "model"):
-        model = reshaped(model, order.resolved.config.model, tuple(changed))
+        model = reshaped(model, used_as(model, order.resolved.config.model), tuple(changed))
     how = Scoring(
         world=world,
         clock=facts["clock"],

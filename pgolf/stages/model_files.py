@@ -1,5 +1,6 @@
 """MODEL on the command line: a checkpoint, a quantized model or an artifact; the file says which."""
 
+import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ from pgolf.config.tree import beyond_defaults, to_values
 from pgolf.core.artifact import ARTIFACT_MAGIC, FORMS, INFO, decode_artifact, read_sections
 from pgolf.core.errors import ConfigError, InputError
 from pgolf.core.files import check_regular, parse_json, read_bytes, read_head
-from pgolf.core.model.config import ModelConfig, param_specs
+from pgolf.core.model.config import ModelConfig, model_parts, param_specs
+from pgolf.core.model.export import exported, folded
 from pgolf.core.model.gpt import GPT
 from pgolf.core.quant.corrected import CorrectedTensor, Factors, corrected
 from pgolf.core.quant.grid import StepTensor
@@ -50,10 +52,21 @@ class ModelFile:
     quantized: QuantizedModel | None = None
     overridden: tuple[str, ...] = ()
     """What is not as the file has it, as `key old -> new`."""
+    left: tuple[str, ...] = ()
+    """Slots of the trained model that are empty in this one, which is what is exported of it."""
 
     def build(self, device: torch.device) -> GPT:
         """The model, ready to compute in float32 on a CPU or bfloat16 on a GPU."""
         return ready(self.config, self.weights, device)
+
+    def exported(self) -> "ModelFile":
+        """What is exported of a trained model, to be quantized; itself where that is everything."""
+        trained, config = self.config.model, exported(self.config.model)
+        if config == trained:
+            return self
+        left = tuple(sorted(model_parts(trained).keys() - model_parts(config).keys()))
+        whole = dataclasses.replace(self.config, model=config)
+        return dataclasses.replace(self, config=whole, weights=folded(trained, self.weights), left=left)
 
     def describe(self) -> dict[str, Any]:
         """What JSON documents say of a model."""
@@ -139,12 +152,14 @@ def identity(meta: dict[str, Any]) -> str:
 
 
 def load_quantized(path: Path) -> ModelFile:
-    """A quantized model, checked against its configuration."""
+    """A quantized model, checked against its configuration: what is exported of the one it carries, or in files of
+    before all of it.
+    """
     tensors, meta, _ = load_tensors(path, QUANTIZED_SCHEMA, (QUANTIZED_ROWS, QUANTIZED_STEPS))
     meta = upgrade_quantized(meta) if meta["schema"] == QUANTIZED_ROWS else meta
     digest = identity(meta)
     config = stored_config(meta.get("config"), str(path))
-    bits, forms, model = meta.get("bits"), meta.get("forms"), QuantizedModel(config.model)
+    bits, forms, model = meta.get("bits"), meta.get("forms"), QuantizedModel(exported(config.model))
     if not isinstance(bits, dict) or not all(type(width) is int and 2 <= width <= 8 for width in bits.values()):
         raise InputError("the bit widths are missing or out of range", str(path), "the file is damaged")
     if not isinstance(forms, dict) or set(forms) != set(bits) or not set(forms.values()) <= set(FORMS):
@@ -160,6 +175,9 @@ def load_quantized(path: Path) -> ModelFile:
     except KeyError as error:
         raise InputError(f"{error.args[0]} is missing", str(path), "the file is damaged") from None
     model.tensors |= tensors
+    if all(spec.name in model.tensors for spec in param_specs(config.model)):
+        model.config = config.model
+    config = dataclasses.replace(config, model=model.config)
     model.assure_sound(str(path))
     return ModelFile(
         path,
@@ -186,12 +204,13 @@ def load_checkpoint(path: Path) -> ModelFile:
     )
 
 
-def artifact_info(config: RunConfig, tokenizer_sha256: str) -> bytes:
-    """What an artifact says of itself: architecture, how it was scored, whose tokens it reads. These bytes count, twice
-    where a script makes the artifact, so what is the default is left out: those defaults stay what they are
-    (`tests/unit/test_artifact_defaults.py`).
+def artifact_info(config: RunConfig, tokenizer_sha256: str, model: ModelConfig | None = None) -> bytes:
+    """What an artifact says of itself: architecture (`model`, or what is exported of the configuration's), how it was
+    scored, whose tokens it reads. These bytes count, twice where a script makes the artifact, so what is the default is
+    left out: those defaults stay what they are (`tests/unit/test_artifact_defaults.py`).
     """
-    values = beyond_defaults(config, RunConfig())
+    whole = dataclasses.replace(config, model=model or exported(config.model))
+    values = beyond_defaults(whole, RunConfig())
     kept = {name: values[name] for name in DESCRIBED if name in values}
     return json.dumps(
         {"schema": ARTIFACT_SCHEMA, "tokenizer_sha256": tokenizer_sha256, "config": kept},

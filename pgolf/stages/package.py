@@ -12,6 +12,7 @@ from pgolf.config.tree import to_values
 from pgolf.core.dist import pick_device
 from pgolf.core.errors import ConfigError, InputError, RuleError
 from pgolf.core.files import sha256_file
+from pgolf.core.model.export import exported
 from pgolf.dataset import Dataset, open_dataset
 from pgolf.report.console import Console
 from pgolf.stages.evaluate import rerotated, run_method
@@ -103,6 +104,9 @@ def entry_of(artifact: Path, config: Any, data: Path | None, device: str, consol
     if model.kind != "artifact":
         raise InputError(f"a {model.kind} cannot be submitted", str(artifact), "give the output of pgolf compress")
     check_origin(artifact, model)
+    if model.config.model != exported(model.config.model):
+        what = "the artifact holds what a script does not export, as earlier versions of pgolf did"
+        raise InputError(what, str(artifact), "quantize the checkpoint again, and compress it")
     claim = config.package.claim
     score = find_score(model, claim)
     place = data or (Path(score["data"]["path"]) if score else None)

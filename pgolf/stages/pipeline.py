@@ -15,7 +15,7 @@ from pgolf.config.load import Resolved
 from pgolf.core.errors import ConfigError, InputError, PgolfError, RuleError, SetupError, StorageError
 from pgolf.core.files import free_bytes, try_writing
 from pgolf.report.console import Console
-from pgolf.sizing import predict
+from pgolf.sizing import parameters, predict
 
 STAGES = ("tokenize", "train", "quantize", "compress", "eval", "ttt", "package")
 CODEC_PACKAGES = {"brotli": "brotli", "zstd": "zstandard"}
@@ -154,9 +154,8 @@ def preflight(
         config.check_training()
     check_writable(out)
     checked.append("output writable")
-    rows, size, _ = predict(config)
-    parameters = sum(row.spec.numel for row in rows)
-    needed = parameters * 4 * 3 * (config.train.keep_checkpoints + 2) + 3 * size.artifact_bytes + (16 << 20)
+    _, size, _ = predict(config)
+    needed = parameters(config) * 4 * 3 * (config.train.keep_checkpoints + 2) + 3 * size.artifact_bytes + (16 << 20)
     if (free := free_bytes(out)) < needed:
         raise StorageError(
             f"the run needs about {needed:,} bytes, {free:,} are free",

@@ -165,7 +165,7 @@ def fitted(
         return submission_bytes(dataclasses.replace(config, quant=quantizer), made, model.tokenizer_sha256)
 
     if isinstance(config.quant, CoarseLayers):
-        specs, weights = config.model, model.weights
+        specs, weights = model.config.model, model.weights
         return downgraded(
             budget, config.quant, config, lambda one: quantize_model(specs, weights, one, known(one)), total, console
         )
@@ -212,6 +212,7 @@ def quantize(
         raise InputError(f"a {model.kind} cannot be quantized again", str(checkpoint), "give the float checkpoint")
     check_tokenizer(model, dataset.tokenizer_sha256, dataset.vocab_size, str(dataset.folder))
     check_finite(model.weights)
+    model = model.exported()
     quantizer = resolved.config.quant
     known_bad = hazards(resolved.config, (QUANTIZE,), trained="train" in model.stored)
     for text in known_bad:
@@ -219,6 +220,8 @@ def quantize(
     section: dict[str, Any] = {"quant": to_values(quantizer, "Quantizer")}
     if budget:
         section |= {"budget": budget, "compress": to_values(resolved.config.compress, "Codec")}
+    if model.left:
+        section["exported_without"] = list(model.left)
     inputs = {"checkpoint": model.sha256, "data": dataset.fingerprint("train")}
     key = stage_key("quantize", section, inputs)
     with guarded(out), enough_memory("quant.calibration_batch"):
@@ -302,7 +305,7 @@ def coded(
         result, figures = fit.model, {"budget": {"bytes": budget, **fit.document()}}
         resolved = dataclasses.replace(resolved, config=dataclasses.replace(config, quant=fit.quantizer))
     else:
-        result = quantize_model(config.model, model.weights, config.quant, known(config.quant))
+        result = quantize_model(model.config.model, model.weights, config.quant, known(config.quant))
     if isinstance(config.quant.tune, KlTuning):
         result, figures["tuned"] = tuned(result, model, dataset, config.quant, device, judge, console)
         if budget:

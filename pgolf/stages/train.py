@@ -389,7 +389,7 @@ def outcome(job: Job, state: TrainState, event: dict[str, Any]) -> dict[str, Any
         "kernels": planned_kernels(config, place)[0],
         "world_size": job.world.size,
         "parameters": sum(p.numel() for p in state.model.parameters()),
-        "parts": touched(config.model, config.optim),
+        "parts": touched(config.model, config.optim, config.train),
         "warnings": hazards(config, (TRAIN,)),
     }
 

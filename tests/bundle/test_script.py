@@ -30,7 +30,7 @@ from pgolf.core.codecs.adaptive import Rans
 from pgolf.core.errors import RuleError
 from pgolf.core.quant.gptq_lqer import Lqer
 from pgolf.core.submit import Submission, score_submission
-from pgolf.stages.model_files import artifact_info
+from pgolf.stages.model_files import artifact_info, load_model
 
 ROOT = Path(package.__file__).parent
 LAZY = {"sentencepiece", "safetensors", "brotli", "zstandard", "flash_attn", "flash_attn_interface", "triton"}
@@ -222,6 +222,41 @@ def test_the_script_collects_counts_and_scores_with_them_as_pgolf_does(
         "eval", place / "mine.pgz", "--data", copy_run / "data", "--set", "eval.cache.stored_share=0", "--json"
     )
     assert cold.good().document["score"]["nats"] != found["score"]["nats"]
+
+
+def test_the_script_exports_as_pgolf_does_what_only_training_needs(pgolf: Any, copy_run: Path, tmp_path: Path) -> None:
+    """Heads for later tokens are dropped and mixers of heads folded; the checkpoint keeps both."""
+    parts = ("model.aux_loss=multi_token", "model.head_mix=learned", "model.head_mix.values=true")
+    more = ("train.iterations=12", "train.val_every=0", "optim.scalar_lr=0.5", "quant.method=gptq", "quant.max_gap=9")
+    size = ("quant.calibration_seqs=8", "quant.calibration_seq_len=64", "package.prove_steps=1")
+    sets = [word for value in (*parts, *more, *size) for word in ("--set", value)]
+    pgolf("run", "--out", copy_run, "--from", "train", *sets, "--until", "package", "--quiet").good()
+    trained, coded, artifact = (
+        load_model(copy_run / name)
+        for name in ("train/checkpoint.safetensors", "quantize/quantized.safetensors", "compress/model.pgz")
+    )
+    only = trained.weights.keys() - coded.weights.keys()
+    assert {name.rpartition("attn.")[2] for name in only} == {
+        *("mtp_heads.0.weight", "mtp_heads.1.weight", "q_mix", "k_mix", "v_mix")
+    }
+    assert artifact.weights.keys() == coded.weights.keys() == trained.exported().weights.keys()
+    assert artifact.config.model == coded.config.model == trained.exported().config.model
+    assert coded.stored["model"] == trained.stored["model"], "the script is made from it"
+    mixer = trained.weights["blocks.0.attn.q_mix"]
+    assert (mixer - torch.eye(len(mixer))).abs().max() > 0.05, "nothing to fold"
+    entry = json.loads((copy_run / "quantize" / "manifest.json").read_text())["outputs"]["quantized.safetensors"]
+    assert entry["figures"]["warnings"] == [] and abs(entry["figures"]["gap_bpb"]) < 0.2
+    place = room(copy_run, tmp_path / "room", "train", "val")
+    found = result(alone(place, "--seed", "1337", "--out", "mine.pgz"))
+    assert (place / "mine.pgz").read_bytes() == (copy_run / "compress" / "model.pgz").read_bytes()
+    assert found["score"] == claimed(copy_run)
+    document = pgolf(
+        *("eval", copy_run / "quantize" / "quantized.safetensors", "--data", copy_run / "data", "--quiet", "--json"),
+        *("--set", "model.documents=by_document"),
+    )
+    assert document.good().document["model"]["overridden"]
+    exact = pgolf("eval", copy_run / "train" / "checkpoint.safetensors", "--data", copy_run / "data", "--json").good()
+    assert abs(exact.document["score"]["bpb"] - found["score"]["bpb"]) < 0.2
 
 
 def test_the_script_quantizes_by_role_as_pgolf_does(pgolf: Any, copy_run: Path, tmp_path: Path) -> None:
@@ -645,6 +680,11 @@ def test_a_false_claim_is_not_packaged(copy_run: Path, tmp_path: Path) -> None:
 ADJUSTED = {
     "documents": ["eval.method=document", "eval.stride=32", "eval.rope=yarn", "eval.rope.trained=64"],
     "overlap": ["eval.method=overlap", "eval.rope=ntk", "eval.rope.trained=32"],
+    "longer": ["eval.seq_len=128", "eval.rope=ntk"],
+    "tempered": [
+        *("package.claim=ttt", "ttt.method=lora", "ttt.rank=4", "ttt.chunk_tokens=32", "ttt.max_tokens=0"),
+        *("ttt.temperature=fixed", "ttt.batch_seqs=16"),
+    ],
     "learning": ["eval.method=plain", "eval.bias=online", "eval.bias.chunk_tokens=900", "eval.mixer=hedge"],
     "tuned": [
         "eval.temperature=fixed",

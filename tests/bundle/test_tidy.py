@@ -9,7 +9,8 @@ from pgolf.bundle.rename import rename
 from pgolf.bundle.script import minify, squeeze
 from pgolf.bundle.table import param_table
 from pgolf.config.load import preset_names, resolve
-from pgolf.core.model.config import param_specs
+from pgolf.core.model.config import model_parts, param_specs
+from pgolf.core.model.export import exported
 from pgolf.core.model.params import ParamSpec
 
 PROGRAM = """
@@ -159,3 +160,17 @@ def test_the_table_has_the_parameters_of_the_configuration(preset):
     exec(ast.unparse(table), names)
     assert names["param_specs"](config) == param_specs(config)  # type: ignore[operator]
     assert param_table(resolve(preset, ["model.matrix_init=orthogonal"]).config.model) is not None
+
+
+@pytest.mark.parametrize(
+    "parts", [("aux_loss=multi_token",), ("head_mix=learned",), ("aux_loss=multi_token", "head_mix=learned")]
+)
+def test_the_table_has_what_is_exported_of_the_configuration_too(parts):
+    config = resolve("leader", [f"model.{part}" for part in parts]).config.model
+    table = param_table(config)
+    assert table is not None
+    names = {"ParamSpec": ParamSpec, "model_parts": model_parts}
+    exec(ast.unparse(table), names)
+    for one in (config, exported(config)):
+        assert names["param_specs"](one) == param_specs(one)  # type: ignore[operator]
+    assert param_specs(exported(config)) != param_specs(config)

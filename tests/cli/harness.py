@@ -44,7 +44,10 @@ FITTING = {
     "emas": ("tokens=3000", "decays=0.5,0.9"),
 }
 """What makes a technique fit the two layers of width 64 of preset tiny."""
-BESIDE = {"Loader-documents": ["model.documents=by_document"]}
+BESIDE = {
+    "Loader-documents": ["model.documents=by_document"],
+    "Qat-noise": ["model.loop=layers", "model.loop.start=0", "model.loop.end=1"],
+}
 """What a technique needs elsewhere."""
 
 

@@ -182,24 +182,60 @@ def test_a_partial_pass_has_no_bpb_and_is_shown_as_partial(argv: list[object]) -
     assert "BPB, partial" in shown and "up to 500" in shown
 
 
-def test_every_method_is_compared(argv: list[object], tmp_path: Path) -> None:
+def test_every_method_is_compared(argv: list[object], tiny_run: Path, tmp_path: Path) -> None:
     plan = run_here("eval", *argv, "--method", "all", "--dry-run", "--json").good().document["ways"]
     adjusters = sum(len(CATALOG[slot]) - 1 for slot in SLOTS.values())
     assert len(plan) == len(CATALOG["EvalMethod"]) + adjusters + len(CATALOG["TttMethod"])
     out = tmp_path / "all.json"
-    words = [*argv, "--method", "all", "--set", "eval.max_tokens=1500", "--set", "ttt.max_tokens=1500"]
+    words = [*argv, "--method", "all", "--set", "eval.max_tokens=1500"]
     document = run_here("eval", *words, "--out", out, "--json").good().document
     assert json.loads(out.read_text()) == document
     rows = {row["label"]: row for row in document["rows"]}
     assert list(rows) == plan and rows["plain"]["gain"] == 0.0
     good = {label: row for label, row in rows.items() if "error" not in row}
-    assert {"sliding", "document", "sliding + tilt token", "ttt chunk"} <= set(good)
+    assert {"sliding", "document", "sliding + tilt token"} | {f"ttt {name}" for name in CATALOG["TttMethod"]} <= set(
+        good
+    )
+    share = 1500 / (len(val_tokens(tiny_run)) - 1)
+    assert document["partial"] is True and document["share"] == share
     for row in good.values():
-        assert row["bpb"] == pytest.approx(rows["plain"]["bpb"] - row["gain"], abs=1e-6)
-        assert row["seconds"] > 0
+        assert "bpb" not in row and (row["targets"], row["share"]) == (1500, share)
+        assert row["bpb_partial"] == pytest.approx(rows["plain"]["bpb_partial"] - row["gain"], abs=1e-6)
+        assert row["seconds"] > 0 and row["clock"]["kept"] and row["clock"]["adaptation_stopped_at"] is None
+        assert row["clock"]["strict_s"] > row["clock"]["core_s"]
     assert rows["sliding"]["gain"] > 0 and not rows["sliding"]["adaptive"]
     assert rows["document"]["document_independent"] and rows["sliding + cache exact"]["adaptive"]
-    assert "sliding + tilt token" in run_here("eval", *words).good().out
+    shown = run_here("eval", *words).good().out
+    assert "sliding + tilt token" in shown and "BPB, partial" in shown and f"the first {share:.1%}" in shown
+
+
+def test_a_comparison_is_judged_by_each_methods_budget(
+    argv: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pgolf.stages import compare
+
+    def some(resolved: Any, only: Any = ()) -> list[compare.Way]:
+        return [way for way in compare.every_way(resolved) if way.label in ("plain", "ttt chunk")]
+
+    monkeypatch.setattr(compare, "planned_ways", some)
+    out = tmp_path / "all.json"
+    words = [*argv, "--method", "all", "--out", out, "--set", "eval.max_tokens=1500", "--set", "ttt.chunk_tokens=64"]
+    tight = [*words, "--set", "eval.budget_seconds=0.0001"]
+    line = run_here("eval", *tight).refused(4, "by the strict clock 2 of 2 methods", "plain", "of 0.0001")
+    assert "ttt chunk" in line and "--clock core" in line
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["clock"]["kept"] for row in rows] == [False, False]
+    assert rows[0]["clock"]["adaptation_stopped_at"] is None and 0 < rows[1]["clock"]["adaptation_stopped_at"] < 1500
+    result = run_here("eval", *tight, "--clock", "core")
+    assert "--clock" not in result.refused(4, "by the core clock 2 of 2 methods")
+    assert result.out.count("over its budget") == 2 and "no adaptation after" in result.out
+    run_here("eval", *words, "--set", "eval.budget_seconds=0").good()
+    # What is set for test-time training itself stays.
+    own = ["--set", "ttt.budget_seconds=0", "--set", "ttt.max_tokens=400"]
+    shown = run_here("eval", *tight, *own)
+    shown.refused(4, "1 of 2 methods")
+    assert "on 400 targets" in shown.out
+    assert json.loads(out.read_text())["rows"][1]["gain"] is None
 
 
 def test_one_method_by_name(argv: list[object]) -> None:

@@ -449,7 +449,7 @@ def test_text_files_are_cut_at_the_separator(pgolf: Any, tmp_path: Path) -> None
 def test_a_score_of_changed_weights_use_is_marked(pgolf: Any, tiny_run: Path, tmp_path: Path) -> None:
     parts = ["model.window=sliding", "model.window.tokens=8", "model.window.full_layers=1", "model.skips=gated"]
     loop = ["model.loop=layers", "model.loop.start=0", "model.loop.end=1", "model.loop.extra_passes=2"]
-    sets = [word for text in [*parts, *loop, "train.iterations=4"] for word in ("--set", text)]
+    sets = [word for text in [*parts, *loop, "train.iterations=4", "train.qat=noise"] for word in ("--set", text)]
     out, data = tmp_path / "run", tiny_run / "data"
     pgolf("train", data, "--out", out, *QUICK, *sets).good()
     command = ("eval", out / "checkpoint.safetensors", "--data", data, "--set", "eval.max_tokens=512", "--json")
@@ -475,4 +475,6 @@ def test_a_score_of_changed_weights_use_is_marked(pgolf: Any, tiny_run: Path, tm
     assert "model.window.kind sliding -> none" in json.loads(kept.read_text())["model"]["overridden"]
     figures = json.loads((out / "manifest.json").read_text())["outputs"]["checkpoint.safetensors"]["figures"]
     assert figures["parts"]["window sliding"] == "1 layers"
-    assert "part window sliding: 1 layers" in (out / "train.log").read_text()
+    assert figures["parts"]["qat noise"] == "12 matrices"
+    log = (out / "train.log").read_text()
+    assert "part window sliding: 1 layers" in log and "part qat noise: 12 matrices" in log

@@ -110,7 +110,7 @@ KEYS = {
         "within_stated_interval",
     },
     "kernels": {"what", "way", "min_s", "median_s", "over_eager", "peak_mb"},
-    "ablate": {"technique", "bpb", "gain", "standard_error", "time", "parameters_percent"},
+    "ablate": {"technique", "bpb", "gain", "standard_error", "time", "parameters_percent", "artifact_bytes_added"},
     "quantizer_speed": {"way", "s", "over_gptq"},
     "budget": {"role", "theta", "code_bytes", "worth"},
     "quantization": {
@@ -252,3 +252,55 @@ CHECKS = {
 def test_a_table_is_printed_without_json() -> None:
     done = run("codec_overhead", "--rows", "32", "--columns", "32", "--steps", "0.8", "--codecs", "zlib")
     assert done.returncode == 0 and "bits_per_weight" in done.stdout and "0.8" in done.stdout
+
+
+TABLE = """Before.
+
+| method | BPB | gain | se | seconds | predictor | documents |
+| --- | ---: | ---: | ---: | ---: | --- | --- |
+| plain | 2.0000 | - | - | 21 | fixed | in a row |
+| sliding | 1.9000 | +0.1000 | 0.0007 | 61 | fixed | in a row |
+| ttt chunk | 1.8000 | +0.2000 | 0.0036 | 323 | adaptive | in a row |
+
+After."""
+
+
+def test_rows_join_the_table_of_a_document() -> None:
+    from benchmarks.evaluation import joined
+
+    def row(name: str, bpb: Any) -> dict[str, Any]:
+        gain = 2 - bpb if isinstance(bpb, float) else "-"
+        rest = {"se": 0.00123, "seconds": 7.4, "kind": "fixed", "documents": "alone"}
+        return {"method": name, "BPB": bpb, "gain": gain, **rest}
+
+    order = ["plain", "sliding", "sliding + temperature fixed", "ttt chunk", "ttt lora"]
+    rows = [row("plain", 2.00001), row("ttt lora", 1.75), row("sliding + temperature fixed", 1.95), row("x", "-")]
+    text = joined(TABLE, rows, order)
+    lines = [line for line in text.splitlines() if line.startswith("|")][2:]
+    assert [line.split("|")[1].strip() for line in lines] == order
+    assert lines[4] == "| ttt lora | 1.7500 | +0.2500 | 0.0012 | 7 | fixed | alone |"
+    assert [lines[0], lines[1], lines[3]] == [line for line in TABLE.splitlines() if line.startswith("|")][2:]
+    assert text.startswith("Before.\n") and text.endswith("\nAfter.")
+    again = joined(text, [row("plain", 2.0), row("sliding", 1.5)], order)
+    assert "| sliding | 1.5000 | +0.5000 |" in again and again.count("| sliding |") == 1
+    with pytest.raises(SystemExit, match=r"plain score is 2\.0000, now it is 2\.1000"):
+        joined(TABLE, [row("plain", 2.1), row("ttt lora", 1.75)], order)
+    with pytest.raises(SystemExit, match="no table"):
+        joined("Nothing.", rows, order)
+
+
+def test_pairs_are_of_parts_of_a_model_and_bytes_of_what_is_stored() -> None:
+    from benchmarks.ablate import best_parts, bytes_added
+    from pgolf.config.describe import measured
+
+    rows = [
+        {"technique": name} for name in ("train.loader shuffled", "model.a b", "baseline", "mlp.mult 3", "model.c d")
+    ]
+    assert best_parts(rows, 1) == ["model.a b"] and best_parts(rows, 5) == ["model.a b", "model.c d"]
+    found = measured()
+    best = best_parts([{"technique": name} for name in found["techniques"]], 5)
+    assert {one for pair in found["pairs"] for one in pair.split(" + ")} == set(best)
+    for name, row in {**found["techniques"], **found["settings"], **found["pairs"]}.items():
+        assert row["artifact_bytes_added"] == bytes_added(name, 1024), name
+    assert found["techniques"]["optim.matrix normuon"]["artifact_bytes_added"] == 0
+    assert found["techniques"]["model.precision ternary"]["artifact_bytes_added"] < -50_000

@@ -599,6 +599,12 @@ def test_a_model_with_fewer_ids_than_the_tokenizer(tiny_run: Path, tmp_path: Pat
     run_here(*argv).refused(2, "model.vocab_size", "512")
 
 
+def test_quantization_aware_training_that_is_about_no_matrix(tiny_run: Path, tmp_path: Path) -> None:
+    argv = ["train", tiny_run / "data", "--out", tmp_path / "t", *TRAIN, "--set", "train.qat=noise"]
+    run_here(*argv).refused(2, "train.qat", "no layer runs more than once")
+    assert not (tmp_path / "t" / "checkpoint.safetensors").exists(), "found out only after training"
+
+
 @pytest.mark.fault(row="F19")
 def test_calibration_that_wants_more_text_than_there_is(corpus: Path, tmp_path: Path) -> None:
     argv = ["run", *QUICK, "--text", corpus, "--out", tmp_path / "run", "--set", "quant.calibration_seqs=1000000"]

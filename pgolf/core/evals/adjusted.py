@@ -18,6 +18,7 @@ from torch import Tensor
 from pgolf.core.errors import RuleError
 from pgolf.core.evals.adjustment import Adjustment
 from pgolf.core.evals.ledger import Ledger
+from pgolf.core.model.gpt import GPT
 
 TOLERANCE = 1e-4
 """How far from 0 the logarithm of a distribution's sum may be."""
@@ -86,6 +87,23 @@ class AdjustedLedger(Ledger):
                     raise RuleError("an adjuster looks ahead", f"{function.__qualname__}, before target {stop}")
         return found
 
+    def changed(self, position: int, logp_SV: Tensor) -> Tensor:
+        """What all adjusters make of a distribution for each target from `position` on. RuleError if it is none."""
+        for adjustment in self.adjustments:
+            logp_SV = adjustment.apply(position, logp_SV)
+            total = float(logp_SV[-1].detach().logsumexp(-1))
+            if not abs(total) <= TOLERANCE:
+                raise RuleError(
+                    f"the probabilities at target {position + len(logp_SV) - 1} do not sum to 1 but to {np.exp(total)}",
+                    type(adjustment).__name__,
+                    "this is a fault of the adjuster",
+                )
+        return logp_SV
+
+    def score_learnable(self, model: GPT, windows: np.ndarray, length: int) -> Tensor:
+        """As the ledger scores. The windows come in any order, which suits adjusters that learn nothing."""
+        return super().score_learnable(Changed(self, model, windows), windows, length)  # type: ignore[arg-type]
+
     def nll(self, windows: np.ndarray, ids_BT: Tensor, targets_BT: Tensor, start: int) -> Tensor:
         """Losses of a batch of windows from position `start` on, (B, T - start) float32. RuleError when an adjuster's
         vector is no distribution.
@@ -100,16 +118,21 @@ class AdjustedLedger(Ledger):
             own = hidden[row : row + 1, first - begin : end - begin]
             logits = tuned[row] if row in tuned else self.model.head(own)[0]
             logp, position, targets = F.log_softmax(logits, -1), place + first, targets_BT[row, first:end]
-            for adjustment in self.adjustments:
-                logp = adjustment.apply(position, logp)
-                total = float(logp[-1].logsumexp(-1))
-                if not abs(total) <= TOLERANCE:
-                    raise RuleError(
-                        f"the probabilities at target {place + end - 1} do not sum to 1 but to {np.exp(total)}",
-                        type(adjustment).__name__,
-                        "this is a fault of the adjuster",
-                    )
+            logp = self.changed(position, logp)
             losses[row, first - start : end - start] = F.nll_loss(logp, targets, reduction="none")
             for adjustment in self.adjustments:
                 adjustment.settled(position, targets)
         return losses
+
+
+class Changed:
+    """A model whose losses are those of changed distributions, to learn from."""
+
+    def __init__(self, ledger: AdjustedLedger, model: GPT, windows: np.ndarray) -> None:
+        self.ledger, self.model, self.windows = ledger, model, windows
+
+    def nll(self, ids_BT: Tensor, targets_BT: Tensor, start: int) -> Tensor:
+        """Losses (B, T - start), as the model's own."""
+        logp_BSV = F.log_softmax(self.model.head(self.model.hidden(ids_BT, start=start)), -1)
+        rows = [self.ledger.changed(place + start, logp) for logp, place in zip(logp_BSV, self.windows[:, 0].tolist())]
+        return F.nll_loss(torch.cat(rows), targets_BT[:, start:].flatten(), reduction="none").view(len(ids_BT), -1)

@@ -15,6 +15,12 @@ if TYPE_CHECKING:
 class EvalMethod(Protocol):
     """A way to score a stream with fixed weights."""
 
+    learns: bool
+    """Whether weights learn from what has been scored."""
+
+    def alone(self) -> bool:
+        """Whether each document is scored by itself, as far as this method goes."""
+
     @property
     def seq_len(self) -> int:
         """Tokens the model sees at once."""
@@ -46,6 +52,10 @@ class Adjusting(Protocol):
 
     replayable: bool
     """Whether what it knows is a function of the tokens, so that an interrupted evaluation can go on."""
+    learns: bool
+    """Whether it is built from tokens of the stream; else it may act in any order of scoring."""
+    crosses: bool
+    """Whether it carries anything from one document to another where a method scores each by itself."""
 
     def acts(self) -> bool:
         """Whether it does anything."""
@@ -58,7 +68,7 @@ class Adjusting(Protocol):
 class Adjuster:
     """What adjusters have in common."""
 
-    replayable = True
+    replayable = learns = crosses = True
 
     def acts(self) -> bool:
         """Always."""
@@ -70,6 +80,7 @@ class Unadjusted:
     """The model's own distribution. Source: naive baseline."""
 
     replayable = True
+    learns = crosses = False
 
     def acts(self) -> bool:
         """Never."""
@@ -147,6 +158,7 @@ class Eager:
 class Evaluator:
     """The options every method has. Adjusters act in the order in which they stand here."""
 
+    learns = False
     seq_len: int = 1024
     """Tokens the model sees at once."""
     max_tokens: int = 0
@@ -185,6 +197,10 @@ class Evaluator:
             raise ConfigError(f"budget_seconds must not be negative, not {self.budget_seconds}", "budget_seconds")
         if self.num_loops < 0:
             raise ConfigError(f"num_loops must not be negative, not {self.num_loops}", "num_loops")
+
+    def alone(self) -> bool:
+        """Windows cross documents."""
+        return False
 
     def arrange(self, model: "GPT") -> None:
         """Change how the model computes before anything is scored."""

@@ -1,7 +1,7 @@
 """Scoring with a compiled model (spec: evaluation 3, 10)."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pgolf.core.errors import SetupError
 
@@ -30,7 +30,7 @@ class TorchCompile:
 
         eager, graph = model.hidden, torch.compile(model.hidden, dynamic=False)
 
-        def hidden(ids_BT: "Tensor", starts: "Tensor | None" = None, start: int = 0) -> "Tensor":
+        def hidden(ids_BT: "Tensor", starts: "list[Any] | None" = None, start: int = 0) -> "Tensor":
             if torch.is_grad_enabled():
                 return eager(ids_BT, starts, start)
             return graph(F.pad(ids_BT, (0, 0, 0, rows - len(ids_BT))), starts, start)[: len(ids_BT)]

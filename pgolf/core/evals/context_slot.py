@@ -25,6 +25,7 @@ class SlotAdamW(Adjuster):
     anew. Effect: -0.009 (PR #1306), -0.013 with one vector per batch, which leaks (PR #1333). Source: PR #1128, #1306.
     """
 
+    crosses = False
     steps: int = 16
     """Steps per window."""
     lr: float = 0.008
@@ -70,6 +71,7 @@ class SlotLbfgs(Adjuster):
     for each window anew. Effect: -0.088 with a start from the window before (PR #1350, unreviewed). Source: PR #1350.
     """
 
+    crosses = False
     iterations: int = 25
     """Iterations per window."""
     history: int = 20

@@ -23,6 +23,10 @@ class DocumentEval(SlidingEval):
     bos_id: int = 1
     """Token that begins a document."""
 
+    def alone(self) -> bool:
+        """No window crosses."""
+        return True
+
     def windows(self, tokens: "np.ndarray") -> "np.ndarray":
         """Rows (start, first, end) that cover the targets of a stream (N,) once, in order. What comes before the first
         document counts as one.

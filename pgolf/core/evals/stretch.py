@@ -32,7 +32,7 @@ class NtkRope:
     """A larger base for longer windows, base * (T / trained)^(R / (R - 2)). Source: PR #1394 (NTK scaling)."""
 
     trained: int = 1024
-    """Tokens per row in training."""
+    """Tokens per row in training: train.seq_len of the model unless it is set."""
 
     def __post_init__(self) -> None:
         if self.trained < 1:
@@ -51,9 +51,9 @@ class YarnRope:
     """
 
     trained: int = 1024
-    """Tokens per row in training."""
+    """Tokens per row in training: train.seq_len of the model unless it is set."""
     longest: int = 2048
-    """Length the frequencies are made for: the window's."""
+    """Length the frequencies are made for: the window's, seq_len, unless it is set."""
 
     def __post_init__(self) -> None:
         if not 0 < self.trained <= self.longest:

@@ -19,6 +19,7 @@ class FixedTemperature(Adjuster):
     would be an answer of the validation text's. Source: PR #640.
     """
 
+    learns = crosses = False
     value: float = 0.9
     """Below 1 the likely becomes likelier. PR #640 tried 0.9, 0.95, 1, 1.05 and 1.1, and took 0.9."""
 

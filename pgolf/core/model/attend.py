@@ -122,14 +122,13 @@ def by_flex(q: Tensor, k: Tensor, v: Tensor, window: int, segments_BT: Tensor | 
     return flex(q, k, v, block_mask=memory[name], enable_gqa=True).transpose(1, 2)
 
 
-def cu_seqlens(segments_BT: Tensor, bucket: int = 64, least: int = 0) -> Tensor:
-    """Where segments begin in the flattened batch, then its length until there are `least` or more entries, a multiple
-    of `bucket`: few shapes to compile for. int32. Source: PR #1530.
+def cu_seqlens(segments_BT: Tensor, bucket: int = 64) -> Tensor:
+    """Where segments begin in the flattened batch, then its length, once or more, until the entries are a multiple of
+    `bucket`: few shapes to compile for. int32. Source: PR #1530.
     """
     begins = F.pad(segments_BT[:, 1:] != segments_BT[:, :-1], (1, 0), value=True)
     starts = begins.flatten().nonzero().squeeze(1)
-    size = max(-(-(len(starts) + 1) // bucket) * bucket, least)
-    return F.pad(starts, (0, size - len(starts)), value=segments_BT.numel()).int()
+    return F.pad(starts, (0, bucket - len(starts) % bucket), value=segments_BT.numel()).int()
 
 
 def flash_package(backend: str) -> Any:
@@ -144,17 +143,16 @@ def flash_package(backend: str) -> Any:
 def by_flash(
     backend: str, q: Tensor, k: Tensor, v: Tensor, window: int, segments_BT: Tensor | None, memory: dict[str, Any]
 ) -> Tensor:
-    """The flash-attention packages; segments lie one after another in a single row, however the batch divides it."""
+    """The flash-attention packages; segments lie one after another in a single row, however the batch divides it.
+    `memory` has their bounds (see `GPT.starts`).
+    """
     package = flash_package(backend)
     options: dict[str, Any] = {"causal": True, "window_size": (window, 0) if window else (-1, -1)}
     if segments_BT is None:
         y = package.flash_attn_func(q, k, v, **options)
     else:
-        if memory.get("starts") is None:
-            memory["starts"] = cu_seqlens(segments_BT)
         rows = (x.flatten(0, 1) for x in (q, k, v))
-        bounds = (memory["starts"], memory["starts"], q.size(1), q.size(1))
-        y = package.flash_attn_varlen_func(*rows, *bounds, **options)
+        y = package.flash_attn_varlen_func(*rows, *memory["starts"], **options)
     return (y[0] if isinstance(y, tuple) else y).view_as(q)
 
 

@@ -77,7 +77,7 @@ class FusedGPT(GPT):
             return super().mlp(mlp, n_BTC)
         return self.config.mlp.fused_apply(mlp, n_BTC)
 
-    def forward(self, ids_BT: Tensor, targets_BT: Tensor, starts: Tensor | None = None) -> Tensor:
+    def forward(self, ids_BT: Tensor, targets_BT: Tensor, starts: list[Any] | None = None) -> Tensor:
         """Training loss, float32 scalar: mean nats per token over all positions."""
         logits = self.raw(self.hidden(ids_BT, starts))
         return self.config.logit_softcap.fused_nll(logits.flatten(0, 1), targets_BT.flatten()).mean()

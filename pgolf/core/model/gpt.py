@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from pgolf.core.dist import activation_dtype
 from pgolf.core.model.attend import attend, choose_attention, cu_seqlens
 from pgolf.core.model.config import LayerStep, ModelConfig, layer_plan, model_parts, param_specs
+from pgolf.core.model.inits import INITS
 from pgolf.core.model.params import ATTN, CONTROL, MLP, ParamSpec
 from pgolf.core.model.slots import Flow, Part
 
@@ -78,31 +79,6 @@ def grow(node: nn.Module, name: str, parameter: nn.Parameter) -> None:
     grow(children[head], rest, parameter)
 
 
-def overtone(weight: Tensor, std: float, generator: torch.Generator) -> None:
-    """Normal numbers, their k-th singular value then set to k^-1/2 times the first."""
-    left, values, right = torch.linalg.svd(weight.normal_(0.0, std, generator=generator), full_matrices=False)
-    weight.copy_((left * (values[0] / torch.arange(1, len(values) + 1).sqrt())) @ right)
-
-
-def uniform(weight: Tensor, gain: float, generator: torch.Generator) -> None:
-    """Within gain / sqrt(columns) of zero."""
-    bound = gain / weight.size(1) ** 0.5
-    weight.uniform_(-bound, bound, generator=generator)
-
-
-INITS: dict[str, Callable[[Tensor, float, torch.Generator], object]] = {
-    "fill": lambda weight, x, generator: weight.fill_(x),
-    "rows": lambda weight, x, generator: weight.zero_()[0].fill_(x),
-    "normal": lambda weight, x, generator: weight.normal_(0.0, x, generator=generator),
-    "overtone": overtone,
-    "split": lambda weight, x, generator: (weight[0].fill_(x), weight[1].fill_(1 - x)),
-    "eye": lambda weight, x, generator: nn.init.eye_(weight),
-    "orthogonal": lambda weight, x, generator: nn.init.orthogonal_(weight, x, generator=generator),
-    "linear": uniform,
-}
-"""How the float32 CPU tensor of a parameter begins, by the rule and the number in its spec."""
-
-
 class GPT(Node):
     """A decoder-only transformer. Its state dict has exactly the names and shapes of `param_specs(config)`."""
 
@@ -111,7 +87,7 @@ class GPT(Node):
         self.config = config
         self.plans = layer_plan(config, False), layer_plan(config, True)
         # How to compute, which is no part of the model: see `settle` and `starts`.
-        self.compute_dtype, self.attention_backend, self.stretches = torch.float32, "sdpa", 0
+        self.compute_dtype, self.attention_backend = torch.float32, "sdpa"
         generator = torch.Generator().manual_seed(seed)
         for spec in param_specs(config):
             weight = nn.Parameter(torch.empty(spec.shape))
@@ -208,32 +184,32 @@ class GPT(Node):
             lanes = tuple(part.closed(block, flow, step.layer, lane) for lane in lanes)
         return lanes
 
-    def starts(self, ids_BT: Tensor) -> Tensor | None:
-        """What flash-attention must know of documents. How many there are decides a shape, so it is found outside the
-        compiled forward, and grows only: few shapes to compile for.
+    def starts(self, ids_BT: Tensor) -> list[Any] | None:
+        """What flash-attention must know of documents, for queries and for keys: where they begin, and how long one may
+        be. How many there are decides a shape, so training finds it outside the compiled forward, with as many entries
+        as one document in 384 tokens needs: all usual batches have one shape, which warm-up compiles.
         """
         flash = self.attention_backend in ("fa2", "fa3")
         segments = self.config.documents.segments(ids_BT) if flash else None
         if segments is None:
             return None
-        found = cu_seqlens(segments, least=self.stretches)
-        self.stretches = len(found)
-        return found
+        found = cu_seqlens(segments, max(64, ids_BT.numel() // 384))
+        return [found] * 2 + [self.config.documents.longest(ids_BT.size(1))] * 2
 
-    def flow(self, ids_BT: Tensor, like: Tensor, starts: Tensor | None = None) -> Flow:
+    def flow(self, ids_BT: Tensor, like: Tensor, starts: list[Any] | None = None) -> Flow:
         """What parts share in this forward pass."""
         config = self.config
         segments = config.documents.segments(ids_BT)
         marks = torch.zeros_like(ids_BT) if segments is None else segments
         same = torch.cat((torch.zeros_like(marks[:, :1], dtype=torch.bool), marks[:, 1:] == marks[:, :-1]), dim=1)
         tables = config.position.tables(ids_BT.size(1), config.model_dim // config.num_heads, like)
-        return Flow(ids_BT, same, segments, tables, {"starts": starts})
+        return Flow(ids_BT, same, segments, tables, {"starts": starts or self.starts(ids_BT)})
 
     def joined(self, skip_BTC: Tensor, row: int, x_BTC: Tensor) -> Tensor:
         """x with a long connection."""
         return self.config.skips.apply(self, x_BTC, skip_BTC, row)
 
-    def hidden(self, ids_BT: Tensor, starts: Tensor | None = None, start: int = 0) -> Tensor:
+    def hidden(self, ids_BT: Tensor, starts: list[Any] | None = None, start: int = 0) -> Tensor:
         """Final normalised hidden states (B,T-start,C) from position `start` on in the compute dtype. The last block is
         spared what only earlier positions need: all but their keys and values.
         """
@@ -282,7 +258,7 @@ class GPT(Node):
             len(ids_BT), -1
         )
 
-    def forward(self, ids_BT: Tensor, targets_BT: Tensor, starts: Tensor | None = None) -> Tensor:
+    def forward(self, ids_BT: Tensor, targets_BT: Tensor, starts: list[Any] | None = None) -> Tensor:
         """Training loss, float32 scalar: mean nats per token over all positions, and what parts add to it."""
         hidden = self.hidden(ids_BT, starts)
         logits = self.head(hidden)

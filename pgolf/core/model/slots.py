@@ -116,6 +116,17 @@ class Part:
         """N-grams of training text that it has kept, and how often each occurred."""
         return ()
 
+    # Export
+
+    def leaves(self, parts: dict[str, Any]) -> bool:
+        """Whether an exported model does without it, given all parts (slot -> part): only training needs it, or `fold`
+        has the matrices take it up.
+        """
+        return False
+
+    def fold(self, weights: "dict[str, Tensor]") -> None:
+        """Change the weights such that the model computes without the part what it computed with it."""
+
     # One block
 
     def scaled(self, layer: int, n_BTC: "Tensor") -> "Tensor":
@@ -281,6 +292,9 @@ class Documents(Protocol):
 
     def segments(self, ids_BT: "Tensor") -> "Tensor | None":
         """Numbers of the stretches that attention may not leave, or None."""
+
+    def longest(self, length: int) -> int:
+        """Tokens of the longest stretch that a row of `length` may have."""
 
 
 class HashEmbed(Protocol):

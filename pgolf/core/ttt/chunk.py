@@ -18,6 +18,8 @@ class ChunkTtt(WeightTraining, SlidingEval):
     models (PR #549, #1493). Source: PR #461, #549, #995, #1493.
     """
 
+    learns = True
+
     def __post_init__(self) -> None:
         SlidingEval.__post_init__(self)
         WeightTraining.__post_init__(self)

@@ -23,6 +23,7 @@ class LoraTtt(Evaluator):
     #1855). Source: PR #77, #1530, #1610.
     """
 
+    learns = True
     chunk_tokens: int = 48
     """Targets per chunk, and per step."""
     rank: int = 80
@@ -67,8 +68,14 @@ class LoraTtt(Evaluator):
         for key in ("beta1", "beta2"):
             if not 0 <= getattr(self, key) < 1:
                 raise ConfigError(f"{key} must lie in [0, 1), not {getattr(self, key)}", key)
-        if self.adjusters():
-            raise ConfigError("adjusters act on windows of the stream, not on documents apart", "", "leave them out")
+        keys = ("slot", "temperature", "bias", "cache", "mixer", "tilt")
+        if ordered := [key for key in keys if getattr(self, key).learns]:
+            raise ConfigError(
+                f"{' and '.join(ordered)} would know of tokens in the stream's order, but documents with adapters are "
+                "scored side by side, the longest first: some of those tokens are not scored yet",
+                ordered[0],
+                f"set ttt.{ordered[0]}=none, or use ttt.method=chunk, which scores in order",
+            )
         if self.compiler.fixes_length():
             raise ConfigError("adapters change the model that would be compiled", "compiler", "set ttt.compiler=none")
         known = ("lm_head", "q", "k", "v", "o", "mlp")
@@ -76,6 +83,10 @@ class LoraTtt(Evaluator):
             raise ConfigError(
                 f"{', '.join(sorted(strange))!r} can have no adapter", "targets", f"choose of {', '.join(known)}"
             )
+
+    def alone(self) -> bool:
+        """Adapters begin anew."""
+        return not self.warm_start
 
     def run(self, ledger: "Ledger") -> None:
         """All documents; none knows of another."""

@@ -46,6 +46,10 @@ class PhasedTtt(LoraTtt):
         if self.base.chunk_tokens < self.seq_len:
             raise ConfigError(f"{self.base.chunk_tokens} must be at least seq_len {self.seq_len}", "base.chunk_tokens")
 
+    def alone(self) -> bool:
+        """The weights know the documents of earlier phases."""
+        return False
+
     def run(self, ledger: "Ledger") -> None:
         """Alternate groups of documents and learning from all that is behind."""
         import numpy as np

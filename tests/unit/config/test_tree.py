@@ -455,3 +455,29 @@ def test_every_technique_can_be_chosen_by_name():
 def test_codec_numbers_are_distinct():
     numbers = [load("Codec", name).codec_id for name in CATALOG["Codec"]]
     assert sorted(numbers) == sorted(set(numbers))
+
+
+# What other values fill in
+
+
+@pytest.mark.parametrize("stage", ["eval", "ttt"])
+def test_a_stretch_begins_where_training_ended(stage):
+    sets = ["train.seq_len=128", f"{stage}.seq_len=512"]
+    for kind, more in (("ntk", {}), ("yarn", {"longest": 512})):
+        resolved = resolve("tiny", [*sets, f"{stage}.rope={kind}"])
+        rope = getattr(resolved.config, stage).rope
+        assert {"trained": 128, **more} == to_values(rope)
+        assert resolved.origins[f"{stage}.rope.trained"] == "train.seq_len, windows"
+        stored = resolve(stored=resolved.values, sets=["train.seq_len=64"])
+        assert getattr(stored.config, stage).rope == rope, "what a file says stays"
+    given = resolve("tiny", [*sets, f"{stage}.rope=yarn", f"{stage}.rope.trained=64", f"{stage}.rope.longest=999"])
+    assert to_values(getattr(given.config, stage).rope) == {"trained": 64, "longest": 999}
+
+
+@pytest.mark.parametrize("kind", ["ntk", "yarn"])
+@pytest.mark.parametrize("window", [64, 48])
+def test_a_stretch_of_nothing_is_refused(kind, window):
+    with pytest.raises(ConfigError, match=f"trained on rows of 64 tokens, and windows have {window}") as caught:
+        resolve("tiny", [f"eval.seq_len={window}", "eval.stride=8", f"eval.rope={kind}"])
+    assert caught.value.where == "eval.rope" and "above 64" in caught.value.fix
+    resolve("tiny", [f"eval.seq_len={window}", "eval.stride=8", f"eval.rope={kind}", "eval.rope.trained=32"])

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 from torch.nn.attention import flex_attention as flex_module
 
 from pgolf.core.errors import ConfigError, SetupError
@@ -77,6 +78,11 @@ def heads(
     return [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
 
 
+def bounds(segments: torch.Tensor | None) -> dict[str, Any]:
+    """The memory of a forward pass, with what flash-attention must know of segments."""
+    return {} if segments is None else {"starts": [cu_seqlens(segments)] * 2 + [segments.size(1)] * 2}
+
+
 def stretches(length: int, rows: int = 2) -> torch.Tensor:
     """Segments, not the same in every row; the second row's first has the number of the first row's last."""
     begins = torch.rand(rows, length, generator=torch.Generator().manual_seed(5)) < 0.15
@@ -99,7 +105,7 @@ def test_backends_agree_with_the_reference(calls, eager_flex, backend, dtype, le
     given = heads(length, groups, dtype=dtype)
     segments = stretches(length) if cut else None
     expected = attend(*given, window, segments, "reference")
-    found = attend(*given, window, segments, backend)
+    found = attend(*given, window, segments, backend, bounds(segments))
     assert found.shape == given[0].shape and found.dtype == dtype
     assert (found.float() - expected.float()).abs().max() <= TOLERANCE[dtype]
     assert (len(calls) == 1) == (backend in FLASH)
@@ -122,7 +128,7 @@ def test_gradients_agree_with_the_reference(calls, backend, window, cut):
     given = [x.requires_grad_() for x in heads(23)]
     segments, weight = stretches(23) if cut else None, torch.randn(2, 23, 4, 16)
     wanted, found = (
-        torch.autograd.grad((attend(*given, window, segments, name) * weight).sum(), given)
+        torch.autograd.grad((attend(*given, window, segments, name, bounds(segments)) * weight).sum(), given)
         for name in ("reference", backend)
     )
     for one, other in zip(wanted, found, strict=True):
@@ -148,7 +154,7 @@ def test_golden_attention(oracle, calls, eager_flex, backend):
     q, k, v = data["q"], data["k"], data["v"]
     assert (attend(q, k, v, 0, None, backend) - data["attn_out"]).abs().max() <= 2e-6
     segments = torch.searchsorted(data["cu_seqlens"], torch.arange(16), right=True)[None]
-    found = attend(q[:1], k[:1], v[:1], 0, segments, backend)[0]
+    found = attend(q[:1], k[:1], v[:1], 0, segments, backend, bounds(segments))[0]
     assert (found - data["attn_varlen_out"]).abs().max() <= 2e-6
 
 
@@ -167,8 +173,11 @@ def test_cu_seqlens_begin_anew_in_every_row_and_keep_their_size():
     segments = torch.tensor([[1, 1, 2], [2, 2, 2], [2, 3, 3]])
     assert cu_seqlens(segments, 1).tolist() == [0, 2, 3, 6, 7, 9]
     assert cu_seqlens(segments).tolist() == [0, 2, 3, 6, 7] + [9] * 59
-    assert cu_seqlens(segments, 8, least=16).tolist() == [0, 2, 3, 6, 7] + [9] * 11
-    assert len(cu_seqlens(torch.arange(64)[None], 64)) == 128
+    assert cu_seqlens(segments, 6).tolist() == [0, 2, 3, 6, 7, 9]
+    assert cu_seqlens(segments, 5).tolist() == [0, 2, 3, 6, 7] + [9] * 5
+    assert [len(cu_seqlens(torch.arange(n)[None])) for n in (1, 62, 63, 64, 65, 127, 128)] == [64] * 3 + [128] * 3 + [
+        192
+    ]
 
 
 @pytest.mark.parametrize("backend", list(FLASH))
@@ -179,7 +188,8 @@ def test_what_flash_attention_is_asked(calls, backend, window, pair):
     name, given, options = calls[0]
     assert name == "flash_attn_func" and options == {"causal": True, "window_size": pair}
     assert all(one is other for one, other in zip(given, (q, k, v)))
-    attend(q, k, v, window, torch.tensor([[1, 1, 2, 2, 2, 3], [3, 3, 4, 4, 4, 4]]), backend)
+    segments = torch.tensor([[1, 1, 2, 2, 2, 3], [3, 3, 4, 4, 4, 4]])
+    attend(q, k, v, window, segments, backend, bounds(segments))
     name, given, options = calls[1]
     assert name == "flash_attn_varlen_func"
     assert (options["causal"], options["window_size"], options["max"]) == (True, pair, (6, 6))
@@ -248,7 +258,7 @@ def test_masks_are_made_once_per_forward(monkeypatch, make_model, eager_flex, ca
         with torch.no_grad():
             model.hidden(batch())
     assert given[0] is given[1] and given[2] is given[3] and not torch.equal(given[0], given[2])
-    assert len(given) == 4 and len(made) == 2 and len({id(call[2]["cu"][0]) for call in calls}) == 1
+    assert len(given) == 4 and len(made) == 2 and len({id(cu) for call in calls for cu in call[2]["cu"]}) == 1
     model.attention_backend = "sdpa"
     model.hidden(batch(15))
     assert given[4].shape[-1] == 15
@@ -283,15 +293,58 @@ def test_a_compiled_model_is_one_graph(monkeypatch, calls, make_model, backend):
         assert (one is None) == (other is None) and (one is None or (one - other).abs().max() <= 1e-5)
 
 
-def test_the_number_of_documents_changes_few_shapes(calls, make_model):
-    model = make_model(limited())
+@pytest.mark.parametrize("backend", list(FLASH))
+@pytest.mark.parametrize(("most", "length", "longest"), [(7, 24, 7), (0, 24, 24), (2048, 24, 24), (7, 5, 5)])
+def test_no_stretch_is_longer_than_documents_allow_and_flash_attention_is_told(
+    calls, make_model, backend, most, length, longest
+):
+    model, ids = make_model(limited(documents=ByDocument(max_tokens=most))), batch(24)[:, :length]
+    model.attention_backend = backend
+    for starts in (None, model.starts(ids)):
+        with torch.no_grad():
+            model.hidden(ids, starts)
+    assert len(calls) == 8 and {call[2]["max"] for call in calls} == {(longest, longest)}
+    for _, _, options in calls:
+        assert all(int(starts.diff().max()) <= longest for starts in options["cu"])
+
+
+def test_documents_of_any_usual_number_have_one_shape(calls, make_model):
+    model = make_model(limited(documents=ByDocument(max_tokens=0)))
     assert model.starts(batch()) is None
     model.attention_backend = "fa3"
     few, many = batch(), torch.ones(2, 60, dtype=torch.long)
-    assert [len(model.starts(ids)) for ids in (few, many, few)] == [64, 128, 128]
+    assert [len(model.starts(ids)[0]) for ids in (few, many, few)] == [64, 128, 64]
+    row = torch.full((1, 98_304), 7)  # a micro-batch of the leader
+    shapes = []
+    for count in (1, 63, 64, 127, 128, 191, 192, 255, 256):
+        row[0, torch.arange(count) * 300] = 1
+        starts, _, longest, _ = model.starts(row)
+        assert len(starts.unique()) == count + 1 and longest == 98_304
+        shapes.append(len(starts))
+    assert shapes == [256] * 8 + [512]
     assert make_model(limited(documents=ModelConfig().documents)).starts(few) is None
 
 
+def test_a_number_of_documents_not_met_before_compiles_nothing(calls, monkeypatch, make_model):
+    def cheap(q: Any, k: Any, v: Any, cu: Any, *rest: Any, **options: Any) -> Any:
+        return q + (cu.diff() > 0).sum()
+
+    monkeypatch.setattr(sys.modules[FLASH["fa3"]], "flash_attn_varlen_func", cheap)
+    config = ModelConfig(**TINY, documents=ByDocument(max_tokens=0))
+    model, counter, sums = make_model(config), CompileCounter(), set()
+    model.attention_backend = "fa3"
+    torch.compiler.reset()
+    forward = torch.compile(model, dynamic=False, fullgraph=True, backend=counter)
+    row = torch.full((1, 98_304), 7)
+    with torch.no_grad():
+        for count in (1, 70, 140, 250):
+            row[0, torch.arange(count) * 300] = 1
+            sums.add(float(forward(row, row, model.starts(row))))
+    assert counter.frame_count == 1 and len(sums) == 4
+    torch.compiler.reset()
+
+
+TINY = {"vocab_size": 61, "num_layers": 2, "model_dim": 16, "num_heads": 2, "num_kv_heads": 1}
 WIDE = {"model_dim": 512, "num_heads": 8, "num_kv_heads": 4}
 PLAIN, DOCUMENTS = ModelConfig(**WIDE), ModelConfig(**WIDE, documents=ByDocument())
 WINDOWS = ModelConfig(**WIDE, window=SlidingWindow(tokens=64, full_layers=3))
@@ -406,7 +459,7 @@ class TestOnGpu:
         given = [x.to(CUDA).requires_grad_() for x in heads(length, width=64, dtype=BF16)]
         segments = stretches(length).to(CUDA) if cut else None
         weight = torch.randn(2, length, 4, 64, device=CUDA)
-        wanted, found = (attend(*given, window, segments, name) for name in ("reference", backend))
+        wanted, found = (attend(*given, window, segments, name, bounds(segments)) for name in ("reference", backend))
         assert (wanted - found).abs().max() <= 2e-2
         both = [torch.autograd.grad((y * weight).sum(), given) for y in (wanted, found)]
         for one, other in zip(*both, strict=True):

@@ -15,6 +15,7 @@ from pgolf.core.model.gpt import GPT
 from pgolf.core.model.params import ATTN, MLP
 from pgolf.core.train.loop import TrainState, Watch, fit, modes, start_state, train_step
 from pgolf.core.train.qat import CrownQ, Noise, SoftRound, SoftRounding, StraightThrough
+from pgolf.report.touched import touched
 
 
 def weights(rows: int = 5, columns: int = 40, scale: float = 0.3) -> torch.Tensor:
@@ -111,6 +112,25 @@ def test_noise_is_for_layers_that_run_more_than_once() -> None:
     assert loose and {name.split(".")[1] for name in loose} == {"2", "3"}
     model.attach()
     assert not any(getattr(module, "treatment", None) for module in model.modules())
+
+
+@pytest.mark.parametrize("preset", ["pr638_tiny", "leader_tiny"])
+@pytest.mark.parametrize("kind", ["straight_through", "soft_round", "noise", "crown_q"])
+def test_the_report_counts_what_is_covered_and_refuses_nothing(preset: str, kind: str) -> None:
+    plain, config = (resolve(preset, [f"train.qat={name}"]).config for name in ("none", kind))
+    assert touched(plain.model, plain.optim, plain.train) == touched(config.model, config.optim)
+    extras: list[Any] = []
+    config.train.qat.enlist(extras, torch.device("cpu"), None)
+    model = GPT(config.model)
+    model.attach(more=extras[0].extra_parts(0.99, 0.01))
+    if (kind, preset) == ("noise", "pr638_tiny"):
+        assert not model.covered
+        with pytest.raises(ConfigError, match="no layer runs more than once") as caught:
+            touched(config.model, config.optim, config.train)
+        assert caught.value.where == "train.qat"
+    else:
+        found = touched(config.model, config.optim, config.train)[f"qat {kind}"]
+        assert found == f"{len(model.covered)} matrices" and model.covered
 
 
 def test_crown_q_adds_the_squared_error_that_rounding_is_expected_to_make() -> None:

@@ -10,8 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_records_golden import ids_of, loaded, meta, record_1855, unbanked
 
-from pgolf.core.errors import ConfigError, InputError
+from pgolf.core.errors import ConfigError, InputError, RuleError
+from pgolf.core.evals.context_slot import SlotAdamW
+from pgolf.core.evals.exact_cache import ExactCache
+from pgolf.core.evals.hedge import HedgeMixer
 from pgolf.core.evals.ledger import Ledger, evaluate
+from pgolf.core.evals.online_bias import OnlineBias
+from pgolf.core.evals.temperature import FixedTemperature
+from pgolf.core.evals.token_tilt import TokenTilt
 from pgolf.core.model.config import ModelConfig
 from pgolf.core.model.parts.by_document import ByDocument
 from pgolf.core.model.parts.layer_loop import LayerLoop
@@ -19,6 +25,7 @@ from pgolf.core.model.slots import Part
 from pgolf.core.ttt.adapters import AdaptedGPT, Adapters
 from pgolf.core.ttt.documents import chunk_window, deal, document_begins, length_batches
 from pgolf.core.ttt.lora import LoraTtt
+from pgolf.core.ttt.phased import PhasedTtt
 
 TARGETS = "lm_head,q,k,v,o,mlp"
 SMALL = {"seq_len": 24, "chunk_tokens": 8, "rank": 4, "alpha": 4.0, "lr": 0.02, "batch_seqs": 4}
@@ -283,6 +290,60 @@ def test_documents_do_not_see_each_other_whatever_the_model_does(tiny_config, ma
         ids = torch.from_numpy(tokens)
         together = model.nll(ids[None, :-1], ids[None, 1:])[0].numpy()
     np.testing.assert_allclose(losses, together, rtol=0, atol=1e-5)
+
+
+# Adjusters
+
+
+@pytest.mark.parametrize("value", [0.7, 1.4])
+def test_a_temperature_tempers_what_is_scored_and_learned_from(tiny_model, value):
+    tokens, tempered = documents(30, 3, 9, 70, 17, 8), FixedTemperature(value=value)
+    method = LoraTtt(**SMALL, temperature=tempered)
+    found = run(tiny_model, tokens, method).losses
+    colder = copy.deepcopy(tiny_model)
+    # Logits over the temperature, by the book: the same model whose soft-cap divides what it gives.
+    cap = colder.config.logit_softcap
+    divided = type("Divided", (), {"apply": lambda self, raw: cap.apply(raw) / value})()
+    colder.config = copy.copy(colder.config)
+    object.__setattr__(colder.config, "logit_softcap", divided)
+    theirs = by_the_book(colder, tokens, LoraTtt(**SMALL))
+    np.testing.assert_allclose(found, theirs, rtol=0, atol=5e-3)
+    assert np.median(np.abs(found - theirs)) < 1e-5
+    assert np.abs(found - run(tiny_model, tokens, LoraTtt(**SMALL)).losses).max() > 0.01
+
+
+@pytest.mark.parametrize("batch_seqs", [1, 7])
+def test_who_is_scored_beside_whom_matters_little_at_a_temperature_either(tiny_model, batch_seqs):
+    tokens, sharp = documents(30, 3, 9, 70, 17, 8, 2, 2, 40), FixedTemperature(value=0.8)
+    sizes = (LoraTtt(**SMALL | {"batch_seqs": size}, temperature=sharp) for size in (3, batch_seqs))
+    one, other = (run(tiny_model, tokens, method).losses for method in sizes)
+    # Products of so few rows may differ in their last bits.
+    np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)
+
+
+class Fattening(FixedTemperature):
+    """Gives more than there is."""
+
+    def begin(self, ledger):
+        made = super().begin(ledger)
+        made.apply = lambda position, logp: logp + 0.01
+        return made
+
+
+def test_a_learnable_distribution_is_checked_too(tiny_model):
+    with pytest.raises(RuleError, match="do not sum to 1"):
+        run(tiny_model, documents(30, 9), LoraTtt(**SMALL, temperature=Fattening()))
+
+
+@pytest.mark.parametrize("make", [LoraTtt, PhasedTtt])
+def test_adjusters_that_know_of_other_tokens_are_refused_by_name(make):
+    for key, adjuster in {"slot": SlotAdamW(), "bias": OnlineBias(), "cache": ExactCache()}.items():
+        with pytest.raises(ConfigError, match="not scored yet") as caught:
+            make(tilt=TokenTilt(), temperature=FixedTemperature(), **{key: adjuster})
+        assert caught.value.where == key and f"{key} and tilt would know" in caught.value.what
+    with pytest.raises(ConfigError, match="mixer would know") as caught:
+        make(mixer=HedgeMixer())
+    assert "ttt.mixer=none" in caught.value.fix
 
 
 # What is refused, and what is not

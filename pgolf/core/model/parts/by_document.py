@@ -36,3 +36,7 @@ class ByDocument(Part):
             inside = place - torch.where(begins, place, 0).cummax(dim=1).values
             begins = begins | (inside % self.max_tokens == 0)
         return begins.cumsum(dim=1)
+
+    def longest(self, length: int) -> int:
+        """Tokens of the longest stretch that a row of `length` may have."""
+        return min(length, self.max_tokens or length)

@@ -8,7 +8,7 @@ from pgolf.core.model.params import EMBED, TOKEN, ParamSpec
 from pgolf.core.model.slots import LayerShape, Part
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Generator, Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,3 +47,12 @@ class TiedEmbed(Part):
     def project(self, root: Any, x_BTC: "Tensor") -> "Tensor":
         """Inner products with every row of the embedding."""
         return root.tok_emb.linear(x_BTC, master=True)
+
+
+def overtone(weight: "Tensor", std: float, generator: "Generator") -> None:
+    """Normal numbers, their k-th singular value then set to k^-1/2 times the first."""
+    from torch import arange
+    from torch.linalg import svd
+
+    left, values, right = svd(weight.normal_(0.0, std, generator=generator), full_matrices=False)
+    weight.copy_((left * (values[0] / arange(1, len(values) + 1).sqrt())) @ right)

@@ -16,3 +16,7 @@ class WholeRows(Part):
     def segments(self, ids_BT: "Tensor") -> "Tensor | None":
         """None: rows are not divided."""
         return None
+
+    def longest(self, length: int) -> int:
+        """Tokens of the longest stretch that a row of `length` may have."""
+        return length
