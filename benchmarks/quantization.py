@@ -58,6 +58,8 @@ class Method:
     compensated: bool = True
     corrected: bool = False
     embedding_rank: int = 0
+    after: dict[str, Any] = field(default_factory=dict)
+    """Settings of what is done after the solve, where steps are scaled by k."""
     tune: KlTuning | None = None
 
     @property
@@ -72,6 +74,10 @@ BY_KL, BY_LOSS = KlTuning(seqs=8, seq_len=512), CrossEntropyTuning(seqs=8, seq_l
 METHODS = {
     "a": Method("round to nearest, SDClip", compensated=False),
     "b": Method("GPTQ, SDClip (PR #1394)"),
+    "b1": Method("b, then a sweep over the columns", after={"sweeps": 1}),
+    "b4": Method("b, then 4 sweeps", after={"sweeps": 4}),
+    "br": Method("b, then scales refitted", after={"refit": True}),
+    "b4r": Method("b, then 4 sweeps and scales refitted", after={"sweeps": 4, "refit": True}),
     "c": Method("b with LQER, top 3, rank 4 (PR #1855)", corrected=True),
     "g0": Method("b along an 8-state trellis", {"rounding": "trellis", "states": 8}),
     "d": Method("GPTQ, steps by curvature", CURVED),
@@ -118,7 +124,7 @@ def code(method: Method, scale: float, model: ModelFile, found: Calibration) -> 
     else:
         grids = {name: Grid(bits=8, k=scale * K_EMBED) for name in ("embed", "head")}
         kind = Lqer if method.corrected else Gptq if method.compensated else SdClip
-        quantizer = kind(k=scale * K, **grids)
+        quantizer = kind(k=scale * K, **grids, **method.after)
     changed = dataclasses.replace(model, weights=weights)
     known = knowing(quantizer, changed, found)(quantizer) if method.compensated else {}
     result = quantize_model(config, weights, quantizer, known)

@@ -3,7 +3,7 @@
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +20,11 @@ from pgolf.core.shards import (
     load_split,
 )
 from pgolf.corpus.tokenizer import MAX_TOKENIZER, read_tokenizer
+
+if TYPE_CHECKING:
+    from typing import Literal, overload
+
+    from pgolf.core.shards import TrainShards
 
 DATASET_SCHEMA = "pgolf.dataset/1"
 PARTIAL = ".partial"
@@ -71,6 +76,14 @@ class Dataset:
                 "the shard is damaged or was replaced; make the dataset anew",
             )
         return digest
+
+    if TYPE_CHECKING:
+
+        @overload
+        def split(self, name: Literal["train"]) -> TrainShards: ...
+
+        @overload
+        def split(self, name: str) -> list[np.ndarray]: ...
 
     def split(self, name: str) -> list[np.ndarray]:
         """The shards of a split, memory-mapped, hashes and id ranges checked. InputError if there are none."""

@@ -164,10 +164,10 @@ def recording(base: type[Ledger]) -> type[Any]:
             self.enter()
             base.score(self, windows, length)
 
-        def score_learnable(self, model: GPT, windows: np.ndarray, length: int) -> Tensor:
+        def score_learnable(self, model: GPT, windows: np.ndarray, length: int, skip: int) -> Tensor:
             """As the ledger scores."""
             self.enter()
-            losses: Tensor = base.score_learnable(self, model, windows, length)
+            losses: Tensor = base.score_learnable(self, model, windows, length, skip)
             return losses
 
         def enter(self) -> None:

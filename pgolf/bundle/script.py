@@ -32,6 +32,7 @@ from pgolf.core.optim.schedules import Unscaled
 from pgolf.core.quant.base import Untuned
 from pgolf.core.quant.casts import Float8Cast, Int8Rows, KeepFloats
 from pgolf.core.quant.few_values import TernaryCodes
+from pgolf.core.quant.forms import GROUPED
 from pgolf.core.quant.gptq import Gptq
 from pgolf.core.quant.gptq_lqer import Lqer
 from pgolf.core.quant.roles import ByRole, compensating
@@ -175,7 +176,8 @@ class WithoutRounds(ast.NodeTransformer):
         self.table = table
 
     def visit_For(self, node: ast.For) -> ast.For | None:
-        """Drop the loop."""
+        """Drop the loop, be it inside another."""
+        self.generic_visit(node)
         source = node.iter.func if isinstance(node.iter, ast.Call) else None
         values = isinstance(source, ast.Attribute) and isinstance(source.value, ast.Name) and source.value.id
         return None if values == self.table else node
@@ -191,7 +193,8 @@ def coded_kinds(quantizer: Any) -> set[Any]:
         return {quantizer.group}
     if not isinstance(quantizer, Gptq) or not quantizer.planned:
         return {1}
-    return {5 if quantizer.rounding == "trellis" else 4}
+    gates = {1} if getattr(quantizer, "gates", "float") != "float" else set()
+    return gates | {5 if quantizer.rounding == "trellis" else 4}
 
 
 def without_members(definition: One, mentioned: Counter[str], quoted: set[Any]) -> One:
@@ -354,12 +357,17 @@ def emit(config: RunConfig, info: str) -> tuple[str, tuple[Definition, ...]]:
     core = without_entries(core, "INITS", {spec.init[0] for spec in param_specs(config.model)})
     core = without_entries(core, "NETWORKS", {"eager", config.train.kernels})
     core = without_entries(core, "EXPORTED", set() if exported(config.model) == config.model else {"recipe"})
-    core = without_entries(core, "FORMS", coded_kinds(config.quant))
+    kinds = coded_kinds(config.quant)
+    core = without_entries(core, "FORMS", kinds)
+    core = without_entries(core, "SIDE_COUNTS", {"groups"} if kinds & set(GROUPED) else set())
     core = without_entries(core, "ORDERS", {"steps"} if getattr(config.compress, "permute", False) else set())
     lqer = {"lqer"} if isinstance(config.quant, Lqer) else set()
-    core = without_entries(without_entries(core, "FINISHES", lqer), "CORRECTIONS", lqer)
+    gates = {"gates"} if getattr(config.quant, "gates", "float") != "float" else set()
+    core = without_entries(without_entries(core, "FINISHES", lqer | gates), "CORRECTIONS", lqer)
     core = without_entries(core, "TUNINGS", {"gradient"} if isinstance(config.quant.tune, KlTuning) else set())
     core = without_entries(core, "CALIBRATED", {"gptq"} if compensating(config.quant) else set())
+    polished = any(one.sweeps or one.refit for one in compensating(config.quant))
+    core = without_entries(core, "POLISHES", {"descent"} if polished else set())
     searches = {one.search for one in compensating(config.quant)}
     core = without_entries(without_entries(core, "OTHER_SEARCHES", searches), "NEEDS", searches)
     if "triton" not in searches:  # by its name it would seem read where plans have a search

@@ -1,13 +1,17 @@
 """pgolf tokenize, train, quantize, compress: one stage each."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pgolf.cli import options
 from pgolf.cli.output import note, print_json, table
 from pgolf.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pgolf.accounting import Size
+    from pgolf.stages.model_files import ModelFile
 
 
 def register(app: typer.Typer) -> None:
@@ -252,7 +256,11 @@ def quantize(
     ] = None,
     calibrate_only: Annotated[
         bool,
-        typer.Option("--calibrate-only", help="Write the calibration, for any quantizer, and quantize nothing."),
+        typer.Option(
+            "--calibrate-only",
+            help="Write the calibration and quantize nothing. It is for any quantizer, but for quant.couple=rows only "
+            "if that is set here too.",
+        ),
     ] = False,
     budget: Annotated[
         int,
@@ -277,9 +285,10 @@ def quantize(
 
     Example: pgolf quantize runs/a/checkpoint.safetensors --data data/mine --out q5.safetensors --set quant.bits=5
     """
-    from pgolf.core.dist import torchrun_rank
+    from pgolf.core.dist import torchrun_rank, torchrun_size
     from pgolf.report.console import Console
     from pgolf.stages.calibrate import calibrate, kept_beside
+    from pgolf.stages.dry import predict_quantized
     from pgolf.stages.inputs import model_and_data
     from pgolf.stages.launch import joined_world
     from pgolf.stages.quantize import quantize as run_stage
@@ -287,6 +296,8 @@ def quantize(
     target = out or (calibration if calibrate_only else None)
     if target is None:
         raise ConfigError("name the file to write", "--out", "with --calibrate-only, --calibration FILE is enough")
+    if torchrun_size() > 1 and not calibrate_only:
+        raise ConfigError("pgolf quantize is one process", "torchrun", "only --calibrate-only runs on several ranks")
     console = Console(quiet or torchrun_rank() > 0)
     model, resolved, dataset = model_and_data(checkpoint, data, tokenizer, preset, options.merged(sets, seed), console)
     kept = calibration or kept_beside(target)
@@ -301,7 +312,12 @@ def quantize(
         world.close()
         return
     if dry_run:
-        plan_quantize(model, resolved.config, out, kept, calibrate_only, budget, as_json)
+        if calibrate_only:
+            plan(as_json, {"command": "calibrate", "file": str(kept)}, f"would calibrate into {kept}")
+            return
+        strict = calibration is not None and not force
+        size = predict_quantized(model, dataset, resolved.config, kept, console, strict)
+        plan_quantize(model, size, out, budget, console.warnings, as_json)
         return
     entry = run_stage(checkpoint, dataset, target, resolved, device, console, calibration, force, budget)
     figures = entry["figures"]
@@ -334,22 +350,16 @@ def quantize(
 
 
 def plan_quantize(
-    model: Any, config: Any, out: Path | None, kept: Path, calibrate_only: bool, budget: int, as_json: bool
+    model: "ModelFile", size: "Size", out: Path | None, budget: int, warnings: list[str], as_json: bool
 ) -> None:
     """What the command would do."""
-    from pgolf.stages.dry import predict_quantized
-
-    if calibrate_only:
-        plan(as_json, {"command": "calibrate", "file": str(kept)}, f"would calibrate into {kept}")
-        return
-    size = predict_quantized(model, config, kept)
     text = f"would quantize {sum(w.numel() for w in model.weights.values()):,} parameters into {out}; "
     if budget:
         text += f"steps would be found for {budget:,} bytes; without that, predicted {size.line()}"
     else:
         text += f"predicted {size.line()}"
     document = {"command": "quantize", "out": str(out), "predicted": True, **size.document(), "budget": budget}
-    plan(as_json, document, text)
+    plan(as_json, {**document, "warnings": warnings}, text)
 
 
 def show_budget(found: dict[str, Any]) -> None:

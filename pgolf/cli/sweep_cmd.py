@@ -32,7 +32,7 @@ Listed = Annotated[
     typer.Option(
         "--grid",
         metavar="FILE",
-        help="A TOML file of cells: tables [[cell]] of dotted keys. Each goes with every combination of --set.",
+        help="A TOML file of cells: tables [\\[cell]] of dotted keys. Each goes with every combination of --set.",
         rich_help_panel="Configuration",
     ),
 ]

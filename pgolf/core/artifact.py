@@ -25,7 +25,7 @@ from pgolf.core.errors import InputError, assure
 from pgolf.core.model.config import ModelConfig, param_specs
 from pgolf.core.model.params import ATTN, CONTROL, EMBED, HEAD, MLP
 from pgolf.core.quant.corrected import LowRankSections
-from pgolf.core.quant.forms import Float8Tensor, GroupTensor, GroupTensor32, GroupTensor64
+from pgolf.core.quant.forms import Float8Tensor, GroupTensor, GroupTensor32, GroupTensor64, group_count
 from pgolf.core.quant.free_order import by_steps
 from pgolf.core.quant.grid import StepTensor, TrellisTensor
 from pgolf.core.quant.qtensor import QTensor, QuantizedModel
@@ -47,6 +47,8 @@ FORMS: dict[int, type[QTensor]] = {
 """Kinds of coded tensors; version 1 had the first alone, version 2 the first three."""
 ORDERS: dict[str, Callable[[QuantizedModel, Codec], QuantizedModel]] = {"steps": by_steps}
 """Ways to use orders that the model does not depend on; they leave it alone where the codec does not ask for it."""
+SIDE_COUNTS = {"groups": group_count}
+"""Lengths that what is stored beside codes may have, after the matrix's own and 1."""
 CORRECTIONS = {"lqer": LowRankSections}
 """What may be stored beside codes."""
 SECTION = struct.Struct("<BBIII")
@@ -175,7 +177,9 @@ def decode_artifact(
         if not (coded or (kind, bits) in ((KIND_F16, 16), (KIND_F32, 32))):
             raise InputError(f"{spec.name} has kind {kind} with {bits} bits", where, "the artifact is damaged")
         if coded:
-            form, lengths = FORMS[kind], (*dims, 1, spec.numel // kind)
+            form, lengths = FORMS[kind], (*dims, 1)
+            for count in SIDE_COUNTS.values():
+                lengths += (count(dims, kind),)
             codes = take(CODES[spec.role], "i1", *dims)
             sides: dict[str, Any] = {name: take(form.section, dtype, lengths[axis]) for name, dtype, axis in form.sides}
             model.tensors[spec.name] = FORMS[kind](codes=codes, bits=bits, **sides)

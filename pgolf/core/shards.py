@@ -6,11 +6,22 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pgolf.core.errors import InputError, assure
 from pgolf.core.files import storage_error, write_bytes
+
+if TYPE_CHECKING:
+    from typing import Literal, overload
+
+    class TrainPaths(list[Path]):
+        """Files of the training split: for type checkers, which see them where `list_shards` is asked for it."""
+
+    class TrainShards(list[np.ndarray]):
+        """Arrays of the training split: for type checkers, which see them where its files are opened."""
+
 
 SHARD_MAGIC, SHARD_VERSION, HEADER_BYTES = 20240520, 1, 1024
 SHARD_NAME = re.compile(r"^[A-Za-z0-9]+_(train|val)_\d{6}\.bin$")
@@ -59,6 +70,15 @@ def magic_hint(number: int) -> str:
     return "the file is big-endian" if big else "this is not a token shard"
 
 
+if TYPE_CHECKING:
+
+    @overload
+    def list_shards(folder: Path, split: Literal["train"]) -> TrainPaths: ...
+
+    @overload
+    def list_shards(folder: Path, split: str) -> list[Path]: ...
+
+
 def list_shards(folder: Path, split: str) -> list[Path]:
     """Shards of a split in stream order; byte sidecars (`_bytes_`) never match."""
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
@@ -85,6 +105,15 @@ def load_sidecars(paths: list[Path], shards: list[np.ndarray], folder: Path) -> 
             "expected files like fineweb_val_bytes_000000.bin",
         )
     return np.concatenate(sidecars)[1:]
+
+
+if TYPE_CHECKING:
+
+    @overload
+    def load_split(paths: TrainPaths, vocab_size: int) -> TrainShards: ...
+
+    @overload
+    def load_split(paths: list[Path], vocab_size: int) -> list[np.ndarray]: ...
 
 
 def load_split(paths: list[Path], vocab_size: int) -> list[np.ndarray]:
@@ -120,4 +149,10 @@ class TokenStream:
 
 
 class TrainStream(TokenStream):
-    """A stream of the training split: what calibration takes, so that validation tokens cannot get into it."""
+    """A stream of the training split: what calibration and tuning take, so that validation tokens cannot get into
+    them: a type checker lets it be made of that split's arrays alone.
+    """
+
+    if TYPE_CHECKING:
+
+        def __init__(self, shards: TrainShards, position: int = 0) -> None: ...

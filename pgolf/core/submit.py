@@ -20,7 +20,7 @@ from pgolf.core.evals.base import EvalMethod
 from pgolf.core.evals.ledger import EvalWatch, evaluate
 from pgolf.core.files import make_dir, read_bytes, sha256_file, write_bytes
 from pgolf.core.model.config import ModelConfig
-from pgolf.core.model.export import exported, folded
+from pgolf.core.model.export import exported, exported_weights
 from pgolf.core.model.gpt import GPT
 from pgolf.core.optim.config import OptimConfig
 from pgolf.core.quant.base import Quantizer, quantize_model
@@ -99,7 +99,7 @@ def exported_recipe(recipe: Submission) -> Submission:
 def exported_model(model: GPT) -> GPT:
     """A trained model as its artifact holds it, not yet quantized."""
     found, weights = GPT(exported(model.config)), {key: weight.cpu() for key, weight in model.state_dict().items()}
-    found.load_state_dict(folded(model.config, weights))
+    found.load_state_dict(exported_weights(model.config, weights))
     return found.to(next(model.parameters()).device)
 
 

@@ -8,7 +8,7 @@ gets steps e^(x/2) times finer. Then one factor on all steps is found, by compre
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from pgolf.core.errors import ConfigError, RuleError
 from pgolf.core.model.config import param_specs
 from pgolf.core.model.export import exported
 from pgolf.core.model.params import ATTN, EMBED, HEAD, MLP
-from pgolf.core.quant.base import FINISHES, code_limit
+from pgolf.core.quant.base import code_limit
 from pgolf.core.quant.corrected import CorrectedTensor
 from pgolf.core.quant.gptq import Gptq
 from pgolf.core.quant.qtensor import QTensor, QuantizedModel
@@ -29,6 +29,7 @@ from pgolf.core.quant.sdclip import SdClip
 from pgolf.core.quant.steps import entropy
 from pgolf.core.quant.variants import CoarseLayers
 from pgolf.report.console import Console
+from pgolf.stages.coding import add_codes, finished
 
 Cost = Callable[[QuantizedModel], Tensor]
 """A quantized model -> what quantization costs, as parts (N,) of a sum."""
@@ -38,6 +39,8 @@ SLACK = 2000
 COMPRESSIONS = 12
 NUDGES = (math.log(1.2), math.log(1.1), math.log(1.3))
 """Logarithms by which a role's steps are moved to see what they are worth; the first alone for a large model."""
+MORE_NUDGES = (math.log(1.4), math.log(1.5), math.log(1.6))
+"""Those that are averaged with them where the error is as large as what was found: of a larger move, it is smaller."""
 LARGE = 10_000_000
 """Weights from which on one pair of steps tells enough: rounding is a draw, whose noise falls with their number."""
 ROUNDS, LARGEST_MOVE = 4, 1.0
@@ -61,12 +64,26 @@ def uncorrected(model: QuantizedModel) -> dict[str, QTensor | Tensor]:
 @dataclass(frozen=True)
 class Worth:
     """What bytes of a role are worth: the cost of one byte less, its standard error, the bytes of its codes by their
-    order-0 entropy.
+    order-0 entropy. What is measured may be negative.
     """
 
     gain: float
     error: float
     bytes: float
+
+    @property
+    def clear(self) -> bool:
+        """Whether the measure is more than its error."""
+        return self.gain > self.error
+
+    @property
+    def level(self) -> float:
+        """The gain for a logarithm, the error where it is not clear."""
+        return max(self.gain, self.error, 1e-30)
+
+    def apart(self, middle: float) -> float:
+        """By how much the gain differs from `middle`, over that; 0 within two standard errors or the tolerance."""
+        return max(abs(self.gain - middle) / middle - max(2 * self.error / middle, TOLERANCE), 0.0)
 
 
 @dataclass(frozen=True)
@@ -125,6 +142,15 @@ class Steps:
         return dataclasses.replace(self.quantizer, **changed)
 
 
+def averaged(pairs: Sequence[tuple[float, float]], size: float) -> Worth:
+    """What was found with several nudges, (gain, error) each. Their errors are of the same documents; what they differ
+    by comes on top.
+    """
+    gains, errors = (torch.tensor(column, dtype=torch.float64) for column in zip(*pairs))
+    spread = float(gains.std()) / len(gains) ** 0.5 if len(gains) > 1 else 0.0
+    return Worth(float(gains.mean()), math.hypot(float(errors.mean()), spread), size)
+
+
 @dataclass(frozen=True)
 class Fit:
     """Steps that fit, the model quantized with them, and how they were found."""
@@ -133,6 +159,7 @@ class Fit:
     model: QuantizedModel
     total_bytes: int
     worth: dict[str, Worth]
+    """By role, measured at these steps."""
     compressions: int
 
     def document(self) -> dict[str, Any]:
@@ -222,13 +249,9 @@ class Fitter:
     def quantized(self, quantizer: Any, base: QuantizedModel | None = None, role: str = "") -> QuantizedModel:
         """The whole model, or `base` with one role quantized anew."""
         known, made = self.known(quantizer), QuantizedModel(self.config, uncorrected(base) if base else {})
-        for spec in self.specs:
-            if base is None or spec.role == role:
-                weight = self.weights[spec.name].float()
-                made.tensors[spec.name] = quantizer.quantize(spec, weight, known.get(spec.name))
-        for finish in FINISHES.values():
-            made = finish(quantizer, made, self.weights, known)
-        return made
+        anew = [spec for spec in self.specs if base is None or spec.role == role]
+        add_codes(made, anew, self.weights, quantizer, known)
+        return finished(made, self.weights, quantizer, known)
 
     def code_bytes(self, model: QuantizedModel, role: str) -> float:
         """Bytes of a role's codes by the order-0 entropy of each tensor."""
@@ -250,13 +273,17 @@ class Fitter:
         base, found = self.quantized(self.with_thetas(theta, thetas)), {}
         nudges = NUDGES if sum(self.sizes.values()) < LARGE else NUDGES[:1]
         for role in self.roles:
-            pairs = [self.slope(theta, thetas, base, role, nudge) for nudge in nudges]
-            gains, errors = (torch.tensor(column, dtype=torch.float64) for column in zip(*pairs))
-            spread = float(gains.std()) / len(gains) ** 0.5 if len(gains) > 1 else 0.0
-            error = math.hypot(float(errors.mean()), spread)
-            gain = max(float(gains.mean()), error, 1e-30)
-            found[role] = Worth(gain, error, self.code_bytes(base, role))
-            self.console.line(f"budget: a kilobyte of {role} is worth {1000 * gain:.3g} ± {1000 * error:.1g} BPB")
+            pairs, size = (
+                [self.slope(theta, thetas, base, role, nudge) for nudge in nudges],
+                self.code_bytes(base, role),
+            )
+            one = averaged(pairs, size)
+            if not one.clear:
+                more = (*NUDGES[len(nudges) :], *MORE_NUDGES)
+                one = averaged(pairs + [self.slope(theta, thetas, base, role, nudge) for nudge in more], size)
+            found[role] = one
+            about = f"{1000 * one.gain:.3g} ± {1000 * one.error:.1g}"
+            self.console.line(f"budget: a kilobyte of {role} is worth {about} BPB")
         return found
 
     def slope(
@@ -275,30 +302,27 @@ class Fitter:
         error = float(rise.std()) * len(rise) ** 0.5 if len(rise) > 1 else 0.0
         return float(rise.sum()) / saved, error / saved
 
-    def balanced(self, theta: float) -> tuple[dict[str, float], dict[str, Worth]]:
-        """Factors by role at which bytes of all roles are worth the same, and what they are worth. A role's steps are
-        not made finer than its code width allows; its bytes may then be worth more. Of all that were tried, those that
-        are the least apart.
+    def balanced(self, theta: float) -> dict[str, float]:
+        """Factors by role at which bytes of all roles are worth the same. A role's steps are not made finer than its
+        code width allows; its bytes may then be worth more. Of all that were tried, those that are the least apart.
         """
-        thetas, found = self.own_thetas(), list[tuple[float, dict[str, float], dict[str, Worth]]]()
+        thetas, found = self.own_thetas(), list[tuple[float, dict[str, float]]]()
         for _ in range(ROUNDS):
             worth = self.worths(theta, thetas)
             spent = {role for role in self.roles if theta * thetas[role] <= 1.01 * self.floors[role]}
             free = {role: one for role, one in worth.items() if role not in spent}
             total = sum(self.sizes[role] for role in free)
-            middle = sum(self.sizes[role] / total * math.log(one.gain) for role, one in free.items())
-            moves = {role: (middle - math.log(one.gain)) / 2 for role, one in free.items()}
-            noise = {role: max(one.error / one.gain, TOLERANCE / 2) for role, one in free.items()}
-            apart = max((abs(move) - noise[role] for role, move in moves.items()), default=0.0)
-            found.append((apart, thetas, worth))
+            middle = sum(self.sizes[role] / total * math.log(one.level) for role, one in free.items())
+            moves = {role: (middle - math.log(one.level)) / 2 for role, one in free.items()}
+            apart = max((one.apart(math.exp(middle)) for one in free.values()), default=0.0)
+            found.append((apart, thetas))
             if apart <= 0:
                 break
             thetas = dict(thetas)
             for role, move in moves.items():
                 factor = math.exp(min(max(move, -LARGEST_MOVE), LARGEST_MOVE))
                 thetas[role] = max(rounded_to(thetas[role] * factor, 3), rounded_to(self.floors[role] / theta, 3))
-        _, thetas, worth = min(found, key=lambda one: one[0])
-        return thetas, worth
+        return min(found, key=lambda one: one[0])[1]
 
     def bytes_at(self, theta: float, thetas: Mapping[str, float], budget: int) -> int:
         """Bytes of the submission at a factor on all steps: quantizes and compresses. The largest that fits is kept."""
@@ -354,9 +378,11 @@ class Fitter:
         """
         self.compressions, self.floors = 0, {}
         theta = self.narrowed(budget, self.steps.whole, self.own_thetas(), 2)
-        thetas, worth = self.balanced(theta)
+        thetas = self.balanced(theta)
         self.narrowed(budget, theta, thetas, COMPRESSIONS - self.compressions)
         if self.best is None:
             least = f"the smallest submission tried had {min(self.tried.values()):,}"
             raise RuleError(f"no steps were found for {budget:,} bytes; {least}", "--budget", "raise it")
+        last = Steps(self.best[0])
+        worth = self.worths(last.whole, {role: last.own(role) for role in self.roles})
         return Fit(*self.best, worth, self.compressions)

@@ -15,7 +15,7 @@ from pgolf.core.quant.curvature import Calibration, collect_curvature
 from pgolf.core.quant.gptq import Gptq
 from pgolf.core.quant.roles import compensating
 from pgolf.core.shards import TrainStream
-from pgolf.core.tensorfile import load_tensors, save_tensors
+from pgolf.core.tensorfile import load_tensors, save_tensors, tensor_meta
 from pgolf.dataset import Dataset
 from pgolf.report.console import Console
 from pgolf.stages.model_files import ModelFile
@@ -39,11 +39,24 @@ class Depth:
         some = list(quantizers)
         return cls(any(one.planned for one in some), any(one.couple == "rows" for one in some))
 
+    def __or__(self, other: "Depth") -> "Depth":
+        """What is enough for both."""
+        return Depth(self.gradients or other.gradients, self.couplings or other.couplings)
+
     def lacking(self, meta: dict[str, Any]) -> str:
         """What a file lacks of it, empty for nothing."""
-        if self.gradients and not meta["gradients"]:
+        if self.gradients and not meta.get("gradients"):
             return "it has no gradients, which quant.steps and quant.rounding ask for"
-        return "it has no couplings, which quant.couple asks for" if self.couplings and not meta["couplings"] else ""
+        return (
+            "it has no couplings, which quant.couple asks for" if self.couplings and not meta.get("couplings") else ""
+        )
+
+    def held(self, path: Path) -> bool:
+        """Whether there is a calibration file that says it has all of it."""
+        try:
+            return path.is_file() and not self.lacking(tensor_meta(path)[0])
+        except InputError:
+            return False
 
 
 def kept_beside(out: Path) -> Path:
@@ -148,6 +161,33 @@ def collect(
     return found
 
 
+def kept_calibration(
+    model: ModelFile,
+    dataset: Dataset,
+    quantizer: Gptq,
+    path: Path,
+    depth: Depth,
+    console: Console,
+    strict: bool,
+) -> Calibration | None:
+    """The calibration in a file; None if there is none or it is stale, damaged (with a warning) or another's. With
+    `strict` (the user named the file) one that does not serve is refused; InputError says why.
+    """
+    if not path.is_file():
+        return None
+    try:
+        found, meta = read_calibration(path)
+        if not (reason := difference(meta, described(model, dataset, quantizer), depth)):
+            return found
+        if strict:
+            raise InputError(f"this is not the calibration wanted: {reason}", str(path), "name another, or --force")
+    except InputError as error:
+        if strict:
+            raise
+        console.warn(f"the calibration kept is not usable and is collected anew: {error}")
+    return None
+
+
 def calibration(
     model: ModelFile,
     dataset: Dataset,
@@ -162,18 +202,10 @@ def calibration(
     """The calibration a quantizer needs and whether it came from the file. One that is stale, damaged or another's is
     collected anew and written over, or with `strict` (the user named the file) refused. InputError says why.
     """
+    kept = None if force else kept_calibration(model, dataset, quantizer, path, depth, console, strict)
+    if kept is not None:
+        return kept, True
     wanted = described(model, dataset, quantizer)
-    if path.is_file() and not force:
-        try:
-            found, meta = read_calibration(path)
-            if not (reason := difference(meta, wanted, depth)):
-                return found, True
-            if strict:
-                raise InputError(f"this is not the calibration wanted: {reason}", str(path), "name another, or --force")
-        except InputError as error:
-            if strict:
-                raise
-            console.warn(f"the calibration kept is not usable and is collected anew: {error}")
     found = collect(model, training_stream(dataset, quantizer), quantizer, depth, world, console)
     if world.leads:
         tensors = {f"{group}.{name}": t for group, sums in found.groups().items() for name, t in sums.items()}
@@ -193,8 +225,8 @@ def calibrate(
     console: Console,
     force: bool = False,
 ) -> dict[str, Any]:
-    """Collect everything into a file, gradients included, for any quantizer to come; couplings, which take as much room
-    again, if this one asks for them. What was done, for people.
+    """Collect everything into a file, gradients included, for any quantizer to come but one with
+    couplings: those, which take as much room again, only if this one asks for them. What was done, for people.
     """
     if not (wanting := compensating(quantizer)):
         raise InputError("this quantizer needs no calibration", "quant.method", "set quant.method=gptq")

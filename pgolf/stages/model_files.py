@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,13 @@ from pgolf.core.artifact import ARTIFACT_MAGIC, FORMS, INFO, decode_artifact, re
 from pgolf.core.errors import ConfigError, InputError
 from pgolf.core.files import check_regular, parse_json, read_bytes, read_head
 from pgolf.core.model.config import ModelConfig, model_parts, param_specs
-from pgolf.core.model.export import exported, folded
+from pgolf.core.model.export import exported, exported_weights
 from pgolf.core.model.gpt import GPT
 from pgolf.core.quant.corrected import CorrectedTensor, Factors, corrected
 from pgolf.core.quant.grid import StepTensor
 from pgolf.core.quant.qtensor import QTensor, QuantizedModel
 from pgolf.core.tensorfile import load_tensors, save_tensors, tensor_meta
+from pgolf.dataset import Dataset
 from pgolf.layouts.methods import all_codecs
 
 CHECKPOINT_SCHEMA, ARTIFACT_SCHEMA = "pgolf.checkpoint/1", "pgolf.artifact/1"
@@ -66,7 +67,7 @@ class ModelFile:
             return self
         left = tuple(sorted(model_parts(trained).keys() - model_parts(config).keys()))
         whole = dataclasses.replace(self.config, model=config)
-        return dataclasses.replace(self, config=whole, weights=folded(trained, self.weights), left=left)
+        return dataclasses.replace(self, config=whole, weights=exported_weights(trained, self.weights), left=left)
 
     def describe(self) -> dict[str, Any]:
         """What JSON documents say of a model."""
@@ -257,6 +258,14 @@ def load_model(path: Path) -> ModelFile:
         return load_artifact(path)
     meta, _ = tensor_meta(path)
     return load_quantized(path) if str(meta.get("schema", "")).startswith("pgolf.quantized/") else load_checkpoint(path)
+
+
+def with_tokenizer(model: ModelFile, dataset: Dataset) -> ModelFile:
+    """The model, with its data's tokenizer where its file names none, as that of an import. InputError where the data
+    was tokenized by another.
+    """
+    check_tokenizer(model, dataset.tokenizer_sha256, dataset.vocab_size, str(dataset.folder))
+    return replace(model, tokenizer_sha256=model.tokenizer_sha256 or dataset.tokenizer_sha256)
 
 
 def check_tokenizer(model: ModelFile, dataset_sha256: str, vocab_size: int, where: str) -> None:

@@ -9,6 +9,9 @@ from pgolf.core.codecs.base import Codec
 from pgolf.core.quant.qtensor import QuantizedModel
 from pgolf.layouts.methods import Layouts, all_codecs, arranged_artifact
 
+CODE_SECTIONS = ("model", "compress", "eval", "ttt", "optim", "train", "quant", "package")
+"""Sections that decide the bytes of artifact and script."""
+
 
 def encoded(model: QuantizedModel, codec: Codec, info: bytes) -> tuple[bytes, Mapping[int, Codec]]:
     """The artifact by one codec for all sections, or by one that arranges each as suits it; and what reads it."""

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from pgolf.core.dist import World, pick_device
 from pgolf.core.errors import InputError, RuleError
 from pgolf.core.model.config import param_specs
 from pgolf.core.model.params import ATTN, CONTROL, EMBED, HEAD, MLP
-from pgolf.core.quant.base import check_finite, quantize_model
+from pgolf.core.quant.base import check_finite
 from pgolf.core.quant.curvature import Calibration
 from pgolf.core.quant.gptq import Gptq, check_search
 from pgolf.core.quant.qtensor import QuantizedModel
@@ -34,11 +35,12 @@ from pgolf.report.console import Console
 from pgolf.report.quantized import tensor_report
 from pgolf.stages.budget import Fit, Fitter, downgraded
 from pgolf.stages.calibrate import Depth, calibration, kept_beside, training_tokens
+from pgolf.stages.coding import quantized_model
 from pgolf.stages.judge import Judge
 from pgolf.stages.manifest import fresh_entry, guarded, provenance, record, stage_key
 from pgolf.stages.memory import enough_memory
-from pgolf.stages.model_files import ModelFile, artifact_info, check_tokenizer, load_model, save_quantized
-from pgolf.stages.packing import encoded, script_bytes
+from pgolf.stages.model_files import ModelFile, artifact_info, load_model, save_quantized, with_tokenizer
+from pgolf.stages.packing import CODE_SECTIONS, encoded, script_bytes
 
 
 def compiled_search(plan: Planned) -> Callable[..., Any]:
@@ -167,7 +169,7 @@ def fitted(
     if isinstance(config.quant, CoarseLayers):
         specs, weights = model.config.model, model.weights
         return downgraded(
-            budget, config.quant, config, lambda one: quantize_model(specs, weights, one, known(one)), total, console
+            budget, config.quant, config, lambda one: quantized_model(specs, weights, one, known(one)), total, console
         )
 
     def cost(made: QuantizedModel) -> torch.Tensor:
@@ -176,18 +178,30 @@ def fitted(
     return Fitter(config, model.weights, known, cost, total, console).solve(budget)
 
 
-def check_reserve(model: ModelFile, spent: Mapping[str, float], console: Console) -> None:
-    """Warn when training and what reads training tokens after it, which the records count as training, together took
-    more than the budget; `spent` has the seconds of each.
+def check_reserve(model: ModelFile, spent: Mapping[str, float], console: Console) -> dict[str, Any]:
+    """When the last training token was read on the clock of training, as figures, where that clock is known: what reads
+    training tokens after training is training too in the records. Warns when that was beyond the budget; `spent` has
+    the seconds of each.
     """
     trained = model.meta.get("figures", {}).get("train_seconds", 0.0)
     budget_s, after = model.config.train.max_wallclock_seconds, sum(spent.values())
-    if after and 0 < budget_s < (both := trained + after):
+    if not after:
+        return {}
+    both = trained + after
+    if trained:
+        limit = f"of {budget_s:g} s" if budget_s else "without a budget"
+        console.line(
+            f"quantize: the last training token was read {both:.1f} s after training began, {limit}; "
+            f"train.reserve_seconds={after + 1:.1f} keeps what this took and a second"
+        )
+    if 0 < budget_s < both:
         parts = [f"{what} ({seconds:.1f} s)" for what, seconds in spent.items() if seconds]
         console.warn(
             f"training ({trained:.1f} s) and {' and '.join(parts)} took {both - budget_s:.1f} s more than "
             f"train.max_wallclock_seconds={budget_s:g}: raise train.reserve_seconds"
         )
+    found = {"elapsed_s": round(both, 3), "budget_s": budget_s, "within_budget": both <= budget_s if budget_s else None}
+    return {"last_training_token": found} if trained else {}
 
 
 def quantize(
@@ -200,17 +214,19 @@ def quantize(
     kept: Path | None = None,
     force: bool = False,
     budget: int = 0,
+    shared: Depth | None = None,
 ) -> dict[str, Any]:
     """Quantize a checkpoint into `out`; returns the manifest entry with "fresh" set when nothing had to be done. The
     calibration is that in `kept`, which must be the right one unless forced, else one beside `out`; where it is not the
-    right one, it is made anew. With a `budget` steps are found at which the submission has that many bytes.
+    right one, it is made anew. So is one in `kept` that is `shared` with others, for whom it is to hold that much. With
+    a `budget` steps are found at which the submission has that many bytes.
     """
     start = time.monotonic()
     device = pick_device(device_name, 0)
     model = load_model(checkpoint)
     if model.kind != "checkpoint":
         raise InputError(f"a {model.kind} cannot be quantized again", str(checkpoint), "give the float checkpoint")
-    check_tokenizer(model, dataset.tokenizer_sha256, dataset.vocab_size, str(dataset.folder))
+    model = with_tokenizer(model, dataset)
     check_finite(model.weights)
     model = model.exported()
     quantizer = resolved.config.quant
@@ -219,7 +235,7 @@ def quantize(
         console.warn_once(text)
     section: dict[str, Any] = {"quant": to_values(quantizer, "Quantizer")}
     if budget:
-        section |= {"budget": budget, "compress": to_values(resolved.config.compress, "Codec")}
+        section |= {"budget": budget} | {name: resolved.values[name] for name in CODE_SECTIONS}
     if model.left:
         section["exported_without"] = list(model.left)
     inputs = {"checkpoint": model.sha256, "data": dataset.fingerprint("train")}
@@ -229,19 +245,20 @@ def quantize(
             return entry | {"fresh": True}
         check_search(quantizer, device)
         seconds = {"load": time.monotonic() - start}
-        found, cached = calibrated(model, dataset, quantizer, device, console, kept, kept_beside(out), force, seconds)
+        place = Place(kept or kept_beside(out), shared or Depth(), kept is not None and shared is None and not force)
+        found, cached = calibrated(model, dataset, quantizer, device, console, place, seconds)
         known = knowing(quantizer, model, found)
         result, resolved, figures = coded(model, dataset, resolved, known, device, console, budget)
         tuning_s = figures.get("tuned", {}).get("seconds", 0.0)
         calibration_s = 0.0 if cached else seconds.get("hessians", 0.0)
-        check_reserve(model, {"calibration": calibration_s, "tuning": tuning_s}, console)
+        figures |= check_reserve(model, {"calibration": calibration_s, "tuning": tuning_s}, console)
         rows, warnings = tensor_report(result, model.weights, found)
         for warning in warnings:
             console.warn(warning)
         meta = {
             "config": resolved.values,
             "checkpoint_sha256": model.sha256,
-            "tokenizer_sha256": model.tokenizer_sha256 or dataset.tokenizer_sha256,
+            "tokenizer_sha256": model.tokenizer_sha256,
             "provenance": provenance(str(device)),
             "tensors": rows,
         }
@@ -264,23 +281,30 @@ def quantize(
     return entry | {"fresh": False}
 
 
+@dataclass(frozen=True)
+class Place:
+    """A calibration's file, how much it is to hold at least, and whether one that does not serve is refused."""
+
+    file: Path
+    depth: Depth
+    strict: bool
+
+
 def calibrated(
     model: ModelFile,
     dataset: Dataset,
     quantizer: Any,
     device: torch.device,
     console: Console,
-    named: Path | None,
-    beside: Path,
-    force: bool,
+    place: Place,
     seconds: dict[str, float],
 ) -> tuple[Calibration, bool]:
     """The calibration a quantizer needs, empty where it needs none, and whether that came from a file."""
     if not (wanting := compensating(quantizer)):
         return Calibration(), False
-    start, strict = time.monotonic(), named is not None and not force
-    file, world = named or beside, World(device=device)
-    found, cached = calibration(model, dataset, wanting[0], file, Depth.of(wanting), world, console, strict)
+    start, depth = time.monotonic(), Depth.of(wanting) | place.depth
+    world = World(device=device)
+    found, cached = calibration(model, dataset, wanting[0], place.file, depth, world, console, place.strict)
     seconds["hessians"] = time.monotonic() - start
     return found, cached
 
@@ -305,7 +329,7 @@ def coded(
         result, figures = fit.model, {"budget": {"bytes": budget, **fit.document()}}
         resolved = dataclasses.replace(resolved, config=dataclasses.replace(config, quant=fit.quantizer))
     else:
-        result = quantize_model(model.config.model, model.weights, config.quant, known(config.quant))
+        result = quantized_model(model.config.model, model.weights, config.quant, known(config.quant))
     if isinstance(config.quant.tune, KlTuning):
         result, figures["tuned"] = tuned(result, model, dataset, config.quant, device, judge, console)
         if budget:

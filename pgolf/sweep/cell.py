@@ -118,21 +118,23 @@ def quantize_cell(task: dict[str, Any], console: Console) -> tuple[Result, dict[
 
 def quantize_once(task: dict[str, Any], console: Console) -> dict[str, Any]:
     """The manifest entry of the quantized model. What cells have in common, calibration included, is made by the first
-    of them while the others wait.
+    of them while the others wait; a calibration that an earlier sweep kept, with less in it, is made anew.
     """
+    from pgolf.stages.calibrate import Depth
     from pgolf.stages.quantize import quantize
 
     resolved, out = resolve(stored=task["config"]), Path(task["quantized"])
     cache = Path(task["hessians"]) if "hessians" in task else None
+    depth = Depth(**task["depth"]) if "depth" in task else Depth()
 
     def make() -> dict[str, Any]:
         dataset = source(task, resolved.config.model.vocab_size)
-        return quantize(Path(task["model"]), dataset, out, resolved, task["device"], console, kept=cache)
+        return quantize(Path(task["model"]), dataset, out, resolved, task["device"], console, kept=cache, shared=depth)
 
     with guarded(out.with_suffix(".turn"), wait_s=TURN_S):
         if cache is not None:
             with guarded(cache.with_suffix(".turn"), wait_s=TURN_S):
-                if not cache.is_file():
+                if not depth.held(cache):
                     return make()
         return make()
 

@@ -6,7 +6,7 @@ it is scored on). Two sweeps that ask for the same cell mean the same row of the
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,17 @@ from pgolf.config.load import Resolved, resolve
 from pgolf.config.tree import flatten
 from pgolf.core.dist import pick_device
 from pgolf.core.errors import ConfigError, InputError
+from pgolf.core.quant.gptq import Gptq
+from pgolf.core.quant.roles import compensating
 from pgolf.dataset import Dataset, open_dataset
 from pgolf.report.console import Console
 from pgolf.sizing import predict
+from pgolf.stages.calibrate import Depth
 from pgolf.stages.held_out import Tail, find_tail, seen_in_training, write_tail
 from pgolf.stages.inputs import changed_keys, model_config, rescored
 from pgolf.stages.manifest import STAGE_FORMAT
 from pgolf.stages.model_files import ModelFile, check_tokenizer, load_model
+from pgolf.stages.packing import CODE_SECTIONS
 from pgolf.stages.train import check_data, check_gpu, choose_compile, planned_attention, planned_kernels, train_key
 from pgolf.sweep.grid import Choice
 
@@ -33,8 +37,6 @@ STAGES = {
     "ttt": ("ttt",),
 }
 """What a cell of each sweep goes through. Only sweep train trains."""
-CODE_SECTIONS = ("model", "compress", "eval", "ttt", "optim", "train", "quant", "package")
-"""Sections that decide the bytes of artifact and script."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,7 +282,20 @@ def plan_model(
         inputs["data"] = scored.dataset.fingerprint("train")
     plan = Plan(sweep=sweep, out=out, cells=[], inputs=inputs, preset=preset, scored=scored)
     plan.cells = distinct([model_cell(plan, model, stage, choice, resolved) for choice, resolved in resolved_cells])
+    if sweep == "quantize":
+        share_depth(plan.cells, [compensating(resolved.config.quant) for _, resolved in resolved_cells])
     return plan
+
+
+def share_depth(cells: list[Cell], wanting: list[list[Gptq]]) -> None:
+    """Tell every cell with a calibration how much it is to hold: what is enough for all cells that share it."""
+    depths: dict[str, Depth] = {}
+    for cell, quantizers in zip(cells, wanting):
+        if path := cell.task.get("hessians"):
+            depths[path] = depths.get(path, Depth()) | Depth.of(quantizers)
+    for cell in cells:
+        if path := cell.task.get("hessians"):
+            cell.task["depth"] = asdict(depths[path])
 
 
 def model_cell(plan: Plan, model: ModelFile, stage: str, choice: Choice, resolved: Resolved) -> Cell:

@@ -274,6 +274,25 @@ def test_the_script_quantizes_by_role_as_pgolf_does(pgolf: Any, copy_run: Path, 
     assert found["score"] == claimed(copy_run)
 
 
+@pytest.mark.parametrize(
+    "sets",
+    [
+        ("quant.method=lqer", "quant.gates=int8_rows", "quant.sweeps=2", "quant.refit=true", "model.head_gate=dense"),
+        ("quant.method=ternary", "quant.group=128", "quant.max_gap=0"),
+    ],
+    ids=["lqer", "ternary"],
+)
+def test_the_script_quantizes_as_pgolf_does(pgolf: Any, copy_run: Path, tmp_path: Path, sets: tuple[str, ...]) -> None:
+    """Sweeps, a refit, gates beside corrections; groups that are wider than the rows."""
+    more = ("quant.bits=4", "quant.k=7") if "quant.method=lqer" in sets else ()
+    whole = [word for one in (*sets, *more, "train.iterations=4", "package.prove=false") for word in ("--set", one)]
+    pgolf("run", "--out", copy_run, "--from", "train", *whole, "--until", "package", "--quiet").good()
+    place = room(copy_run, tmp_path / "room", "train", "val")
+    found = result(alone(place, "--seed", "1337", "--out", "mine.pgz"))
+    assert (place / "mine.pgz").read_bytes() == (copy_run / "compress" / "model.pgz").read_bytes()
+    assert found["score"] == claimed(copy_run)
+
+
 def test_the_script_refuses_damaged_files(tiny_run: Path, tmp_path: Path) -> None:
     place = room(tiny_run, tmp_path / "room", "val")
     blob = (place / "model.pgz").read_bytes()

@@ -181,8 +181,15 @@ def test_calibration_beyond_the_budget_is_warned_of(pgolf: Any, tiny_run: Path, 
     model, out = tmp_path / "a" / "checkpoint.safetensors", tmp_path / "q" / "quantized.safetensors"
     first = pgolf("quantize", model, "--out", out, *given).good()
     assert "more than train.max_wallclock_seconds=0.5: raise train.reserve_seconds" in first.err
+    assert "the last training token was read" in first.err and "of 0.5 s" in first.err
+    manifest = json.loads((out.parent / "manifest.json").read_text())["outputs"]["quantized.safetensors"]
+    read, trained = manifest["figures"]["last_training_token"], load_tensors(model, "pgolf.checkpoint/1")[1]["figures"]
+    assert read == first.document["last_training_token"] and read["within_budget"] is False
+    spent = manifest["seconds"]["hessians"]
+    assert read["budget_s"] == 0.5 and read["elapsed_s"] == pytest.approx(trained["train_seconds"] + spent, abs=0.01)
     again = pgolf("quantize", model, "--out", out, *given, "--set", "quant.bits=5").good()
     assert "reserve" not in again.err, "the second time nothing was calibrated"
+    assert "last_training_token" not in again.document
 
 
 def test_a_budget_is_met_with_the_script_counted(pgolf: Any, tiny_run: Path, tmp_path: Path) -> None:

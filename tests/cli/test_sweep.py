@@ -139,6 +139,31 @@ def test_cells_share_calibration_and_codes_and_leave_no_trace_of_training(
     assert not names & {"ckpt", "events.jsonl", "train.log", "checkpoint.safetensors", "runs"}
 
 
+@pytest.mark.parametrize(
+    ("axes", "held"),
+    [
+        (("quant.steps=sigma,curvature",), (True, False)),
+        (("quant.rounding=trellis", "quant.couple=none,rows"), (True, True)),
+    ],
+)
+def test_a_shared_calibration_holds_what_any_cell_needs(
+    tiny_run: Path, tmp_path: Path, axes: tuple[str, ...], held: tuple[bool, bool]
+) -> None:
+    """Also one that an earlier sweep, of cells that need less, has left."""
+    from pgolf.stages.calibrate import read_calibration
+
+    for name in ("fresh", "shallow"):
+        given = quantize_command(tiny_run, tmp_path / name)
+        if name == "shallow":
+            sweep(*given, "--set", "quant.bits=5").good()
+        more = [word for axis in axes for word in ("--set", axis)]
+        document = sweep(*given, *more, "--json").good().document
+        assert (document["failed"], document["computed"]) == (0, 2)
+        (path,) = (tmp_path / name).glob("shared/hessians_*.safetensors")
+        facts = read_calibration(path)[1]
+        assert (facts["gradients"], facts["couplings"]) == held
+
+
 def test_a_cell_of_quantize_cannot_train(
     quantized: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,21 +4,35 @@ import json
 import os
 import subprocess
 import sys
+from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from pretended_gpu import pretended_gpu
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.floors import Hardware, Work
+from benchmarks.step_parts import Parts, half_of, pairs_seen
+from benchmarks.train_speed import DOCUMENT_SPREAD, Bench, document_ids, part_rows, real_shards
+from pgolf.config.load import resolve
+from pgolf.core.dist import World, join_world
+from pgolf.core.model.attend import seen
+from pgolf.core.train.loop import start_state
+from pgolf.report.watch.flops import linear_flops
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-SHARED = ("__init__", "report", "ideal_coder", "errors")
+SHARED = ("__init__", "report", "ideal_coder", "errors", "floors", "step_parts")
 GOLDEN = ROOT / "tests" / "golden" / "formats_v1"
 NAMES = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem not in SHARED)
 SMALLEST = {
     "startup": ["--rounds", "1"],
     "train_speed": [
         *("--preset", "leader_tiny", "--steps", "1", "--rounds", "1", "--threads", "1", "--schedule"),
-        *("--muon", "leader_tiny", "--eager"),
+        *("--muon", "leader_tiny", "--eager", "--parts"),
     ],
     "loader_speed": [
         "--shards",
@@ -57,7 +71,18 @@ SMALLEST = {
     ],
     "quantization": [
         *("--checkpoint", str(GOLDEN / "checkpoint.safetensors"), "--data", str(GOLDEN / "data"), "--rates", "4"),
-        *("--targets", "256", "--seq-len", "32", "--calibration-seqs", "8", "--methods", "a,c,ct,g,k", "--ttt", "512"),
+        *(
+            "--targets",
+            "256",
+            "--seq-len",
+            "32",
+            "--calibration-seqs",
+            "8",
+            "--methods",
+            "a,b4r,c,ct,g,k",
+            "--ttt",
+            "512",
+        ),
     ],
     "test_time_training": [
         *("--checkpoint", str(GOLDEN / "checkpoint.safetensors"), "--data", str(GOLDEN / "data"), "--targets", "1200"),
@@ -71,7 +96,7 @@ KEYS = {
     "stored_counts": {"order", "entries", "bytes", "share", "gain", "se"},
     "eval_speed": {"measure", "min_s", "median_s", "tokens_per_s", "over_the_loop", "over_the_last", "peak_mib"},
     "startup": {"command", "min_s", "median_s", "over_bare_python", "over_import_torch"},
-    "train_speed": {"what", "min_s", "median_s", "tokens_per_s", "ratio", "against"},
+    "train_speed": {"what", "times", "floor_s", "min_s", "median_s", "tokens_per_s", "ratio", "against"},
     "loader_speed": {"loader", "prefetch", "min_s", "median_s", "tokens_per_s", "over_model"},
     "codec_overhead": {
         "step",
@@ -236,7 +261,24 @@ def check_budget(rows: list[dict[str, Any]]) -> None:
     assert max(row["worth"] for row in rows) < 1.25 * min(row["worth"] for row in rows)
 
 
+def check_parts(rows: list[dict[str, Any]]) -> None:
+    """Every part of a step is there with its floor, beside the whole loop."""
+    found = {row["what"]: row for row in rows}
+    assert {"bare steps, eager", "pgolf's loop, eager", "phase optimizer"} <= set(found)
+    parts = {name.removeprefix("part "): row for name, row in found.items() if name.startswith("part ")}
+    passes = ("6 blocks, loop off", "10 blocks, loop on")
+    inner = [f"{part}, {one}" for one in passes for part in ("whole model", "attention", "MLP")]
+    assert set(parts) == {*inner, "head and loss", "optimizer", "loader", *(f"all else, {one}" for one in passes)}
+    for name, row in parts.items():
+        if name.startswith("all else"):
+            assert row["times"] == row["floor_s"] == 0 and row["ratio"] <= 1
+            continue
+        assert row["times"] == 1 and row["floor_s"] > 0 and row["min_s"] > 0
+        assert row["against"] == f"the floor, bound by {'memory' if name == 'loader' else 'arithmetic'}"
+
+
 CHECKS = {
+    "train_speed": check_parts,
     "budget": check_budget,
     "evaluation": check_evaluation,
     "quantization": check_quantizers,
@@ -247,6 +289,90 @@ CHECKS = {
     "test_time_training": check_adaptation,
     "stored_counts": check_counts,
 }
+
+
+def test_random_ids_come_in_documents_of_the_stated_lengths() -> None:
+    ids = document_ids(400_000, 512, 1, 100, np.random.default_rng(0))
+    lengths = np.diff(np.flatnonzero(ids == 1))
+    assert len(ids) == 400_000 and ids[0] == 1 and set(np.unique(ids)) == set(range(512))
+    assert 95 < np.median(lengths) < 105 and lengths.min() >= 2
+    assert DOCUMENT_SPREAD * 0.95 < np.log(lengths).std() < DOCUMENT_SPREAD * 1.05
+
+
+@pytest.fixture(scope="module")
+def step() -> Parts:
+    """The parts of a step of a model in which all kinds of layers are."""
+    changes = ["model.window=sliding", "model.window.tokens=15", "train.attention=reference"]
+    config = resolve("leader_tiny", changes).config
+    shards = [document_ids(5000, 512, 1, 30, np.random.default_rng(0))]
+    state = start_state(config.model, config.train, config.optim, shards, 0, World())
+    return Parts(state, config.train, state.model, False)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_pairs_of_queries_and_keys_are_counted_as_attention_sees_them(step: Parts, number: int) -> None:
+    model, plan = step.model, step.model.plans[number]
+    windows = [min((r for p in model.acting[one.layer] if (r := p.reach(1024))), default=0) for one in plan]
+    segments = model.config.documents.segments(step.ids)
+    assert set(windows) == {0, 15} and int(segments.max()) > 20
+    expected = sum(int(seen(window, segments, step.ids, {}).sum()) for window in windows)
+    assert pairs_seen(model, step.ids, plan) == expected
+
+
+def test_halves_of_blocks_are_what_they_are_called(step: Parts) -> None:
+    """Only a half's own parameters have gradients, and torch counts its products as its floor does."""
+    model = step.model
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith(("attn.proj.weight", "mlp.proj.weight")):
+                weight.normal_(0.0, 0.02)
+    for role, other in (("attn", "mlp"), ("mlp", "attn")):
+        forward = half_of(model, role, model.plans[0])
+        with FlopCounterMode(display=False) as counted:
+            y = forward(step.x, step.ids, None)
+        torch.autograd.backward(y, step.grad_x)
+        changed = [name for name, weight in model.named_parameters() if weight.grad is not None and weight.grad.any()]
+        assert any(f".{role}." in name for name in changed) and not any(f".{other}." in name for name in changed)
+        step.reset(False)
+        linear = linear_flops(model.config, False)[role] * step.tokens
+        attention = 4 * 64 * step.tokens**2 * len(model.plans[0]) if role == "attn" else 0
+        assert counted.get_total_flops() == pytest.approx(linear + attention, rel=0.02)
+
+
+def test_parts_are_timed_on_a_gpu_beside_its_data_sheet(tmp_path: Path) -> None:
+    """On one that is pretended: tensors are where they belong, and the floors are the H100's."""
+    options = Namespace(steps=1, rounds=1, data="", document_tokens=30)
+    with pretended_gpu():
+        config = resolve("tiny", ["train.micro_batch_tokens=512", "train.attention=sdpa"]).config
+        rows = {row["what"]: row for row in part_rows(Bench(config, tmp_path, join_world("cuda"), options, False))}
+    whole, loader = rows["part whole model, 2 blocks, loop off"], rows["part loader"]
+    # A weight of a map is read twice and its gradient written; of the table, in one half of the bytes.
+    weights = 3 * (4 * (2 * (64 * 64 * 2 + 64 * 32 * 2 + 2 * 64 * 128)) + 2 * 512 * 64)
+    moved = 512 * 64 * 2 * (4 * 2 * 2 + 2) + weights
+    assert whole["times"] == loader["times"] == 2 and whole["against"] == "the floor, bound by memory"
+    assert whole["floor_s"] == pytest.approx(2 * moved / 3.35e12, rel=1e-3)
+    assert loader["floor_s"] == pytest.approx(2 * 2 * 512 * 8 / 64e9)
+    assert loader["against"] == "the floor, bound by host link"
+
+
+def test_real_ids_are_those_of_a_folder(tmp_path: Path) -> None:
+    config = resolve("tiny", ["model.vocab_size=300"]).config
+    (ids,) = real_shards(GOLDEN / "data", config)
+    assert len(ids) > 1000 and int(ids.max()) < 300
+    with pytest.raises(SystemExit, match="has no training shards"):
+        real_shards(tmp_path, config)
+
+
+def test_a_floor_is_the_longer_of_arithmetic_and_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Hardware, "name", "NVIDIA H200")
+    hardware = Hardware(device=torch.device("cpu"))
+    product = Work(flops=989e12, product=(8, 8, 8), half=True, moved=1.2e12)
+    assert hardware.floor(product) == (1.0, "arithmetic")
+    assert hardware.floor(replace(product, moved=9.6e12)) == (2.0, "memory")
+    assert hardware.floor(Work(carried=64e9, moved=64e9)) == (1.0, "host link")
+    assert hardware.floor(Work(sent=45e9, moved=45e9)) == (0.1, "peer link")
+    measured = hardware.floor(replace(product, flops=1e6, half=False, moved=0.0))
+    assert measured[1] == "arithmetic" and measured[0] > 1e6 / 989e12
 
 
 def test_a_table_is_printed_without_json() -> None:

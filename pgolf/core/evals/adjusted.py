@@ -100,9 +100,9 @@ class AdjustedLedger(Ledger):
                 )
         return logp_SV
 
-    def score_learnable(self, model: GPT, windows: np.ndarray, length: int) -> Tensor:
+    def score_learnable(self, model: GPT, windows: np.ndarray, length: int, skip: int) -> Tensor:
         """As the ledger scores. The windows come in any order, which suits adjusters that learn nothing."""
-        return super().score_learnable(Changed(self, model, windows), windows, length)  # type: ignore[arg-type]
+        return super().score_learnable(Changed(self, model, windows), windows, length, skip)  # type: ignore[arg-type]
 
     def nll(self, windows: np.ndarray, ids_BT: Tensor, targets_BT: Tensor, start: int) -> Tensor:
         """Losses of a batch of windows from position `start` on, (B, T - start) float32. RuleError when an adjuster's

@@ -125,12 +125,13 @@ class Ledger:
         """Losses of a batch of windows from position `start` on, (B, T - start) float32."""
         return self.model.nll(ids_BT, targets_BT, start).float()
 
-    def score_learnable(self, model: GPT, windows: np.ndarray, length: int) -> Tensor:
+    def score_learnable(self, model: GPT, windows: np.ndarray, length: int, skip: int) -> Tensor:
         """Score windows (n,3), padded to `length`, in one pass of a model that shares this one's weights. Returns what
-        was committed, to learn from: losses (n, length - first position scored), 0 where nothing was.
+        was committed, to learn from: losses (n, length - skip) from position `skip` on, 0 where nothing was. For the
+        same bits `skip` must not depend on which windows are side by side: gradients are sums over these positions.
         """
         self.watch.scoring(self)
-        place, skip = np.arange(length + 1), int(windows[:, 1].min())
+        place = np.arange(length + 1)
         ids = self.tokens[np.minimum(windows[:, :1] + place, self.targets)] * (place <= windows[:, 2:])
         taken = (place[skip:-1] >= windows[:, 1:2]) & (place[skip:-1] < windows[:, 2:])
         block = torch.from_numpy(ids).to(self.device)

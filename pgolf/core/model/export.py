@@ -19,7 +19,7 @@ def exported(config: ModelConfig) -> ModelConfig:
     return type(config)(**{**vars(config), **left})
 
 
-def folded(config: ModelConfig, weights: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
+def exported_weights(config: ModelConfig, weights: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
     """The exported model's weights, given those of a trained one, on the CPU."""
     found, parts = dict(weights), model_parts(config)
     for part in parts.values():

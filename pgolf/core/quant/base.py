@@ -127,7 +127,21 @@ def low_rank_corrections(
     return with_corrections(quantizer, model, weights, known) if isinstance(quantizer, Lqer) else model
 
 
-FINISHES = {"lqer": low_rank_corrections}
+def gates_as_rows(
+    quantizer: Quantizer, model: "QuantizedModel", weights: "Mapping[str, Tensor]", known: Mapping[str, Any]
+) -> "QuantizedModel":
+    """A quantized model with its gates as codes, if that is asked for; they have no corrections."""
+    from pgolf.core.model.config import param_specs
+    from pgolf.core.quant.casts import Int8Rows
+
+    rows = Int8Rows()
+    for spec in param_specs(model.config):
+        if getattr(quantizer, "gates", "float") == "int8_rows" and spec.role == CONTROL and rows.takes(spec):
+            model.tensors[spec.name] = rows.quantize(spec, weights[spec.name].float(), None)
+    return model
+
+
+FINISHES = {"lqer": low_rank_corrections, "gates": gates_as_rows}
 """What may be done to a model all of whose parameters are quantized."""
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pgolf.core.errors import ConfigError, InputError
+from pgolf.core.errors import ConfigError
 from pgolf.core.model.params import CONTROL, ParamSpec
 from pgolf.core.quant.base import Checked, half_scales, keep_float
 
@@ -17,13 +17,6 @@ if TYPE_CHECKING:
     from pgolf.core.shards import TrainStream
 
 
-def groups_of(spec: ParamSpec, weight_RC: "Tensor", group: int) -> "Tensor":
-    """The groups of a matrix, (N,group). InputError where they do not fill its rows."""
-    if weight_RC.size(1) % group:
-        raise InputError(f"groups of {group} do not fill the {weight_RC.size(1)} columns of {spec.name}", "quantize")
-    return weight_RC.reshape(-1, group)
-
-
 @dataclass(frozen=True, kw_only=True)
 class TernaryCodes(Checked):
     """-s, 0 or s for the weights of a group, s from their mean magnitude; control tensors stay floats. Weights that
@@ -31,7 +24,9 @@ class TernaryCodes(Checked):
     """
 
     group: int = 128
-    """Weights of a row that share a scale: 32, 64 or 128; as in model.precision."""
+    """Weights of a row that share a scale: 32, 64 or 128; as in model.precision. A row's last group may be smaller; its
+    mean magnitude is that of a group filled with zeros.
+    """
 
     def __post_init__(self) -> None:
         if self.group not in (32, 64, 128):
@@ -53,14 +48,14 @@ class TernaryCodes(Checked):
         """Codes and the float16 mean magnitude of every group, which rounds the codes."""
         import torch
 
-        from pgolf.core.quant.forms import GROUPED
+        from pgolf.core.quant.forms import GROUPED, groups_of
 
         if spec.role == CONTROL:
             return keep_float(spec, weight)
-        groups = groups_of(spec, weight, self.group)
+        groups = groups_of(weight, self.group)
         scale = half_scales(groups.abs().mean(1))
         codes = self.coded(groups / scale.float()[:, None]).to(torch.int8)
-        return GROUPED[self.group](codes.view(weight.shape), scale, 2)
+        return GROUPED[self.group](codes.view(len(weight), -1)[:, : weight.size(1)].contiguous(), scale, 2)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,11 +8,22 @@ from torch import Tensor
 from pgolf.core.quant.qtensor import QTensor
 
 
+def groups_of(values_RC: Tensor, group: int) -> Tensor:
+    """The groups of each row of a matrix, (N,group); zeros fill the last."""
+    return torch.nn.functional.pad(values_RC, (0, -values_RC.size(1) % group)).view(-1, group)
+
+
+def group_count(shape: list[int], group: int) -> int:
+    """How many groups the rows of a matrix have together."""
+    return shape[0] * -(-shape[1] // group)
+
+
 @dataclass(frozen=True)
 class GroupTensor(QTensor):
     """int8 codes (R,C) of -1, 0 and 1, and for each `kind` of a row, 128 here, the mean magnitude of their weights,
-    float16 (R C / kind,). A group's weights are its codes times that over the share of codes that are not 0, so that a
-    model that makes three values of its weights finds the very scales it was trained with.
+    float16; the last of a row may be fewer, zeros in the mean fill them up. A group's weights are its codes times that
+    over the share of codes that are not 0, so that a model that makes three values of its weights finds the very scales
+    it was trained with.
     """
 
     kind, section = 128, 12
@@ -20,15 +31,16 @@ class GroupTensor(QTensor):
 
     def dequantize(self) -> Tensor:
         """float32 (R,C)."""
-        groups = self.codes.float().view(-1, self.kind)
+        groups = groups_of(self.codes.float(), self.kind)
         share = groups.abs().mean(1).clamp_min(1 / self.kind)
-        return (groups * (self.scale.float() / share)[:, None]).view(self.codes.shape)
+        whole = (groups * (self.scale.float() / share)[:, None]).view(len(self.codes), -1)
+        return whole[:, : self.codes.size(1)].contiguous()
 
     def sound(self) -> bool:
-        """Whether groups fill the rows, and scales are positive and of the right type and number."""
-        scale = self.scale
-        fits = self.bits == 2 and scale.dtype == torch.float16 and scale.shape == (self.codes.numel() // self.kind,)
-        return fits and self.codes.size(1) % self.kind == 0 and bool((torch.isfinite(scale) & (scale > 0)).all())
+        """Whether scales are positive and of the right type and number."""
+        scale, groups = self.scale, groups_of(self.codes, self.kind)
+        fits = self.bits == 2 and scale.dtype == torch.float16 and scale.shape == groups.shape[:1]
+        return fits and bool((torch.isfinite(scale) & (scale > 0)).all())
 
 
 @dataclass(frozen=True)

@@ -118,6 +118,17 @@ def check_search(quantizer: Any, device: "torch.device") -> None:
         kernel_device(device)
 
 
+def descent(quantizer: Any, made: "QTensor", weight: "Tensor", known: Any) -> "QTensor":
+    """Codes and scales as coordinate descent and least squares leave them."""
+    from pgolf.core.quant.descent import descended
+
+    return descended(quantizer, made, weight, known)
+
+
+POLISHES = {"descent": descent}
+"""What may be done to GPTQ's codes of a tensor; a script has it if a quantizer asks for it."""
+
+
 NEEDS = {"triton": check_search}
 """What to look at before training, by what searches trellises; a script looks at what it asks for."""
 
@@ -148,6 +159,14 @@ class Gptq(SdClip):
     """
     damping: float = 0.01
     """Share of the mean diagonal added to H."""
+    sweeps: int = 0
+    """Sweeps over the columns after the solve, each code going to the best value beside all others (with steps = sigma
+    and rounding = nearest). They take 2 to 4 % of the layers' loss.
+    """
+    refit: bool = False
+    """Whether row scales are then made anew by least squares under H, for the same codes (with steps = sigma and
+    rounding = nearest).
+    """
     block: int = 128
     """Columns solved before the rest is updated; changes the speed, not the result."""
     calibration_source: str = "train"
@@ -166,6 +185,8 @@ class Gptq(SdClip):
                 raise ConfigError(f"{key} must be at least 1, not {getattr(self, key)}", key)
         if self.damping <= 0:
             raise ConfigError(f"damping must be above 0, not {self.damping}", "damping")
+        if self.sweeps < 0:
+            raise ConfigError(f"sweeps must not be negative, not {self.sweeps}", "sweeps")
         for key, known in (
             ("steps", ("sigma", "curvature")),
             ("rounding", ("nearest", "trellis")),
@@ -182,6 +203,10 @@ class Gptq(SdClip):
             raise ConfigError("the kernel searches a trellis", "search", "set rounding=trellis")
         if self.search == "triton" and self.couple == "rows":
             raise ConfigError("the kernel knows no coupled rows", "search", "set couple=none or search=torch")
+        for key in ("sweeps", "refit"):
+            if getattr(self, key) and self.planned:
+                reason = "a trellis couples codes" if self.rounding == "trellis" else "scales lie on a grid"
+                raise ConfigError(f"{reason}: this works on steps by row", key, "set steps=sigma and rounding=nearest")
         if self.bits_per_weight < 0 or (self.bits_per_weight and not self.planned):
             raise ConfigError("it must go with steps = curvature or rounding = trellis", "bits_per_weight")
 
@@ -275,4 +300,7 @@ class Gptq(SdClip):
         codes = None if known is None else gptq_codes(weight, known, scale, limit, self.damping, self.block)
         if codes is None:
             codes, warning = round_codes(weight, scale, limit), "rounded to nearest"
-        return QTensor(codes, scale, bits, warning)
+        made = QTensor(codes, scale, bits, warning)
+        for polish in POLISHES.values():
+            made = polish(self, made, weight, known)
+        return made

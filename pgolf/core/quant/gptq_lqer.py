@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pgolf.core.errors import ConfigError
+from pgolf.core.model.params import CONTROL, ParamSpec
+from pgolf.core.quant.casts import Int8Rows
 from pgolf.core.quant.gptq import Gptq
 
 if TYPE_CHECKING:
@@ -28,6 +30,8 @@ class Lqer(Gptq):
     """What makes an error large: none (its norm, as in PR #1855), or hessian (what it adds to the outputs; tensors are
     chosen by what a byte gains).
     """
+    gates: str = "float"
+    """What attention's gates are stored as: float, or int8_rows (as PR #1855; the quantizer of that name)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -37,6 +41,13 @@ class Lqer(Gptq):
             raise ConfigError(f"{self.packing!r} is neither asym nor sym4", "packing")
         if self.weighting not in ("none", "hessian"):
             raise ConfigError(f"{self.weighting!r} is neither none nor hessian", "weighting")
+        if self.gates not in ("float", "int8_rows"):
+            raise ConfigError(f"{self.gates!r} is neither float nor int8_rows", "gates")
+
+    def step_over_sigma(self, spec: ParamSpec) -> float:
+        """As GPTQ, or that of gates in rows."""
+        coded = spec.role == CONTROL and self.gates == "int8_rows"
+        return Int8Rows().step_over_sigma(spec) if coded else super().step_over_sigma(spec)
 
     def packed(self, left_Rr: "Tensor", right_rC: "Tensor") -> "Factors":
         """A product in integers."""

@@ -56,7 +56,8 @@ class ByRole(Checked):
     def __post_init__(self) -> None:
         for role, one in self.quantizers().items():
             if isinstance(one, ByRole | Lqer):
-                raise ConfigError("a role's quantizer looks at one tensor at a time", f"{role}.method", "set gptq")
+                fix = "set gptq; quant.method=lqer has grids by role, and quant.gates"
+                raise ConfigError("a role's quantizer looks at one tensor at a time", f"{role}.method", fix)
             for key in ("max_gap", "tune"):
                 if getattr(one, key) != getattr(Checked, key):
                     raise ConfigError("this is the whole model's", f"{role}.{key}", f"set quant.{key}")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from pgolf.core.errors import ConfigError
 from pgolf.core.model.params import CONTROL, ParamSpec
-from pgolf.core.quant.base import Checked, code_limit, half_scales, keep_float
+from pgolf.core.quant.base import Checked, code_limit, half_scales, keep_float, round_codes, row_scales
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,30 +45,44 @@ class RowQuantile(Checked):
     """Share of |w| that is not clipped."""
     keep_numel: int = 65536
     """Tensors of at most this many values stay float16 (float32 for control tensors)."""
+    floor: str = "auto"
+    """The least scale: record (1 / (2^(bits-1) - 1), as upstream: rows that stay below 1 all get the same coarse step),
+    none (1e-10), or auto, which is record at 8 bits and none below, where the floor costs too much.
+    """
 
     def __post_init__(self) -> None:
         if not 4 <= self.bits <= 8:
             raise ConfigError(f"bits must be 4 to 8, not {self.bits}", "bits")
         if not 0 < self.quantile <= 1 or self.keep_numel < 0:
             raise ConfigError("quantile must lie in (0, 1], keep_numel must not be negative", "")
+        if self.floor not in ("auto", "record", "none"):
+            raise ConfigError(f"{self.floor!r} must be one of auto, record, none", "floor")
 
     def prepare(self, model: "GPT", stream: "TrainStream", progress: "Callable[[int], None]") -> "dict[str, Any]":
         """Nothing is needed."""
         return {}
 
     def step_over_sigma(self, spec: ParamSpec) -> float:
-        """The largest of a row's values, typically, over the number of codes on one side."""
+        """The largest of a row's values, typically, or the quantile where that is less, over the number of codes on one
+        side. A floor makes steps larger where rows are small, by what only their weights tell.
+        """
         if spec.role == CONTROL or spec.numel <= self.keep_numel:
             return 0.0
         from statistics import NormalDist
 
-        largest = NormalDist().inv_cdf((1 + 0.5 ** (1 / spec.shape[-1])) / 2)
-        return largest / code_limit(self.bits)
+        share = min(0.5 ** (1 / spec.shape[-1]), self.quantile)
+        return NormalDist().inv_cdf((1 + share) / 2) / code_limit(self.bits)
 
     def quantize(self, spec: ParamSpec, weight: "Tensor", known: Any) -> "QTensor | Tensor":
-        """Codes for large matrices, floats for the rest."""
+        """Codes for large matrices, floats for the rest. Without a floor codes are made with the scale as stored."""
+        import torch
+
         from pgolf.core.quant.qtensor import QTensor
 
         if spec.role == CONTROL or spec.numel <= self.keep_numel:
             return keep_float(spec, weight)
-        return QTensor(*quantile_codes(weight, self.quantile, code_limit(self.bits)), self.bits)
+        limit = code_limit(self.bits)
+        if self.floor == "none" or (self.floor == "auto" and self.bits < 8):
+            scale = row_scales(torch.quantile(weight.abs(), self.quantile, dim=1), limit)
+            return QTensor(round_codes(weight, scale, limit), scale, self.bits)
+        return QTensor(*quantile_codes(weight, self.quantile, limit), self.bits)

@@ -41,7 +41,7 @@ class HessianClip(RowGptq):
 
     def quantize(self, spec: ParamSpec, weight: "Tensor", known: Any) -> "QTensor | Tensor":
         """As GPTQ, on these steps."""
-        from pgolf.core.quant.gptq import gptq_codes
+        from pgolf.core.quant.gptq import POLISHES, gptq_codes
         from pgolf.core.quant.qtensor import QTensor
 
         if spec.role == CONTROL or known is None:
@@ -52,9 +52,12 @@ class HessianClip(RowGptq):
         more_R = 1 + self.strength * (felt_R / felt_R.mean().clamp_min(1e-30) - 1)
         scale = half_scales(usual.float() * more_R)
         codes = gptq_codes(weight, known, scale, limit, self.damping, self.block)
-        return (
-            super().quantize(spec, weight, known) if codes is None else QTensor(codes, scale, self.grid(spec.role)[0])
-        )
+        if codes is None:
+            return super().quantize(spec, weight, known)
+        made = QTensor(codes, scale, self.grid(spec.role)[0])
+        for polish in POLISHES.values():
+            made = polish(self, made, weight, known)
+        return made
 
 
 @dataclass(frozen=True, kw_only=True)

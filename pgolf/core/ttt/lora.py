@@ -122,10 +122,10 @@ class LoraTtt(Evaluator):
 
     def widths(self, length: int) -> list[int]:
         """Inputs of each chunk's window in a document so long. Shorter documents beside it are padded to that, so that
-        what is scored beside a document changes nothing.
+        what is scored beside a document changes nothing. Products of a few rows are summed in another order; of 32 not.
         """
         step = self.chunk_tokens
-        return [min(stop, self.seq_len) for stop in range(step, length + step, step)]
+        return [min(max(stop, 32), self.seq_len) for stop in range(step, length + step, step)]
 
     def score_batch(
         self, ledger: "Ledger", model: "GPT", adapters: "Adapters", begins: "np.ndarray", lengths: "np.ndarray"
@@ -154,7 +154,7 @@ class LoraTtt(Evaluator):
             windows[:, 0] += begins[first:]
             adapters.active = len(windows)
             with torch.set_grad_enabled(bool(follows.any())):
-                losses = ledger.score_learnable(model, windows, width)
+                losses = ledger.score_learnable(model, windows, width, max(width - max(self.chunk_tokens, 32), 0))
             if follows.any() and ledger.watch.adapting(ledger, alone=True):
                 shares = torch.from_numpy(follows / counts).to(losses)
                 (losses.sum(1) * shares).sum().backward()

@@ -9,7 +9,7 @@ import torch
 from pgolf.config.load import resolve
 from pgolf.core.errors import ConfigError
 from pgolf.core.model.config import ModelConfig, param_specs
-from pgolf.core.model.export import exported, folded
+from pgolf.core.model.export import exported, exported_weights
 from pgolf.core.model.gpt import GPT
 from pgolf.core.model.parts.aux_loss import MultiToken, ZLoss
 from pgolf.core.model.parts.head_gate import DenseGate, OutputGate
@@ -57,7 +57,7 @@ def test_rows_of_heads_are_mixed_as_the_specification_has_it() -> None:
     config = ModelConfig(**SMALL, head_mix=HeadMixing())
     weights = dict(GPT(config).state_dict())
     weights["blocks.2.attn.k_mix"] = torch.tensor([[1.0, 2.0], [0.5, -1.0]])
-    before, after = weights["blocks.2.attn.c_k.weight"].clone(), folded(config, weights)
+    before, after = weights["blocks.2.attn.c_k.weight"].clone(), exported_weights(config, weights)
     one, two = before.view(2, 8, 32)
     assert torch.allclose(after["blocks.2.attn.c_k.weight"], torch.cat((one + 2 * two, 0.5 * one - two)))
     for name in ("blocks.1.attn.c_k.weight", "blocks.2.attn.c_q.weight", "blocks.2.attn.c_v.weight"):
@@ -83,7 +83,7 @@ def test_other_parts_are_exported_as_they_are(make_model: Any) -> None:
     config = ModelConfig(**SMALL, aux_loss=ZLoss())
     model = make_model(config)
     assert exported(config) == config
-    assert folded(config, model.state_dict()).keys() == model.state_dict().keys()
+    assert exported_weights(config, model.state_dict()).keys() == model.state_dict().keys()
     lean = dataclasses.replace(config, aux_loss=MultiToken())
     assert param_specs(exported(lean)) == param_specs(config) != param_specs(lean)
 

@@ -15,6 +15,7 @@ from pgolf.core.codecs.zlib import Zlib
 from pgolf.core.errors import ConfigError, InputError
 from pgolf.core.model.config import ModelConfig, param_specs
 from pgolf.core.model.params import CONTROL, EMBED, MLP, matrix
+from pgolf.core.model.parts.head_gate import SparseGate
 from pgolf.core.quant.base import quantize_model
 from pgolf.core.quant.corrected import BY_ROWS, LOW_SCALES, CorrectedTensor, Factors, corrected
 from pgolf.core.quant.curvature import Calibration
@@ -165,6 +166,30 @@ def test_planned_codes_can_be_corrected_too(steps):
         assert felt(error[1], found.inputs[name]) < felt(error[0], found.inputs[name])
 
 
+GATED = ModelConfig(
+    vocab_size=80, num_layers=2, model_dim=64, num_heads=4, num_kv_heads=2, head_gate=SparseGate(window=12)
+)
+
+
+@pytest.mark.parametrize("steps", [{}, {"rounding": "trellis", "states": 4}])
+def test_gates_are_int8_rows_beside_corrections_as_in_the_record(oracle, steps):
+    data, name = oracle("quant_mixed_1855.npz"), "blocks.0.attn.attn_gate_w"
+    weights = drawn(GATED)
+    weights[name] = torch.from_numpy(data[f"in.{name}"])
+    specs = [spec for spec in param_specs(GATED) if spec.role != CONTROL]
+    plain, gated = (Lqer(top=9, rank=2, gates=gates, **steps) for gates in ("float", "int8_rows"))
+    known = plain.plan(specs, weights, Calibration()) if steps else {}
+    before, made = (quantize_model(GATED, weights, one, known) for one in (plain, gated))
+    np.testing.assert_array_equal(made.tensors[name].codes, data[f"out.{name}.gq"])
+    np.testing.assert_array_equal(made.tensors[name].scale, data[f"out.{name}.gs"])
+    changed = {key for key, tensor in made.weights().items() if not torch.equal(tensor, before.weights()[key])}
+    assert changed == {name, "blocks.1.attn.attn_gate_w"} and type(made.tensors[name]) is QTensor
+    for spec in param_specs(GATED):
+        assert (gated.step_over_sigma(spec) > 0) == isinstance(made.tensors[spec.name], QTensor), spec.name
+    blob = encode_artifact(made, Rans(), b"{}")
+    assert blob[4] == 3 and decode_artifact(blob, GATED, {Rans().codec_id: Rans()}).digest() == made.digest()
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -200,7 +225,7 @@ def test_a_damaged_correction_is_refused():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"rank": 0}, {"rank": 128}, {"top": -1}, {"packing": "sym5"}, {"weighting": "fisher"}]
+    "wrong", [{"rank": 0}, {"rank": 128}, {"top": -1}, {"packing": "sym5"}, {"weighting": "fisher"}, {"gates": "int4"}]
 )
 def test_impossible_settings_are_refused(wrong):
     with pytest.raises(ConfigError):

@@ -13,10 +13,12 @@ from pgolf.core.model.parts.untied_embed import UntiedEmbed
 from pgolf.core.quant.base import check_finite, code_limit, quantize_model, round_codes
 from pgolf.core.quant.calibration import collect_hessians
 from pgolf.core.quant.casts import KeepFloats
+from pgolf.core.quant.descent import refitted, swept
 from pgolf.core.quant.gptq import Gptq, gptq_codes, inverse_factor
 from pgolf.core.quant.qtensor import QTensor, QuantizedModel
 from pgolf.core.quant.row_quantile import RowQuantile, quantile_codes
 from pgolf.core.quant.sdclip import Grid, SdClip
+from pgolf.core.quant.variants import CoarseLayers, HessianClip, PrunedGptq
 
 GPTQ_CASES = ("a", "b", "c", "d", "e", "dead")
 
@@ -86,6 +88,57 @@ def test_small_tensors_are_kept_and_large_ones_coded():
     scalar = quantizer.quantize(control("g", (500,), 1.0), gain, None)
     assert scalar.dtype == torch.float32
     assert torch.equal(scalar, gain)
+
+
+def unpacked(data):
+    """Codes (R,C) of the oracle's int4 bytes: the low half first, codes biased by 8."""
+    halves = np.stack([data["int4_packed"] & 15, data["int4_packed"] >> 4], axis=1)
+    return halves.ravel()[: data["int4_w"].size].reshape(data["int4_w"].shape).astype(int) - 8
+
+
+def test_int4_golden(oracle):
+    data = oracle("quant_ternary.npz")
+    weight = torch.from_numpy(data["int4_w"])
+    for floor in ("auto", "none"):
+        coded = RowQuantile(bits=4, quantile=1.0, keep_numel=0, floor=floor).quantize(spec_of(weight), weight, None)
+        np.testing.assert_array_equal(coded.codes.numpy(), unpacked(data))
+        np.testing.assert_array_equal(coded.scale.numpy(), data["int4_scale"])
+        np.testing.assert_allclose(coded.dequantize().numpy(), data["int4_decoded"], rtol=0, atol=1e-7)
+    record = RowQuantile(bits=4, quantile=1.0, keep_numel=0, floor="record").quantize(spec_of(weight), weight, None)
+    assert bool((record.scale[torch.from_numpy(data["int4_scale"] < 1 / 7)] == torch.tensor(1 / 7).half()).all())
+
+
+@pytest.mark.parametrize("bits", [4, 5, 6, 7])
+def test_below_8_bits_steps_follow_rows_unless_the_record_is_asked_for(bits):
+    weight, most = 0.05 * normal(32, 256), code_limit(bits)
+    auto, none, record = (
+        RowQuantile(bits=bits, keep_numel=0, floor=floor).quantize(spec_of(weight), weight, None)
+        for floor in ("auto", "none", "record")
+    )
+    assert torch.equal(auto.codes, none.codes) and torch.equal(auto.scale, none.scale)
+    assert bool((record.scale == torch.tensor(1 / most).half()).all())
+    assert bool((auto.codes.abs().amax(dim=1) == most).all())
+    losses = [float((one.dequantize() - weight).square().sum()) for one in (auto, record)]
+    assert losses[0] < losses[1] / 4
+    plain = round_codes(weight, auto.scale, most)
+    assert torch.equal(auto.codes, plain), "codes are those of the scale as stored"
+
+
+def test_8_bits_keep_the_records_floor_and_may_do_without():
+    weight = 0.05 * normal(8, 256)
+    codes, scale = quantile_codes(weight, 0.9999984, 127)
+    for floor in ("auto", "record"):
+        coded = RowQuantile(keep_numel=0, floor=floor).quantize(spec_of(weight), weight, None)
+        assert torch.equal(coded.codes, codes) and torch.equal(coded.scale, scale)
+    free = RowQuantile(keep_numel=0, floor="none").quantize(spec_of(weight), weight, None)
+    assert float(free.scale.max()) < float(scale.min()) / 3
+
+
+@pytest.mark.parametrize(("bits", "quantile"), [(4, 0.9999984), (6, 1.0), (6, 0.98)])
+def test_the_expected_step_is_that_of_rows_without_a_floor(bits, quantile):
+    quantizer, weight = RowQuantile(bits=bits, quantile=quantile, floor="none"), 0.02 * normal(200, 512)
+    coded = quantizer.quantize(spec_of(weight), weight, None)
+    assert quantizer.step_over_sigma(spec_of(weight)) == pytest.approx(float(coded.scale.median()) / 0.02, rel=0.02)
 
 
 # SDClip
@@ -312,6 +365,96 @@ def test_the_inputs_are_left_as_they_were():
     assert torch.equal(hessian, before[1])
 
 
+# After GPTQ
+
+
+def test_a_sweep_and_a_refit_of_a_case_worked_out_by_hand():
+    """With H = [[2, 1], [1, 1]] and w = (1.4, 1.4), codes (1, 1) of scale 1: G = (0.4, 0.4) H = (1.2, 0.8). Column 1
+    moves by round(0.6) = 1, after which G_2 = 0.8 - 1 = -0.2 stays. The error (-0.6, 0.4) costs 0.72 - 0.48 + 0.16 =
+    0.4, before (0.4, 0.4) cost 0.8. Of codes (2, 1), q H = (5, 3): s = (5 + 3) 1.4 / (10 + 3) = 11.2 / 13.
+    """
+    hessian, weight = torch.tensor([[2.0, 1.0], [1.0, 1.0]]), torch.tensor([[1.4, 1.4]])
+    before = QTensor(torch.ones(1, 2, dtype=torch.int8), torch.ones(1).half(), 6)
+    after = swept(before, weight, hessian, 31, 1)
+    assert after.codes.tolist() == [[2, 1]] and torch.equal(after.scale, before.scale)
+    assert output_error(weight, before.codes, before.scale, hessian) == pytest.approx(0.8)
+    assert output_error(weight, after.codes, after.scale, hessian) == pytest.approx(0.4)
+    assert swept(after, weight, hessian, 31, 1).codes.tolist() == [[2, 1]]
+    assert swept(before, weight, hessian, 1, 1).codes.tolist() == [[1, 1]], "codes stay within their width"
+    found = refitted(after, weight, hessian)
+    assert found.scale.tolist() == [float(np.float16(11.2 / 13))] and torch.equal(found.codes, after.codes)
+
+
+@given(st.integers(0, 10_000), st.sampled_from([4, 6]), st.sampled_from([1, 5, 128]))
+def test_neither_sweeps_nor_a_refit_raise_the_loss(seed, bits, block):
+    weight, hessian = normal(9, 24, seed=seed), hessian_of(24, 60, seed + 1)
+    hessian[[3, 17]] = 0
+    hessian[:, [3, 17]] = 0
+    losses = []
+    for sweeps, refit in ((0, False), (1, False), (2, False), (4, False), (4, True)):
+        quantizer = Gptq(bits=bits, block=block, sweeps=sweeps, refit=refit)
+        coded = quantizer.quantize(spec_of(weight), weight, hessian)
+        losses.append(output_error(weight, coded.codes, coded.scale, hessian))
+        assert coded.sound() and int(coded.codes.abs().max()) <= code_limit(bits)
+    assert all(later <= earlier * (1 + 1e-5) for earlier, later in zip(losses, losses[1:]))
+    assert losses[-1] < losses[0]
+
+
+def test_every_code_of_a_settled_row_is_the_best_beside_the_others():
+    weight, hessian = normal(6, 16), hessian_of(16, 40, 3)
+    coded = Gptq(sweeps=50).quantize(spec_of(weight), weight, hessian)
+    loss = output_error(weight, coded.codes, coded.scale, hessian)
+    for column in range(16):
+        for step in (-1, 1):
+            moved = coded.codes.clone()
+            moved[:, column] += step
+            error = (weight - moved * coded.scale[:, None]).double()
+            per_row = ((error @ hessian.double()) * error).sum(1)
+            best = (weight - coded.dequantize()).double()
+            assert bool((per_row >= ((best @ hessian.double()) * best).sum(1) - 1e-6 * loss).all())
+
+
+def test_where_there_is_no_usable_hessian_codes_and_scales_stay():
+    weight = normal(4, 12)
+    for known in (None, -torch.eye(12)):
+        one, other = (
+            Gptq(**more).quantize(spec_of(weight), weight, known) for more in ({}, {"sweeps": 3, "refit": True})
+        )
+        assert torch.equal(one.codes, other.codes) and torch.equal(one.scale, other.scale)
+
+
+def test_a_refit_keeps_the_scale_of_rows_without_codes():
+    weight, hessian = normal(3, 24), hessian_of(24, 200, 3)
+    weight[1] = 0
+    coded = Gptq(refit=True).quantize(spec_of(weight), weight, hessian)
+    plain = Gptq().quantize(spec_of(weight), weight, hessian)
+    assert coded.scale[1] == plain.scale[1] > 0 and coded.scale[0] != plain.scale[0]
+
+
+def test_variants_of_gptq_sweep_too():
+    weight, hessian = normal(8, 32), hessian_of(32, 80, 2)
+    for kind in (HessianClip, CoarseLayers, PrunedGptq):
+        plain, better = (
+            kind(**more).quantize(spec_of(weight), weight, hessian) for more in ({}, {"sweeps": 3, "refit": True})
+        )
+        losses = [output_error(weight, one.codes, one.scale, hessian) for one in (plain, better)]
+        assert losses[1] < losses[0], kind
+
+
+@pytest.mark.parametrize(
+    ("settings", "where", "reason"),
+    [
+        ({"sweeps": 1, "rounding": "trellis"}, "sweeps", "a trellis couples codes"),
+        ({"refit": True, "steps": "curvature"}, "refit", "scales lie on a grid"),
+        ({"sweeps": -1}, "sweeps", "must not be negative"),
+    ],
+)
+def test_sweeps_are_refused_where_they_cannot_work(settings, where, reason):
+    with pytest.raises(ConfigError, match=reason) as caught:
+        Gptq(**settings)
+    assert caught.value.where == where
+
+
 # Whole models and bad input
 
 
@@ -426,6 +569,7 @@ def test_the_digest_sees_codes_scales_bits_and_floats():
         lambda: RowQuantile(bits=3),
         lambda: RowQuantile(bits=9),
         lambda: RowQuantile(quantile=0.0),
+        lambda: RowQuantile(floor="low"),
         lambda: SdClip(bits=2),
         lambda: SdClip(k=0.0),
         lambda: SdClip(step_ratio=-0.1),

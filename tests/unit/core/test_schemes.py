@@ -19,6 +19,7 @@ from pgolf.core.model.gpt import GPT
 from pgolf.core.model.params import ATTN, CONTROL, EMBED, MLP, control, matrix
 from pgolf.core.model.parts.head_gate import DenseGate
 from pgolf.core.model.parts.ternary import Binary, Ternary
+from pgolf.core.model.slots import Absent
 from pgolf.core.quant.base import quantize_model
 from pgolf.core.quant.casts import Float8Cast, Int8Rows, KeepFloats
 from pgolf.core.quant.curvature import Calibration
@@ -53,11 +54,12 @@ def test_ternary_golden(oracle, case):
     data = oracle("quant_ternary.npz")
     weight, columns = torch.from_numpy(data[f"w{case}"]), int(data[f"padded_cols{case}"])
     whole = F.pad(weight, (0, columns - weight.size(1)))
-    found = TernaryCodes(group=int(data[f"group{case}"])).quantize(spec_of(whole), whole, None)
-    np.testing.assert_array_equal(found.codes, data[f"codes{case}"])
-    np.testing.assert_array_equal(found.scale, data[f"scale{case}"])
-    decoded = found.dequantize()[:, : weight.size(1)]
-    np.testing.assert_allclose(decoded, data[f"decoded{case}"], rtol=0, atol=1e-7)
+    for one in (whole, weight):
+        found = TernaryCodes(group=int(data[f"group{case}"])).quantize(spec_of(one), one, None)
+        np.testing.assert_array_equal(found.codes, data[f"codes{case}"][:, : one.size(1)])
+        np.testing.assert_array_equal(found.scale, data[f"scale{case}"])
+        decoded = found.dequantize()[:, : weight.size(1)]
+        np.testing.assert_allclose(decoded, data[f"decoded{case}"], rtol=0, atol=1e-7)
     trits = data[f"codes{case}"].ravel().astype(int) + 1
     packed = (np.pad(trits, (0, -len(trits) % 5)).reshape(-1, 5) * 3 ** np.arange(5)).sum(1)
     np.testing.assert_array_equal(packed, data[f"packed_base3_{case}"])
@@ -107,9 +109,35 @@ def test_float8_is_torchs_and_keeps_the_order(seed, size):
     assert bool((found.codes.flatten()[order].int().diff() >= 0).all())
 
 
+def test_a_last_group_of_a_few_weights_has_a_scale_of_its_own():
+    weight = torch.full((2, 40), 0.5)
+    weight[:, 32:] = 2.0
+    ternary, binary = (kind(group=32).quantize(spec_of(weight), weight, None) for kind in (TernaryCodes, BinaryCodes))
+    for found in (ternary, binary):
+        assert found.sound() and found.codes.shape == (2, 40)
+        assert found.scale.tolist() == [0.5, 0.5, 0.5, 0.5], "8 of 32 weights of 2 are 0.5 in the mean"
+        torch.testing.assert_close(found.dequantize(), weight, rtol=0, atol=0)
+    assert not replace(ternary, scale=ternary.scale[:2]).sound()
+
+
+NARROW = replace(CONFIG, model_dim=20, head_gate=Absent())
+
+
+@pytest.mark.parametrize("codec", [Zlib(), Brotli(quality=2), Rans(), Rans(permute=True)])
+@pytest.mark.parametrize("group", [32, 64, 128])
+def test_widths_that_no_group_divides_go_through_an_artifact(codec, group):
+    made = quantize_model(NARROW, drawn(NARROW), TernaryCodes(group=group), {})
+    made.assure_sound("here")
+    blob = encode_artifact(made, codec, b"{}")
+    found = decode_artifact(blob, NARROW, {codec.codec_id: codec})
+    assert found.digest() == made.digest()
+    for name, weight in made.weights().items():
+        assert torch.equal(found.weights()[name], weight)
+    packed = arranged_artifact(made, Packed(coder="store"), b"{}")
+    assert decode_artifact(packed, NARROW, all_codecs()).digest() == made.digest()
+
+
 def test_what_does_not_fit_is_named():
-    with pytest.raises(InputError, match=r"groups of 32 do not fill the 40 columns of w\.weight"):
-        TernaryCodes(group=32).quantize(spec_of(torch.ones(2, 40)), torch.ones(2, 40), None)
     with pytest.raises(InputError, match=r"w\.weight has values beyond float8's 448"):
         Float8Cast().quantize(spec_of(torch.ones(2, 4)), torch.full((2, 4), 449.0), None)
     with pytest.raises(InputError, match="too large for a float16 scale"):

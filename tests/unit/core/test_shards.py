@@ -1,6 +1,9 @@
 """Token shards: what is written is read back, every kind of damage is named, and the stream never skips an id."""
 
 import struct
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -158,3 +161,42 @@ def test_a_position_is_all_a_stream_remembers(shards, before, count):
         stream.take(before)
     resumed = TokenStream(arrays, position=before)
     np.testing.assert_array_equal(stream.take(count), resumed.take(count))
+
+
+# What a type checker knows
+
+
+TYPED = """
+from pathlib import Path
+
+import numpy as np
+
+from pgolf.core.shards import TrainStream, list_shards, load_split
+from pgolf.dataset import Dataset
+
+
+def right(dataset: Dataset, folder: Path) -> None:
+    TrainStream(dataset.split("train"))
+    TrainStream(load_split(list_shards(folder, "train"), 9), 7)
+
+
+def wrong(dataset: Dataset, folder: Path, name: str, ids: np.ndarray) -> None:
+    TrainStream(dataset.split("val"))
+    TrainStream(dataset.split(name))
+    TrainStream(load_split(list_shards(folder, "val"), 9))
+    TrainStream([dataset.validation()[0]])
+    TrainStream([ids])
+"""
+
+
+@pytest.mark.slow
+def test_a_type_checker_lets_no_validation_tokens_into_what_calibration_takes(tmp_path):
+    path = tmp_path / "typed.py"
+    path.write_text(TYPED)
+    root = Path(__file__).parents[3]
+    argv = [sys.executable, "-m", "mypy", "--config-file", str(root / "pyproject.toml"), "--no-error-summary"]
+    done = subprocess.run([*argv, str(path)], cwd=root, capture_output=True, text=True, timeout=600)
+    assert not done.stderr
+    wanted = [number for number, line in enumerate(TYPED.splitlines(), 1) if line.startswith("    TrainStream")][2:]
+    found = [line.split(":")[1] for line in done.stdout.splitlines() if 'expected "TrainShards"' in line]
+    assert [int(number) for number in found] == wanted and done.stdout.count("error") == len(wanted), done.stdout

@@ -15,7 +15,15 @@ from pgolf.config.load import resolve
 from pgolf.core.dist import World
 from pgolf.core.model.gpt import GPT
 from pgolf.report.watch import neighbours
-from pgolf.report.watch.flops import PEAK_FLOPS, forward_flops, peak_flops, training_flops
+from pgolf.report.watch.flops import (
+    PEAK_BANDWIDTH,
+    PEAK_FLOPS,
+    forward_flops,
+    linear_flops,
+    peak_bandwidth,
+    peak_flops,
+    training_flops,
+)
 from pgolf.report.watch.health import LASTING, SOUND, Divergence, Unread, culprit, group_norms, not_finite
 from pgolf.report.watch.neighbours import in_words, others_on, parse_smi, strangers
 from pgolf.report.watch.pace import LEAST_STEPS, QUEUED_STEPS, Pace, shortfall, tokens_planned
@@ -259,7 +267,22 @@ def test_a_window_and_a_loop_change_the_count() -> None:
 )
 def test_only_known_peaks_are_known(name: str, peak: float | None) -> None:
     assert peak_flops(name) == peak
+    assert peak_bandwidth(name) in ((None, *PEAK_BANDWIDTH.values()) if peak else (None,))
     assert all(1e14 < value < 1e16 for value in PEAK_FLOPS.values())
+
+
+def test_bandwidths_are_those_of_the_data_sheets() -> None:
+    assert peak_bandwidth("NVIDIA H100 80GB HBM3") == 3.35e12 and peak_bandwidth("NVIDIA H200") == 4.8e12
+    assert peak_bandwidth("NVIDIA H100 PCIe") == 2.0e12 and peak_bandwidth("NVIDIA A10") is None
+    assert set(PEAK_BANDWIDTH) <= set(PEAK_FLOPS)
+
+
+def test_linear_maps_are_counted_by_role() -> None:
+    config = resolve("tiny").config.model
+    blocks = {"attn": 64 * 64 * 2 + 64 * 32 * 2, "mlp": 2 * 2 * 64 * 64}
+    expected = {role: 2 * 2 * numel for role, numel in blocks.items()} | {"head": 2 * 512 * 64}
+    assert linear_flops(config) == expected
+    assert forward_flops(config, 64) == sum(expected.values()) + 2 * 4 * 64 * 64
 
 
 # Neighbours

@@ -1,0 +1,59 @@
+"""Quantizing as the core does, with errors that name the tensor."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+
+from pgolf.core.errors import InputError
+from pgolf.core.model.config import ModelConfig, param_specs
+from pgolf.core.model.params import ParamSpec
+from pgolf.core.quant.base import FINISHES, check_finite
+from pgolf.core.quant.qtensor import QuantizedModel
+
+
+@contextmanager
+def naming(name: str, weight: Tensor) -> Iterator[None]:
+    """While a parameter is quantized: an InputError is raised with its name and its largest value."""
+    try:
+        yield
+    except InputError as error:
+        if name in error.what:
+            raise
+        place = int(weight.abs().argmax())
+        row, value = place // (weight.numel() // len(weight)), float(weight.flatten()[place])
+        raise InputError(f"{error.what}: {name}, row {row}, which has {value:g}", error.where, error.fix) from None
+
+
+def add_codes(
+    made: QuantizedModel,
+    specs: Iterable[ParamSpec],
+    weights: Mapping[str, Tensor],
+    quantizer: Any,
+    known: Mapping[str, Any],
+) -> None:
+    """Quantize these parameters into a model."""
+    for spec in specs:
+        weight = weights[spec.name].float()
+        with naming(spec.name, weight):
+            made.tensors[spec.name] = quantizer.quantize(spec, weight, known.get(spec.name))
+
+
+def finished(
+    made: QuantizedModel, weights: Mapping[str, Tensor], quantizer: Any, known: Mapping[str, Any]
+) -> QuantizedModel:
+    """A model all of whose parameters are quantized, with what may be done to it then."""
+    for finish in FINISHES.values():
+        made = finish(quantizer, made, weights, known)
+    return made
+
+
+def quantized_model(
+    config: ModelConfig, weights: Mapping[str, Tensor], quantizer: Any, known: Mapping[str, Any]
+) -> QuantizedModel:
+    """As `pgolf.core.quant.base.quantize_model`."""
+    check_finite(weights)
+    made = QuantizedModel(config)
+    add_codes(made, param_specs(config), weights, quantizer, known)
+    return finished(made, weights, quantizer, known)

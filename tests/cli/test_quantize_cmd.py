@@ -1,0 +1,124 @@
+"""pgolf quantize: what a budget counts, what a dry run foretells, and errors that name what they are about."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import Result
+from test_calibration import CURVED, calibrated, quantize
+
+from pgolf.core.tensorfile import load_tensors, save_tensors
+from pgolf.stages.calibrate import CALIBRATION_SCHEMA
+from pgolf.stages.model_files import CHECKPOINT_SCHEMA
+
+__all__ = ["calibrated"]
+
+BROTLI = ("--set", "compress.method=brotli")
+
+
+def checkpoint(run: Path) -> Path:
+    """That of a finished run."""
+    return run / "train" / "checkpoint.safetensors"
+
+
+@pytest.fixture(scope="module")
+def imported(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint as if it had been imported: it does not say whose tokens it reads."""
+    path = tmp_path_factory.mktemp("imported") / "checkpoint.safetensors"
+    tensors, meta, _ = load_tensors(checkpoint(tiny_run), CHECKPOINT_SCHEMA)
+    save_tensors(path, tensors, meta | {"tokenizer_sha256": ""})
+    return path
+
+
+def test_a_budget_counts_the_tokenizers_hash_of_the_data(
+    pgolf: Any, tiny_run: Path, imported: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "q.safetensors"
+    argv = ("quantize", imported, "--data", tiny_run / "data", "--out", out, "--quiet", *BROTLI)
+    found = pgolf(*argv, "--budget", "50000", "--json").good().document["budget"]
+    made = pgolf("compress", out, "--out", tmp_path / "model.pgz", "--json").good().document
+    assert made["total_bytes"] == found["total_bytes"] <= 50_000
+    plain = (*argv, "--set", "quant.method=sdclip")
+    predicted = pgolf(*plain, "--dry-run", "--json").good().document
+    pgolf(*plain).good()
+    made = pgolf("compress", out, "--out", tmp_path / "model.pgz", "--json").good().document
+    sizes = ("artifact_bytes", "code_bytes")
+    assert [predicted[name] for name in sizes] == [made[name] for name in sizes], "rounding to nearest foretells itself"
+
+
+def test_a_budget_is_met_anew_when_the_script_is_another(pgolf: Any, tiny_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "q.safetensors"
+    other = ("--set", "package.claim=ttt")
+    argv = (*quantize(tiny_run, "--out", out, "--json"), *BROTLI, "--set", "quant.method=sdclip")
+    assert not pgolf(*argv).good().document["fresh"]
+    assert pgolf(*argv, *other).good().document["fresh"], "without a budget no script is counted"
+    first = pgolf(*argv, "--budget", "50000").good().document
+    again = pgolf(*argv, *other, "--budget", "50000").good().document
+    assert not first["fresh"] and not again["fresh"]
+    made = pgolf("compress", out, "--out", tmp_path / "model.pgz", "--json").good().document
+    assert made["total_bytes"] == again["budget"]["total_bytes"] <= 50_000
+    assert pgolf(*argv, *other, "--budget", "50000").good().document["fresh"]
+
+
+def test_a_dry_run_refuses_a_calibration_as_quantizing_does(
+    pgolf: Any, tiny_run: Path, calibrated: Path, tmp_path: Path
+) -> None:
+    other, out = tmp_path / "other.safetensors", tmp_path / "q.safetensors"
+    tensors, meta, _ = load_tensors(calibrated, CALIBRATION_SCHEMA)
+    save_tensors(other, tensors, meta | {"checkpoint_sha256": "f" * 64})
+    for sets in (CURVED, ()):
+        argv = quantize(tiny_run, "--out", out, "--calibration", other, *sets)
+        said = [pgolf(*argv, *more).refused(3, "checkpoint_sha256 is ffff") for more in ((), ("--dry-run",))]
+        assert said[0] == said[1]
+    result = pgolf(*quantize(tiny_run, "--out", out, "--calibration", other, *CURVED, "--dry-run", "--force")).good()
+    assert "has no calibration to plan by" in result.err
+
+
+def test_a_dry_run_without_a_calibration_says_that_it_is_rough(pgolf: Any, tiny_run: Path, tmp_path: Path) -> None:
+    argv = quantize(tiny_run, "--out", tmp_path / "q.safetensors", "--dry-run", "--json")
+    assert pgolf(*argv).good().document["warnings"] == [], "steps by row need none"
+    (text,) = pgolf(*argv, *CURVED).good().document["warnings"]
+    assert "hessians.safetensors has no calibration to plan by" in text
+
+
+@pytest.mark.parametrize(
+    "sets",
+    [
+        ("quant.theta=4",),
+        ("quant.steps=curvature", "quant.bits_per_weight=2.5"),
+        ("quant.rounding=trellis", "quant.bits_per_weight=2.5"),
+        ("quant.steps=curvature", "quant.rounding=trellis", "quant.bits_per_weight=2.5"),
+    ],
+)
+def test_a_dry_run_knows_how_wide_coarse_codes_get(
+    pgolf: Any, tiny_run: Path, calibrated: Path, tmp_path: Path, sets: tuple[str, ...]
+) -> None:
+    """Compensation, and a trellis, make codes of two and a half bits wider than rounding to nearest does."""
+    out, model = tmp_path / "q.safetensors", tmp_path / "model.pgz"
+    argv = quantize(tiny_run, "--out", out, "--calibration", calibrated, "--json", "--set", "quant.max_gap=0")
+    more = [word for one in sets for word in ("--set", one)]
+    predicted = pgolf(*argv, *more, "--dry-run").good().document
+    bits = pgolf(*argv, *more).good().document["entropy_bits"]
+    made = pgolf("compress", out, "--out", model, "--json").good().document
+    assert 2.3 < bits < 2.9 and predicted["warnings"] == []
+    assert predicted["artifact_bytes"] == pytest.approx(made["artifact_bytes"], rel=0.02)
+
+
+@pytest.mark.parametrize("method", ["sdclip", "gptq"])
+def test_a_giant_outlier_is_named(pgolf: Any, tiny_run: Path, tmp_path: Path, method: str) -> None:
+    path, name = tmp_path / "checkpoint.safetensors", "blocks.1.mlp.fc.weight"
+    tensors, meta, _ = load_tensors(checkpoint(tiny_run), CHECKPOINT_SCHEMA)
+    tensors[name][3, 2] = -1e9
+    save_tensors(path, tensors, meta)
+    argv = ("quantize", path, "--data", tiny_run / "data", "--out", tmp_path / "q.safetensors", "--quiet")
+    sets = ("--set", f"quant.method={method}", "--set", "quant.max_gap=0")
+    for more in ((), ("--dry-run",)):
+        pgolf(*argv, *sets, *more).refused(3, "too large for a float16 scale", f"{name}, row 3, which has -1e+09")
+
+
+def test_several_ranks_only_calibrate(tiny_run: Path, tmp_path: Path, spawn: Any) -> None:
+    ranks = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}
+    argv = quantize(tiny_run, "--out", tmp_path / "q.safetensors")
+    done: Result = spawn(*argv, env=ranks)
+    done.refused(2, "pgolf quantize is one process", "torchrun", "--calibrate-only")
+    assert not list(tmp_path.iterdir())
