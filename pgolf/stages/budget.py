@@ -273,10 +273,8 @@ class Fitter:
         base, found = self.quantized(self.with_thetas(theta, thetas)), {}
         nudges = NUDGES if sum(self.sizes.values()) < LARGE else NUDGES[:1]
         for role in self.roles:
-            pairs, size = (
-                [self.slope(theta, thetas, base, role, nudge) for nudge in nudges],
-                self.code_bytes(base, role),
-            )
+            pairs = [self.slope(theta, thetas, base, role, nudge) for nudge in nudges]
+            size = self.code_bytes(base, role)
             one = averaged(pairs, size)
             if not one.clear:
                 more = (*NUDGES[len(nudges) :], *MORE_NUDGES)
