@@ -1,4 +1,4 @@
-"""Sliding evaluation beside a plain loop over windows, with the share of each measure; and the n-gram pass.
+"""Sliding evaluation beside a plain loop over windows, with the share of each measure; n-gram pass and exact cache.
 
 The plain loop computes all logits of one window at a time and looks at those it scores. Then, one after another: the
 logits of the scored positions only, the last block at these only (but for keys and values), windows in batches, and
@@ -12,12 +12,15 @@ on, and two windows hold different tokens before it.
 
 import argparse
 import copy
+import multiprocessing
 import resource
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,10 +31,12 @@ from benchmarks.report import parser, show, spread
 from pgolf.config.load import resolve
 from pgolf.core.dist import pick_device
 from pgolf.core.evals.compiled import TorchCompile
+from pgolf.core.evals.exact_cache import Caching, ExactCache
 from pgolf.core.evals.ledger import evaluate
 from pgolf.core.evals.sliding import SlidingEval, sliding_windows
 from pgolf.core.evals.token_tilt import TokenTilt
 from pgolf.core.model.gpt import GPT
+from pgolf.core.shards import open_shard
 
 MIB = 1024
 
@@ -108,31 +113,77 @@ def sliding_rows(options: argparse.Namespace, device: torch.device) -> list[dict
                 "over_the_loop": round(least["window by window"] / least[name], 3),
                 "over_the_last": round(last / least[name], 3) if last else 1.0,
                 "peak_mib": round(peaks[name] / MIB, 1),
+                "bytes_per_token": "-",
             }
         )
         last = least[name]
     return rows
 
 
-def hint_row(options: argparse.Namespace) -> dict[str, Any]:
-    """The n-gram pass over a stream in which phrases come again."""
+def held_kib() -> int:
+    """The memory this process has now; the most it has had, where that is all the system says."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() // 1024
+    except OSError:
+        return peak_kib()
+
+
+def drawn(count: int) -> np.ndarray:
+    """A stream of about so many tokens in which phrases come again."""
     rng = np.random.default_rng(0)
-    phrases = rng.integers(0, 8192, (options.ngram_tokens // 200, 20))
-    tokens = np.where(
-        np.repeat(rng.random(options.ngram_tokens // 20) < 0.3, 20),
-        phrases[rng.integers(0, len(phrases), options.ngram_tokens // 20)].ravel(),
-        rng.integers(0, 8192, options.ngram_tokens // 20 * 20),
+    phrases = rng.integers(0, 8192, (count // 200, 20))
+    return np.where(
+        np.repeat(rng.random(count // 20) < 0.3, 20),
+        phrases[rng.integers(0, len(phrases), count // 20)].ravel(),
+        rng.integers(0, 8192, count // 20 * 20),
     )
-    before = peak_kib()
-    times = [seconds_of(lambda: TokenTilt().hints(tokens), torch.device("cpu")) for _ in range(options.rounds)]
+
+
+def stream_of(options: argparse.Namespace, most: int) -> np.ndarray:
+    """The first tokens of the shards, or of a drawn stream."""
+    shards = [np.asarray(open_shard(path)) for path in options.shards]
+    return (np.concatenate(shards) if shards else drawn(most))[:most].astype(np.int64)
+
+
+def pass_row(name: str, times: list[float], count: int, peak: int) -> dict[str, Any]:
+    """What a pass over a stream of so many tokens takes; `peak` in KiB."""
     return {
-        "measure": "n-gram pass",
+        "measure": name,
         **spread(times),
-        "tokens_per_s": round(len(tokens) / min(times), 1),
+        "tokens_per_s": round(count / min(times), 1),
         "over_the_loop": "-",
         "over_the_last": "-",
-        "peak_mib": round((peak_kib() - before) / MIB, 1),
+        "peak_mib": round(peak / MIB, 1),
+        "bytes_per_token": round(peak * 1024 / count, 1),
     }
+
+
+def hint_row(options: argparse.Namespace) -> dict[str, Any]:
+    """The n-gram pass."""
+    tokens, before = stream_of(options, options.ngram_tokens), held_kib()
+    times = [seconds_of(lambda: TokenTilt().hints(tokens), torch.device("cpu")) for _ in range(options.rounds)]
+    return pass_row("n-gram pass", times, len(tokens), peak_kib() - before)
+
+
+def cache_row(options: argparse.Namespace) -> dict[str, Any]:
+    """The exact cache, asked for windows of `stride` targets, once."""
+    tokens = stream_of(options, options.cache_tokens)
+    logp = torch.zeros(options.stride, int(tokens.max()) + 1).log_softmax(-1)
+    ledger: Any = SimpleNamespace(model=SimpleNamespace(parts=()), context=lambda stop: tokens[:stop])
+    cache = Caching(ledger, ExactCache())
+
+    def ask() -> None:
+        for position in range(0, len(tokens) - options.stride, options.stride):
+            cache.apply(position, logp)
+
+    before = held_kib()
+    return pass_row("exact cache", [seconds_of(ask, torch.device("cpu"))], len(tokens), peak_kib() - before)
+
+
+def apart(row: Callable[[argparse.Namespace], dict[str, Any]], options: argparse.Namespace) -> dict[str, Any]:
+    """A row from a process of its own, whose peak memory is that row's."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(row, (options,))
 
 
 def main() -> None:
@@ -144,6 +195,10 @@ def main() -> None:
     arguments.add_argument("--batch", type=int, default=4, help="windows per forward pass")
     arguments.add_argument("--targets", type=int, default=8192, help="tokens to score")
     arguments.add_argument("--ngram-tokens", type=int, default=4_000_000, help="tokens of the n-gram pass")
+    arguments.add_argument("--cache-tokens", type=int, default=131_072, help="tokens that the exact cache counts")
+    arguments.add_argument(
+        "--shards", type=Path, nargs="*", default=[], help="token shards for these two, instead of a drawn stream"
+    )
     arguments.add_argument("--rounds", type=int, default=3, help="timings of each measure")
     arguments.add_argument("--threads", type=int, default=1, help="CPU threads")
     arguments.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
@@ -152,7 +207,7 @@ def main() -> None:
     options = arguments.parse_args()
     torch.set_num_threads(options.threads)
     device = pick_device(options.device, 0)
-    show("eval_speed", options, [*sliding_rows(options, device), hint_row(options)])
+    show("eval_speed", options, [*sliding_rows(options, device), apart(hint_row, options), apart(cache_row, options)])
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ tokens with BOS."""
 class Dataset:
     """An opened dataset. `shards` are the files of each split in stream order, `sidecars` the byte sidecars of the
     validation shards (for transformed text), `documents` the document lists, `hashes` the SHA-256 of all of them.
+    `charged_bytes` is what the validation text is charged in all, where a manifest says so.
     """
 
     folder: Path
@@ -51,6 +52,7 @@ class Dataset:
     transformed: bool = False
     hashes: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    charged_bytes: int | None = None
 
     @property
     def tokenizer_sha256(self) -> str:
@@ -99,15 +101,27 @@ class Dataset:
     def validation(self) -> tuple[np.ndarray, np.ndarray]:
         """The validation stream, ids (N,) uint16, and the bytes charged to its targets, (N-1,).
 
-        InputError when the text was transformed and its byte sidecars are missing or do not fit.
+        InputError when the text was transformed and its byte sidecars are missing or do not fit, or when the bytes do
+        not add up to those of the manifest.
         """
         shards = self.split("val")
         ids = np.concatenate(shards)
         if not self.transformed:
-            return ids, self.byte_table().charges(ids)
+            return ids, self.audited(self.byte_table().charges(ids))
         for path in self.sidecars:
             self.shard_hash(path)
-        return ids, load_sidecars(self.sidecars, shards, self.folder)
+        return ids, self.audited(load_sidecars(self.sidecars, shards, self.folder))
+
+    def audited(self, charges: np.ndarray) -> np.ndarray:
+        """The charges (N-1,) of the validation stream. InputError unless their sum is the manifest's, if it has one."""
+        total = int(charges.sum(dtype=np.int64))
+        if self.charged_bytes not in (None, total):
+            raise InputError(
+                f"the validation text is charged {total:,} bytes, its manifest says {self.charged_bytes:,}",
+                str(self.folder / "manifest.json"),
+                "a score would be off by their ratio; look with pgolf data audit, or make the dataset anew",
+            )
+        return charges
 
     def verify(self) -> None:
         """InputError unless every file has the SHA-256 of the manifest."""
@@ -150,6 +164,8 @@ def manifest_dataset(folder: Path, manifest: Any) -> Dataset:
         transformed = str(manifest.get("transform", "none")) != "none"
         sidecar_names = [str(entry["file"]) for entry in sidecars]
         vocab_size = int(manifest["vocab_size"])
+        charged = manifest["splits"]["val"].get("charged_bytes")
+        charged = None if charged is None else int(charged)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"the manifest lacks or garbles {error}", where, "make the dataset anew") from None
     if not 1 <= vocab_size <= 1 << 16:
@@ -170,7 +186,17 @@ def manifest_dataset(folder: Path, manifest: Any) -> Dataset:
     for path in (*(path for files in paths.values() for path in files), *sidecar_paths, *documents.values()):
         if not path.is_file():
             raise InputError("a file of the manifest is missing", str(path), "restore it or make the dataset anew")
-    return Dataset(folder, tokenizer, vocab_size, paths, sidecar_paths, documents, transformed, hashes)
+    return Dataset(
+        folder,
+        tokenizer,
+        vocab_size,
+        paths,
+        sidecar_paths,
+        documents,
+        transformed,
+        hashes,
+        charged_bytes=charged,
+    )
 
 
 def open_documents(path: Path) -> np.ndarray:

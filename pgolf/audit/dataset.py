@@ -63,7 +63,7 @@ def decoy(dataset: Dataset, folder: Path, seed: int) -> Dataset:
         ids[inner] = ids[rng.permutation(inner)]
         paths.append(folder / path.name)
         write_shard(paths[-1], ids)
-    return dataclasses.replace(dataset, shards=dataset.shards | {"val": paths}, hashes={})
+    return dataclasses.replace(dataset, shards=dataset.shards | {"val": paths}, hashes={}, charged_bytes=None)
 
 
 def small_training(model: ModelFile) -> Resolved:

@@ -111,13 +111,18 @@ class Recording:
         self.known = np.zeros(len(tokens), np.int8)
 
     @property
-    def tokens(self) -> Any:
+    def tokens(self) -> Gate:
+        """The stream through the gate, for specimens; the ledgers of a reported score have nothing like it."""
+        return Gate(self, 0, len(self.stream))
+
+    @property
+    def _tokens(self) -> Any:
         """The stream; for others than the ledgers, through the gate."""
         caller = sys._getframe(1).f_globals.get("__name__")
-        return self.stream if caller in HARNESS else Gate(self, 0, len(self.stream))
+        return self.stream if caller in HARNESS else self.tokens
 
-    @tokens.setter
-    def tokens(self, tokens: np.ndarray) -> None:
+    @_tokens.setter
+    def _tokens(self, tokens: np.ndarray) -> None:
         """Take the stream."""
         self.stream = tokens
 

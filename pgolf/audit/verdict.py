@@ -32,6 +32,11 @@ LIMITS = (
 """What every report says of itself."""
 
 
+def broken(letters: str) -> str:
+    """These properties in words."""
+    return "; ".join(f"({letter}) {PROPERTIES[letter]}" for letter in letters)
+
+
 def f95(trials: int) -> float | None:
     """The share of violating cases that so many clean trials exclude with 95 % confidence."""
     return 1 - 0.05 ** (1 / trials) if trials else None

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from pgolf.catalog import CATALOG
 from pgolf.cli import options
 from pgolf.cli.output import fail_after_result, note, print_json, table
 from pgolf.core.errors import ConfigError, RuleError
@@ -200,6 +201,16 @@ def check(asked: Asked) -> None:
         check_ranks(asked.gpus, asked.device)
 
 
+def check_names(sets: list[str]) -> None:
+    """RuleError for a method that only the audit has, to be caught. Other names are looked at later."""
+    for key, _, name in (entry.partition("=") for entry in sets):
+        slot = {"eval.method": "EvalMethod", "ttt.method": "TttMethod"}.get(key)
+        if slot and name not in CATALOG[slot]:
+            from pgolf.audit.specimens.matrix import refuse
+
+            refuse(name, key)
+
+
 def score(stage: str, asked: Asked) -> None:
     """The body of both commands."""
     from pgolf.report.console import Console
@@ -208,6 +219,7 @@ def score(stage: str, asked: Asked) -> None:
     check(asked)
     console = Console(asked.quiet)
     sets = [*([f"{stage}.method={asked.method}"] if asked.method else []), *asked.sets]
+    check_names(sets)
     model, resolved, dataset = model_and_data(
         asked.path, asked.data, asked.tokenizer, asked.preset, sets, console, scoring=True
     )

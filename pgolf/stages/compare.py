@@ -134,7 +134,7 @@ def compare_methods(
             rows.append({"label": way.label, "stage": way.stage, "error": error.what})
             continue
         base = ledger.losses if base is None else base
-        starts = document_starts(ledger.tokens)
+        starts = document_starts(ledger.reveal(0, ledger.targets + 1))
         if not facts:
             facts = {"targets": ledger.targets, "documents": len(starts)}
             facts |= {name: found[name] for name in ("partial", "share")}

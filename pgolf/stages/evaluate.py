@@ -27,6 +27,7 @@ from pgolf.core.model.parts.layer_loop import LayerLoop
 from pgolf.dataset import Dataset
 from pgolf.report.console import Console
 from pgolf.stages.eval_clock import EvalClock
+from pgolf.stages.eval_cost import foreseen
 from pgolf.stages.eval_partial import PartialLedger
 from pgolf.stages.eval_positions import Positions, document_starts, is_positions, load_positions, save_positions
 from pgolf.stages.eval_watch import ScoringWatch
@@ -138,6 +139,9 @@ def score_split(
     if how.world.leads:
         warn_of_use(model, given, stage, method, console)
     tokens, charges = dataset.validation()
+    targets = min(len(charges), method.max_tokens or len(charges))
+    for text in foreseen(stage, method, targets, how.world.size) if how.world.leads else ():
+        console.warn(text)
     network = model.build(device)
     name = name_of(slot_of_stage(stage), type(method))
     timer.enter("prepare")
@@ -202,7 +206,7 @@ def run_method(
     document, ledger = score_split(model, dataset, stage, method, device, console, how)
     if how.positions and how.world.leads:
         facts = {"key": how.key, "method": document["method"], "model": document["model"]["sha256"]}
-        starts = document_starts(ledger.tokens)
+        starts = document_starts(ledger.reveal(0, ledger.targets + 1))
         save_positions(how.positions, Positions(ledger.losses, ledger.charges, starts, facts))
     return {
         "schema": SCORE_SCHEMA,

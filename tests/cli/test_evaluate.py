@@ -15,6 +15,7 @@ import torch
 from harness import run_apart, run_here, stray_files
 
 from pgolf.catalog import CATALOG
+from pgolf.core.bpb import ByteTable
 from pgolf.core.shards import write_shard
 from pgolf.stages import evaluate
 from pgolf.stages.compare import SLOTS
@@ -295,6 +296,54 @@ def test_a_loop_is_needed_to_go_through_it(argv: list[object], tiny_run: Path, t
 
 
 # Bad input
+
+
+def test_bytes_are_those_of_the_manifest(
+    argv: list[object], tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On every run: charges that were doubled would halve the score."""
+    right = json.loads((tiny_run / "data" / "manifest.json").read_text())["splits"]["val"]["charged_bytes"]
+    assert scored(*argv)["score"]["bytes"] == right
+    data = shutil.copytree(tiny_run / "data", tmp_path / "data")
+    manifest = json.loads((data / "manifest.json").read_text())
+    words = ["eval", argv[0], "--data", data, "--quiet"]
+    for noted, code in ((right + 1, 3), (0, 3), (None, 0), ("many", 3)):
+        manifest["splits"]["val"]["charged_bytes"] = noted
+        (data / "manifest.json").write_text(json.dumps(manifest))
+        found = run_here(*words)
+        if code:
+            found.refused(code, "garbles" if noted == "many" else f"is charged {right:,} bytes, its manifest says")
+        else:
+            found.good()
+    charges = ByteTable.charges
+    monkeypatch.setattr(ByteTable, "charges", lambda self, ids: 2 * charges(self, ids))
+    run_here("eval", *argv).refused(3, f"is charged {2 * right:,} bytes", f"says {right:,}")
+    run_here("eval", *argv, "--set", "eval.max_tokens=100").refused(3, "its manifest says")
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("slot-scored", "Tuned to the very targets that are scored (PR #1176, #1229, #1240). It breaks: (a) a score"),
+        ("hash-backoff", "It breaks: (b) probabilities of all tokens sum to at most 1"),
+        ("two-pass", "scores all again"),
+        ("prequant-ttt", "It breaks: (e) no validation data before evaluation"),
+    ],
+)
+def test_methods_that_only_the_audit_has_are_refused_with_why(argv: list[object], name: str, why: str) -> None:
+    for words in (("--method", name), ("--set", f"eval.method={name}")):
+        run_here("eval", *argv, *words).refused(4, f"{name} gets no score", why, "docs/rules.md")
+    run_here("ttt", *argv, "--method", name).refused(4, f"{name} gets no score", "(ttt.method)")
+    run_here("eval", *argv, "--method", f"{name}x").refused(2, "unknown method")
+
+
+def test_a_cache_too_large_is_said_before_scoring(argv: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
+    from pgolf.stages import eval_cost
+
+    monkeypatch.setattr(eval_cost, "available_bytes", lambda: 1000)
+    warnings = scored(*argv, "--set", "eval.cache=exact", "--set", "eval.max_tokens=200")["warnings"]
+    assert len(warnings) == 1 and "over 200 targets need about" in warnings[0]
+    assert scored(*argv, "--set", "eval.max_tokens=200")["warnings"] == []
 
 
 def test_shards_of_another_tokenizer(argv: list[object], tiny_run: Path, tmp_path: Path, corpus: Path) -> None:

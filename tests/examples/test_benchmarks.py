@@ -67,7 +67,7 @@ SMALLEST = {
     ],
     "eval_speed": [
         *("--preset", "tiny", "--window", "64", "--stride", "32", "--targets", "200", "--ngram-tokens", "4000"),
-        *("--rounds", "1"),
+        *("--rounds", "1", "--cache-tokens", "2000"),
     ],
     "quantization": [
         *("--checkpoint", str(GOLDEN / "checkpoint.safetensors"), "--data", str(GOLDEN / "data"), "--rates", "4"),
@@ -94,7 +94,10 @@ RIVALS = {"lrzip", "zpaq"}
 KEYS = {
     "evaluation": {"method", "BPB", "gain", "se", "seconds", "kind", "documents"},
     "stored_counts": {"order", "entries", "bytes", "share", "gain", "se"},
-    "eval_speed": {"measure", "min_s", "median_s", "tokens_per_s", "over_the_loop", "over_the_last", "peak_mib"},
+    "eval_speed": {
+        *("measure", "min_s", "median_s", "tokens_per_s", "over_the_loop", "over_the_last", "peak_mib"),
+        "bytes_per_token",
+    },
     "startup": {"command", "min_s", "median_s", "over_bare_python", "over_import_torch"},
     "train_speed": {"what", "times", "floor_s", "min_s", "median_s", "tokens_per_s", "ratio", "against"},
     "loader_speed": {"loader", "prefetch", "min_s", "median_s", "tokens_per_s", "over_model"},

@@ -1,8 +1,8 @@
 """What specimens share: methods that break a rule, for the audit to catch. None can be chosen to score a model: they
-are in no catalog, and the ledger they run on gives no score.
+are in no catalog, the ledger they run on gives no score, and ledgers that do are refused to them.
 """
 
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pgolf.audit.trace import PlainRecording
+from pgolf.audit.verdict import broken
+from pgolf.core.errors import RuleError
 from pgolf.core.evals.sliding import sliding_windows
 from pgolf.core.model.gpt import GPT
 
@@ -24,9 +26,15 @@ class Specimen:
     source = ""
     seq_len, stride, batch_seqs, max_tokens = 32, 16, 4, 0
 
-    def adjusters(self) -> tuple[()]:
-        """None."""
-        return ()
+    @classmethod
+    def fault(cls) -> str:
+        """What it does and, in the audit's words, what that breaks."""
+        what = (cls.__doc__ or "").strip()
+        return f"{what} It breaks: {broken(cls.caught)}" if cls.caught else what
+
+    def adjusters(self) -> NoReturn:
+        """Asked by evaluations that give a score, of which the audit's ledger is none: RuleError."""
+        raise RuleError(f"a specimen of the audit gets no score. {self.fault()}", type(self).__name__)
 
     def arrange(self, model: GPT) -> None:
         """Nothing changes."""

@@ -1,5 +1,6 @@
 """The self-test: every specimen, what must catch it, and what does; every legal method, which nothing may catch."""
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +18,8 @@ from pgolf.audit.specimens.base import Specimen
 from pgolf.audit.specimens.bytes import MISCOUNTS, miscounted, right
 from pgolf.audit.specimens.model import VOCABULARY, specimen_subject
 from pgolf.audit.stream import drawn_stream, plain_vocabulary
-from pgolf.audit.verdict import Finding, violations
+from pgolf.audit.verdict import Finding, broken, violations
+from pgolf.core.errors import RuleError
 
 TARGETS, WINDOW = 240, 32
 SPECIMEN_LEVEL = Level(name="specimens", targets=TARGETS, flips=6, flips_total=36, sweeps=4, values=VOCABULARY)
@@ -126,6 +128,22 @@ def cases() -> Iterator[Case]:
     yield Case("legal: training alone", "", "", "", "", honest)
     export = partial(overlap, partial(pipelines.export_faults, pipelines.HELD_OUT))
     yield Case("legal: separate splits", "", "", "", "", export)
+
+
+def slug(name: str) -> str:
+    """A name as a method would have it."""
+    return re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def refuse(name: str, where: str) -> None:
+    """RuleError if that is the name of a specimen, not of a method, with what is wrong with it."""
+    for case in cases():
+        if case.caught and slug(case.name) == slug(name):
+            raise RuleError(
+                f"{case.name} gets no score: {case.what.rstrip('.')} ({case.source}). It breaks: {broken(case.caught)}",
+                where,
+                "docs/rules.md says what is held legal, pgolf audit specimens shows it caught",
+            )
 
 
 def judged(case: Case, seed: int) -> tuple[str, bool]:

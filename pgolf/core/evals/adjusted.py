@@ -57,7 +57,6 @@ class AdjustedLedger(Ledger):
                 self.tuning = self.watch.adapting(self)
             places = enumerate(begins[1:lot].tolist(), 1)
             count = next((place for place, begin in places if self.pauses(begin)), min(lot, len(windows)))
-            self.in_flight = int(ends[count - 1])
             super().score(windows[:count], length)
             windows, begins, ends = windows[count:], begins[count:], ends[count:]
 
@@ -67,21 +66,21 @@ class AdjustedLedger(Ledger):
 
     def context(self, stop: int) -> np.ndarray:
         """The first `stop` tokens, for distributions of targets from position `stop` - 1 on (target i is token i + 1).
-        RuleError beyond the targets that are scored or being scored.
+        RuleError beyond the inputs of the window that is being scored, so for its last target.
         """
         if stop > self.in_flight:
             raise RuleError("an adjuster asked for a token that is not context yet", f"token {stop - 1}")
-        return self.tokens[:stop]
+        return self._tokens[:stop]
 
     def causal(self, function: Callable[[np.ndarray], tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
         """What a function makes of the whole stream, arrays (N-1,...) with an entry per target, each a function of the
         tokens before that target alone. That is tried on streams which end early, on another token: RuleError if an
         entry differs.
         """
-        found, draw = function(self.tokens), np.random.default_rng(0)
+        found, draw = function(self._tokens), np.random.default_rng(0)
         for stop in draw.integers(1, min(self.targets, PROBE), PROBES, endpoint=True):
-            cut = self.tokens[: stop + 1].copy()
-            cut[-1] = self.tokens[0] if cut[-1] != self.tokens[0] else self.tokens.min() ^ 1
+            cut = self._tokens[: stop + 1].copy()
+            cut[-1] = self._tokens[0] if cut[-1] != self._tokens[0] else self._tokens.min() ^ 1
             for ours, others in zip(found, function(cut)):
                 if not np.array_equal(ours[:stop], others):
                     raise RuleError("an adjuster looks ahead", f"{function.__qualname__}, before target {stop}")
@@ -109,14 +108,17 @@ class AdjustedLedger(Ledger):
         vector is no distribution.
         """
         begin = 0 if self.tunes else start
+        context = torch.arange(ids_BT.size(1)) <= torch.from_numpy(windows[:, 1:2])
+        known_BT = ids_BT * context.to(ids_BT.device)
         hidden = self.model.hidden(ids_BT, start=begin)
         tuned: dict[int, Tensor] = {}
         for adjustment in self.adjustments:
-            tuned |= adjustment.logits(windows, hidden, ids_BT)
+            tuned |= adjustment.logits(windows, hidden, known_BT)
         losses = torch.zeros(len(windows), ids_BT.size(1) - start, device=self.device)
         for row, (place, first, end) in enumerate(windows.tolist()):
             own = hidden[row : row + 1, first - begin : end - begin]
             logits = tuned[row] if row in tuned else self.model.head(own)[0]
+            self.in_flight = place + end
             logp, position, targets = F.log_softmax(logits, -1), place + first, targets_BT[row, first:end]
             logp = self.changed(position, logp)
             losses[row, first - start : end - start] = F.nll_loss(logp, targets, reduction="none")

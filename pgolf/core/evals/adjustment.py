@@ -30,7 +30,8 @@ class Adjustment:
 
     def logits(self, windows: "np.ndarray", hidden_BTC: "Tensor", ids_BT: "Tensor") -> "dict[int, Tensor]":
         """Logits (S,V) of the scored positions, for those rows of the batch that are not to have the model's own. Only
-        one that `tunes` may look at hidden states, of whole windows.
+        one that `tunes` may look at hidden states, of whole windows. `ids_BT` end with the first scored position, zeros
+        after that.
         """
         return {}
 

@@ -47,7 +47,7 @@ class DocumentEval(SlidingEval):
         """Score windows of about the same length together; all at one length and in stream order where adjusters read
         the stream, the model's frequencies depend on how long a row is, or one shape was compiled.
         """
-        windows = self.windows(ledger.tokens)
+        windows = self.windows(ledger.layout())
         stretches = bool(getattr(ledger.model.config.position, "reference", 0))
         padded = -(-windows[:, 2] // BUCKET) * BUCKET
         if self.compiler.fixes_length() or self.adjusters() or stretches:

@@ -47,13 +47,17 @@ class ExactCache(Adjuster):
 
 
 class Caching(Adjustment):
-    """The counts of one stream: what followed each context, by its bytes."""
+    """The counts of one stream: what followed each context, by its bytes (uint16). Most contexts come once, so a single
+    follower is kept as its id, without a table of its own.
+    """
 
     def __init__(self, ledger: "AdjustedLedger", settings: ExactCache) -> None:
         super().__init__(ledger)
         self.prior, self.counted = settings.prior, 0
         self.orders = range(settings.lowest, settings.highest + 1, settings.step)
-        self.tables: list[dict[bytes, dict[int, float]]] = [{} for _ in self.orders]
+        self.tables: list[dict[bytes, int | dict[int, float]]] = [{} for _ in self.orders]
+        self.sizes = [2 * order - 2 for order in self.orders]
+        self.ids: dict[int, int] = {}
         for part in ledger.model.parts if settings.stored_share else ():
             for (*context, token), count in part.stored(ledger.model):
                 self.start(context, token, settings.stored_share * count)
@@ -66,35 +70,46 @@ class Caching(Adjustment):
             what = f"the model has counts of order {len(context) + 1}, the cache of {', '.join(map(str, self.orders))}"
             raise ConfigError(what, "eval.cache", "choose lowest, highest and step so that the model's is among them")
         table = self.tables[self.orders.index(len(context) + 1)]
-        table.setdefault(np.array(context, np.int64).tobytes(), {})[token] = count
+        counts = table.setdefault(np.array(context, np.uint16).tobytes(), {})
+        assert isinstance(counts, dict)
+        counts[token] = count
 
-    def contexts(self, content: bytes, target: int) -> list[dict[int, float] | None]:
-        """What followed the tokens before a target, by order; None where there are not as many. `content` has them as
-        int64.
-        """
-        stop = 8 * (target + 1)
-        found: list[dict[int, float] | None] = []
-        for order, table in zip(self.orders, self.tables):
-            start = stop - 8 * (order - 1)
-            found.append(table.setdefault(content[start:stop], {}) if start >= 0 else None)
-        return found
+    def contexts(self, content: bytes, target: int) -> list[bytes]:
+        """The tokens before a target, by order as far as there are as many. `content` has them as uint16."""
+        stop = 2 * target + 2
+        return [content[stop - size : stop] for size in self.sizes if size <= stop]
+
+    def count(self, contexts: list[bytes], found: list[int | dict[int, float] | None], came: int) -> None:
+        """Note what came after these contexts, one of each order, after which `found` came before."""
+        came = self.ids.setdefault(came, came)
+        for table, context, counts in zip(self.tables, contexts, found):
+            if counts is None:
+                table[context] = came
+                continue
+            if isinstance(counts, int):
+                counts = table[context] = {counts: 1}
+            counts[came] = counts.get(came, 0) + 1
 
     def apply(self, position: int, logp_SV: "Tensor") -> "Tensor":
         """Mix in the counts, for each position those of what came before it; what is context is counted on the way."""
+        import numpy as np
         import torch
 
         stop = position + len(logp_SV)
         tokens = self.ledger.context(stop)
         oldest = max(self.counted + 2 - self.orders[-1], 0)
-        content = tokens[oldest:].tobytes()
+        content = tokens[oldest:].astype(np.uint16).tobytes()
         scale = torch.ones(len(logp_SV), dtype=torch.float64)
         places, columns, parts = list[int](), list[int](), list[float]()
         for target in range(self.counted, stop):
-            found = self.contexts(content, target - oldest)
+            contexts = self.contexts(content, target - oldest)
+            found = [table.get(context) for table, context in zip(self.tables, contexts)]
             if target >= position:
                 kept, added = 1.0, dict[int, float]()
                 for counts in found:
-                    if counts:
+                    if counts is not None:
+                        if isinstance(counts, int):
+                            counts = {counts: 1}
                         norm = sum(counts.values()) + self.prior
                         factor = self.prior / norm
                         kept *= factor
@@ -106,10 +121,7 @@ class Caching(Adjustment):
                 columns += added
                 parts += added.values()
             if target + 1 < stop:
-                came = int(tokens[target + 1])
-                for counts in found:
-                    if counts is not None:
-                        counts[came] = counts.get(came, 0) + 1
+                self.count(contexts, found, int(tokens[target + 1]))
         self.counted = stop - 1
         if not places:
             return logp_SV

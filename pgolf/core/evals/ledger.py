@@ -1,7 +1,9 @@
 """The ledger owns the tokens, the byte charges and the sums of an evaluation.
 
-A method decides which windows to score in which order and may learn from tokens whose scores are committed; it never
-touches a sum, cannot score a target twice, and sees a target only after its score is final (spec: evaluation 1).
+A method decides which windows to score in which order and may learn from tokens whose scores are committed. It cannot
+score a target twice or leave one out. Tokens it gets by `reveal` after their scores, and where documents begin by
+`layout` (spec: evaluation 1). That guards against mistakes and is no wall: what reads private names, or computes losses
+of its own, is for the audit to find.
 """
 
 from dataclasses import dataclass
@@ -81,9 +83,9 @@ class Ledger:
             raise InputError(
                 f"{len(charges):,} byte charges for {len(tokens) - 1:,} targets", "validation split", "make both anew"
             )
-        limit = method.max_tokens + 1 if method.max_tokens else len(tokens)
-        self.tokens = np.asarray(tokens[:limit], dtype=np.int64)
-        self.charges = charges[: len(self.tokens) - 1]
+        limit = method.max_tokens or len(charges)
+        self._tokens = np.asarray(tokens[: limit + 1], dtype=np.int64)
+        self.charges = charges[:limit]
         self.losses = np.full(len(self.charges), np.nan, dtype=np.float32)
         self.model, self.method, self.watch = model, method, watch
         self.device = next(model.parameters()).device
@@ -110,7 +112,7 @@ class Ledger:
                 continue
             ids = np.zeros((len(lot), length + 1), dtype=np.int64)
             for row, (start, _, end) in zip(ids, lot):
-                row[: end + 1] = self.tokens[start : start + end + 1]
+                row[: end + 1] = self._tokens[start : start + end + 1]
             # Products of a few rows are summed in another order; with 64 and more, batches do not matter.
             skip = max(min(int(lot[:, 1].min()), length - 64), 0)
             losses = torch.zeros(len(lot), length - skip, device=self.device)
@@ -132,7 +134,7 @@ class Ledger:
         """
         self.watch.scoring(self)
         place = np.arange(length + 1)
-        ids = self.tokens[np.minimum(windows[:, :1] + place, self.targets)] * (place <= windows[:, 2:])
+        ids = self._tokens[np.minimum(windows[:, :1] + place, self.targets)] * (place <= windows[:, 2:])
         taken = (place[skip:-1] >= windows[:, 1:2]) & (place[skip:-1] < windows[:, 2:])
         block = torch.from_numpy(ids).to(self.device)
         losses = model.nll(block[:, :-1], block[:, 1:], skip).float()
@@ -173,7 +175,14 @@ class Ledger:
                 f"tokens {start} to {stop - 1}",
                 "score first, adapt after",
             )
-        return self.tokens[start:stop]
+        return self._tokens[start:stop]
+
+    def layout(self) -> np.ndarray:
+        """Where documents begin, which a method may know beforehand: the stream (N,) with -1 for all tokens but the
+        method's bos_id.
+        """
+        bos_id: int = self.method.bos_id  # type: ignore[attr-defined]
+        return np.where(self._tokens == bos_id, bos_id, -1)
 
     def total(self) -> Score:
         """The score. RuleError if a target is missing."""

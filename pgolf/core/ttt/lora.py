@@ -92,7 +92,7 @@ class LoraTtt(Evaluator):
         """All documents; none knows of another."""
         import numpy as np
 
-        begins = document_begins(ledger.tokens, self.bos_id)
+        begins = document_begins(ledger.layout(), self.bos_id)
         ledger.watch.expects(self.share(np.diff(begins), ledger.watch.world)[1])
         self.score_documents(ledger, begins, np.arange(len(begins) - 1))
 

@@ -54,7 +54,7 @@ class PhasedTtt(LoraTtt):
         """Alternate groups of documents and learning from all that is behind."""
         import numpy as np
 
-        begins = document_begins(ledger.tokens, self.bos_id)
+        begins = document_begins(ledger.layout(), self.bos_id)
         count, done = len(begins) - 1, 0
         longest = self.order == "longest"
         queue = np.concatenate(length_batches(np.diff(begins), self.batch_seqs)) if longest else np.arange(count)

@@ -17,7 +17,7 @@ from pgolf.audit.legal import legal_subject
 from pgolf.audit.reduced import reduced
 from pgolf.audit.specimens.base import Specimen
 from pgolf.audit.specimens.matrix import SCORERS, TARGETS, WINDOW, cases, judged
-from pgolf.audit.specimens.model import VOCABULARY, specimen_subject
+from pgolf.audit.specimens.model import VOCABULARY, small_model, specimen_subject
 from pgolf.audit.specimens.passes import PreEvalTtt
 from pgolf.audit.stream import PHRASE, drawn_stream, plain_vocabulary, text_stream
 from pgolf.audit.subject import InProcess
@@ -25,6 +25,7 @@ from pgolf.audit.trace import blank
 from pgolf.audit.verdict import HOLDS, UNTESTED, VIOLATED, Finding, f95, missing, violations
 from pgolf.config.load import resolve
 from pgolf.core.errors import InputError, RuleError
+from pgolf.core.evals.ledger import evaluate
 
 SMALL = Level(name="test", targets=TARGETS, flips=2, flips_total=12, sweeps=4, values=VOCABULARY)
 QUICK_ROWS = (
@@ -86,6 +87,27 @@ def test_an_audited_ledger_gives_no_score() -> None:
     trial = specimen_subject(Reporting, 0).run(stream().tokens)
     assert "gives no score" in trial.error
     assert (trial.commits == 1).all()
+
+
+@pytest.mark.parametrize("specimen", SCORERS.values(), ids=SCORERS)
+def test_no_ledger_that_gives_a_score_takes_a_specimen(specimen: type[Specimen]) -> None:
+    """Whatever it would do there."""
+    tokens = stream().tokens
+    with pytest.raises(RuleError, match="a specimen of the audit gets no score") as caught:
+        evaluate(small_model(0), tokens, np.ones(len(tokens) - 1, np.int64), specimen())  # type: ignore[arg-type]
+    assert ("It breaks: (" in caught.value.what) == bool(specimen.caught)
+
+
+def test_a_recorded_ledger_shows_private_tokens_through_the_gate() -> None:
+    """A method that reaches for them is seen."""
+
+    class Reaching(Specimen):
+        def run(self, ledger: Any) -> None:
+            self.seen = int(ledger._tokens[7])
+            super().run(ledger)
+
+    trial = specimen_subject(Reaching, 0).run(stream().tokens)
+    assert trial.events == [("look", 7, 8, 0)] and [target for target, _ in trial.late] == [6]
 
 
 def test_specimens_are_in_no_catalog() -> None:

@@ -3,6 +3,7 @@
 import copy
 import math
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from pgolf.core.evals.adjustment import Adjustment
 from pgolf.core.evals.base import Adjuster
 from pgolf.core.evals.context_slot import SlotAdamW, SlotLbfgs
 from pgolf.core.evals.document import DocumentEval
-from pgolf.core.evals.exact_cache import ExactCache
+from pgolf.core.evals.exact_cache import Caching, ExactCache
 from pgolf.core.evals.hedge import HedgeMixer
 from pgolf.core.evals.ledger import EvalWatch, Ledger, evaluate
 from pgolf.core.evals.online_bias import OnlineBias
@@ -199,6 +200,51 @@ def test_the_ledger_refuses(tiny_model, how, words):
     assert caught.value.exit_code == 4
 
 
+class Greedy(Adjustment):
+    """Notes what it is handed, and asks for more."""
+
+    tunes = True
+
+    def __init__(self, ledger):
+        super().__init__(ledger)
+        self.handed, self.refused = [], 0
+
+    def ask(self, stop):
+        with pytest.raises(RuleError, match="not context yet"):
+            self.ledger.context(stop)
+        self.refused += 1
+
+    def logits(self, windows, hidden_BTC, ids_BT):
+        self.handed += [(tuple(window), ids.clone()) for window, ids in zip(windows.tolist(), ids_BT)]
+        for start, first, _ in windows.tolist():
+            if first:
+                self.ask(start + first + 2)
+        return {}
+
+    def apply(self, position, logp_SV):
+        stop = position + len(logp_SV)
+        assert len(self.ledger.context(stop)) == stop
+        self.ask(stop + 1)
+        return logp_SV
+
+
+@pytest.mark.parametrize("batch_seqs", [1, 3, 64])
+def test_an_adjuster_is_handed_no_target_before_its_time(tiny_model, batch_seqs):
+    tokens, made = repeating(60), []
+
+    class Asking(Adjuster):
+        def begin(self, ledger):
+            made.append(Greedy(ledger))
+            return made[0]
+
+    losses_of(tiny_model, tokens, SlidingEval(seq_len=16, stride=5, batch_seqs=batch_seqs, slot=Asking()))
+    (greedy,) = made
+    assert len(greedy.handed) == len(sliding_windows(59, 16, 5)) and greedy.refused == 2 * len(greedy.handed) - 1
+    for (start, first, end), ids in greedy.handed:
+        assert ids[: first + 1].tolist() == tokens[start : start + first + 1].tolist()
+        assert not ids[first + 1 :].any(), f"inputs of the scored part of {start, first, end}"
+
+
 # Tilt
 
 
@@ -277,6 +323,52 @@ def test_the_cache_by_hand(tiny_model):
     # Target 6 is the 3 after 5, 2: 2 came twice before, both times 3 followed; 5, 2 is new.
     assert math.exp(-cached[6]) == pytest.approx((2 + 2 * p[6]) / (2 + 2), rel=1e-5)
     assert cached[:2].tobytes() == bare[:2].tobytes(), "nothing has been seen"
+
+
+class Plainly:
+    """The cache as its definition has it: a table of counts for every context."""
+
+    def __init__(self, settings, stored):
+        self.prior, self.counts = settings.prior, {}
+        self.orders = range(settings.lowest, settings.highest + 1, settings.step)
+        for (*context, token), count in stored:
+            self.counts.setdefault(tuple(context), {})[token] = settings.stored_share * count
+
+    def next(self, before, p_V):
+        """The distribution (V,) after these tokens."""
+        for order in self.orders:
+            seen = self.counts.get(tuple(before[len(before) - order + 1 :])) if order <= len(before) + 1 else None
+            if seen:
+                added = np.zeros_like(p_V)
+                added[list(seen)] = list(seen.values())
+                p_V = (added + self.prior * p_V) / (sum(seen.values()) + self.prior)
+        return p_V
+
+    def tell(self, before, token):
+        """What came."""
+        for order in self.orders:
+            if order <= len(before) + 1:
+                seen = self.counts.setdefault(tuple(before[len(before) - order + 1 :]), {})
+                seen[token] = seen.get(token, 0) + 1
+
+
+@pytest.mark.parametrize("stored", [[], [((2, 3, 4), 5.0), ((2, 3, 7), 1.0), ((9, 9, 9), 2.0)]], ids=["cold", "stored"])
+@pytest.mark.parametrize("stride", [1, 7])
+def test_the_cache_is_that_of_its_definition(stored, stride):
+    tokens, settings = repeating(300), ExactCache(lowest=2, highest=4, step=1, prior=2.0, stored_share=0.3)
+    part = SimpleNamespace(stored=lambda model: stored)
+    ledger = SimpleNamespace(model=SimpleNamespace(parts=[part]), context=lambda stop: tokens[:stop])
+    cache, plain = Caching(ledger, settings), Plainly(settings, stored)
+    logp = torch.randn(299, 12, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
+    for start in range(0, 299, stride):
+        found = cache.apply(start, logp[start : start + stride].clone()).exp().double().numpy()
+        for target, row in enumerate(found, start):
+            before = tokens[: target + 1].tolist()
+            wanted = plain.next(before, logp[target].double().exp().numpy())
+            np.testing.assert_allclose(row, wanted, rtol=1e-5)
+            plain.tell(before, int(tokens[target + 1]))
+    assert any(isinstance(one, int) for one in cache.tables[2].values())
+    assert any(isinstance(one, dict) and len(one) > 1 for one in cache.tables[0].values())
 
 
 def test_the_bias_by_hand(tiny_model):

@@ -263,6 +263,16 @@ def test_tokens_are_revealed_after_their_score_only(tiny_model):
     assert ledger.reveal(13, 18).tolist() == tokens[13:18].tolist()
 
 
+def test_a_ledger_hands_out_where_documents_begin_and_no_other_token(tiny_model):
+    tokens = np.array([1, 5, 6, 1, 7, 8, 9, 1])
+    charges = np.ones(len(tokens) - 1, np.int64)
+    ledger = Ledger(tiny_model, tokens, charges, DocumentEval(seq_len=4, stride=2))
+    assert ledger.layout().tolist() == [1, -1, -1, 1, -1, -1, -1, 1]
+    open_to_all = [value for name, value in vars(ledger).items() if not name.startswith("_")]
+    assert sum(isinstance(value, np.ndarray) for value in open_to_all) == 2, "losses and charges"
+    assert not hasattr(ledger, "tokens")
+
+
 def test_scoring_leaves_weights_and_gradients_alone(tiny_model):
     before = copy.deepcopy(tiny_model.state_dict())
     scored(tiny_model, stream_of(60), SlidingEval(seq_len=16, stride=4))
