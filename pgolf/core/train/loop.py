@@ -162,8 +162,8 @@ def train_step(
 def validator(
     model: GPT, config: TrainConfig, tokens: np.ndarray, charges: np.ndarray, watch: EvalWatch
 ) -> Callable[[], dict[str, Any]]:
-    """Validation during training: plain evaluation of `tokens` at the training length, shared by the ranks of `watch`,
-    as fields of an event.
+    """Validation during training: plain evaluation of `tokens` at the training length, divided among the ranks that
+    `watch` knows, as fields of an event.
     """
 
     def validate() -> dict[str, Any]:

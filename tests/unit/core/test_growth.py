@@ -1,6 +1,7 @@
 """What changes in the course of a run: rows, windows, the weights of targets, and rates with the width."""
 
 import functools
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +19,14 @@ from pgolf.core.optim.rates import MupWidth
 from pgolf.core.train.byte_loss import ByteWeighted
 from pgolf.core.train.growth import GrowingLength, GrowingWindow, Horizon
 from pgolf.core.train.loop import TrainState, Watch, fit, modes, start_state
+from pgolf.stages.train import own_limits
+
+
+@pytest.fixture(autouse=True)
+def usual_limit() -> Iterator[None]:
+    """What schedules let torch compile stays in this test."""
+    with torch._dynamo.config.patch(recompile_limit=8):
+        yield
 
 
 def begin(sets: list[str], preset: str = "tiny", token_bytes: Any = None) -> tuple[TrainState, Any]:
@@ -133,12 +142,18 @@ def test_every_shape_of_the_schedules_is_compiled_once_in_warm_up() -> None:
     torch._dynamo.reset()
 
 
+def test_what_training_lets_torch_compile_is_put_back() -> None:
+    with own_limits(True):
+        GrowingLength(first=16).enlist([], None, None)
+        assert torch._dynamo.config.recompile_limit == 64
+    assert torch._dynamo.config.recompile_limit == 8
+
+
 def test_schedules_may_have_more_graphs_than_torch_compiles_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     sets = ["train.seq_len=64", "train.length_schedule=growing", "train.length_schedule.first=4"]
     sets += ["train.window_schedule=growing", "train.window_schedule.first=2", "train.window_schedule.last=32"]
     torch._dynamo.reset()
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
-    state, config = begin([*sets, "train.window_schedule.until=0.9", "train.iterations=40", "train.warmup_steps=1"])
+    sets += ["train.window_schedule.until=0.9", "train.iterations=40", "train.warmup_steps=1"]
     counter, compiled = CompileCounter(), list[int]()
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=counter))
 
@@ -151,6 +166,7 @@ def test_schedules_may_have_more_graphs_than_torch_compiles_by_itself(monkeypatc
 
     events: list[dict[str, Any]] = []
     watch = Counting(events.append, dict, lambda state: None, lambda: False)
+    state, config = begin(sets)
     fit(state, config.train, config.optim, World(), watch, True)
     assert compiled == [counter.frame_count] == [len(modes(state, config.train, config.optim))] and compiled[0] > 8
     assert len({(event["length"], *event["parts"]) for event in events if event["event"] == "mode"}) > 4
