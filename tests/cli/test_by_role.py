@@ -110,6 +110,4 @@ def test_wrong_mixtures_are_refused(pgolf: Any, tiny_run: Path) -> None:
     pgolf(*argv, *sets("quant.mlp.method=quinary")).refused(2, "unknown method 'quinary'")
     fixed = [f"quant.{role}.method=float" for role in ("embed", "attn", "mlp", "head")]
     pgolf(*argv, *sets(*fixed), "--budget", 100000).refused(2, "the steps of this quantizer cannot be scaled")
-    wide = sets("quant.embed.method=ternary", "quant.embed.group=128")
-    pgolf(*argv, *wide).refused(3, "groups of 128 do not fill the 64 columns of tok_emb.weight")
     assert not (tiny_run / "never.safetensors").exists()
