@@ -10,15 +10,21 @@ CACHE_BYTES, CACHE_S = 120, 7e-6
 """Of the exact cache for each target and order, in every process; seconds at least (benchmarks.eval_speed --shards)."""
 TILT_BYTES, TILT_S = 130, 4e-7
 """Of the n-gram pass for each target, in every process."""
-MEMINFO = Path("/proc/meminfo")
 
 
 def available_bytes() -> int | None:
     """Memory that the system says is free to take; None where it does not say."""
     try:
-        lines = MEMINFO.read_text().splitlines()
-        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, ValueError, IndexError, StopIteration):
+        return stated_bytes(Path("/proc/meminfo").read_text())
+    except OSError:
+        return None
+
+
+def stated_bytes(text: str) -> int | None:
+    """What a system's account of its memory says is free to take; None if it does not."""
+    try:
+        return next(int(line.split()[1]) << 10 for line in text.splitlines() if line.startswith("MemAvailable:"))
+    except (ValueError, IndexError, StopIteration):
         return None
 
 

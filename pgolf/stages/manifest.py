@@ -85,8 +85,10 @@ def processor(device: "torch.device") -> str:
         import torch
 
         return torch.cuda.get_device_name(device)
-    listed = Path("/proc/cpuinfo")
-    text = listed.read_text(errors="replace") if listed.is_file() else ""
+    try:
+        text = Path("/proc/cpuinfo").read_text(errors="replace")
+    except OSError:
+        text = ""
     found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     return found[1] if found else platform.processor() or platform.machine()
 
