@@ -56,6 +56,7 @@ SMALLEST = {
     "ablate": ["--steps", "2", "--seeds", "1", "--targets", "256", "--jobs", "1", "--only", "model.xsa xsa"],
     "tokenize_speed": ["--megabytes", "0.05", "--vocab-size", "400", "--rounds", "1"],
     "quantizer_speed": ["--preset", "tiny", "--rounds", "1"],
+    "sweep_cell": ["--preset", "tiny", "--threads", "1", "--ways", "gptq", "8 states"],
     "budget": ["--preset", "tiny", "--method", "sdclip", "--bytes", "70000"],
     "evaluation": [
         *("--model", str(GOLDEN / "checkpoint.safetensors"), "--data", str(GOLDEN / "data"), "--targets", "200"),
@@ -140,6 +141,7 @@ KEYS = {
     "kernels": {"what", "way", "min_s", "median_s", "over_eager", "peak_mb"},
     "ablate": {"technique", "bpb", "gain", "standard_error", "time", "parameters_percent", "artifact_bytes_added"},
     "quantizer_speed": {"way", "s", "over_gptq"},
+    "sweep_cell": {"way", "read_s", "solve_s", "write_s", "cell_s", "over_gptq", "peak_MB", "artifact_bytes"},
     "budget": {"role", "theta", "code_bytes", "worth"},
     "quantization": {
         *("model", "bits", "method", "what", "bytes", "b/w", "KL", "ratio", "gap", "se", "gap ratio", "s"),

@@ -1,6 +1,8 @@
 """The trellis: every path decodes, the search is the best there is, and compiled it finds the very same codes."""
 
+import errno
 import itertools
+import os
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pgolf import fast_trellis
 from pgolf.core.quant.grid import TrellisTensor
 from pgolf.core.quant.steps import coupled_rows
 from pgolf.core.quant.trellis import (
@@ -74,6 +77,38 @@ def test_compiled_and_plain_search_agree_and_decode(states, rows):
     assert torch.equal(codes, fast[0]) and torch.equal(values, fast[1])
     assert float(codes.abs().max()) <= 31
     assert torch.equal(walk(codes.to(torch.int8)[:, None], states)[:, 0].float(), values)
+
+
+def test_compiled_code_is_kept_for_the_next_process(tmp_path, monkeypatch):
+    """What a process compiled the next one reads; a damaged file and a full disk are done without."""
+    config = pytest.importorskip("numba").core.config
+    target, half, metric = 2 * normal(40), torch.full((40,), 0.3), torch.ones(40)
+
+    def found(place):
+        """Codes by a search that is compiled or read for the first time, and numba's counts of its cache."""
+        monkeypatch.setattr(config, "CACHE_DIR", str(place))
+        new = fast_trellis.Compiled(fast_trellis.search)
+        monkeypatch.setattr(fast_trellis, "SEARCH", new)
+        return fast_viterbi(target, half, metric, 8, 31)[0], new.fast.stats
+
+    codes, stats = found(tmp_path / "kept")
+    assert stats.cache_misses and not stats.cache_hits
+    again, stats = found(tmp_path / "kept")
+    assert stats.cache_hits and not stats.cache_misses and torch.equal(again, codes)
+    files = [path for path in (tmp_path / "kept").rglob("*") if path.is_file()]
+    assert len(files) == 2
+    for path in files:
+        path.write_bytes(b"no machine code")
+    again, stats = found(tmp_path / "kept")
+    assert not stats.cache_path and torch.equal(again, codes)
+
+    def full(self, key, data):
+        """A disk without room."""
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("numba.core.caching.IndexDataCacheFile.save", full)
+    again, stats = found(tmp_path / "full")
+    assert not stats.cache_path and torch.equal(again, codes)
 
 
 @given(st.integers(0, 10_000), st.sampled_from(STATES), st.integers(1, 40), st.integers(1, 5))
