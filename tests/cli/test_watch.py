@@ -445,6 +445,9 @@ def test_a_loss_that_runs_away_ends_the_run(tiny_run: Path, tmp_path: Path, pgol
     assert "resumed" not in done.err and events(tmp_path, "stop"), "the limit is no part of what a run is"
 
 
+SMALL_BATCH = ("train.seq_len=32", "train.batch_tokens=64", "train.micro_batch_tokens=64")
+
+
 class Poisoned:
     """On a GPU that is not there a weight becomes NaN before a step; `begun` is the last step that began."""
 
@@ -474,12 +477,14 @@ class Poisoned:
     ("sets", "latest"),
     [
         (("train.log_every=500", "train.checkpoint_every=0"), 35),
-        (("train.log_every=0", "train.checkpoint_every=0"), 35),
-        (("train.log_every=16", "train.checkpoint_every=0"), 16),
         (("train.log_every=0", "train.checkpoint_every=5"), 15),
         (("train.log_every=0", "train.checkpoint_every=0", "train.val_every=14"), 14),
-        (("train.log_every=1", "train.checkpoint_every=5"), 13),
-        (("train.log_every=0", "train.checkpoint_every=0", "train.iterations=20"), 20),
+        pytest.param(("train.log_every=0", "train.checkpoint_every=0"), 35, marks=pytest.mark.slow),
+        pytest.param(("train.log_every=16", "train.checkpoint_every=0"), 16, marks=pytest.mark.slow),
+        pytest.param(("train.log_every=1", "train.checkpoint_every=5"), 13, marks=pytest.mark.slow),
+        pytest.param(
+            ("train.log_every=0", "train.checkpoint_every=0", "train.iterations=20"), 20, marks=pytest.mark.slow
+        ),
     ],
 )
 @pytest.mark.fault(row="F18")
@@ -488,7 +493,7 @@ def test_a_gpu_s_bad_loss_is_told_with_its_step_however_rare_log_lines_are(
 ) -> None:
     poisoned = Poisoned(monkeypatch, 13)
     with pytest.raises(RuleError, match="the loss is nan: the weight skip_weights is not finite, at step 13"):
-        poisoned.train(tiny_run / "data", tmp_path, "train.iterations=60", *sets)
+        poisoned.train(tiny_run / "data", tmp_path, "train.iterations=60", *SMALL_BATCH, *sets)
     assert poisoned.begun == latest
     (failed,) = events(tmp_path, "failed")
     assert failed["step"] == 13
@@ -497,6 +502,7 @@ def test_a_gpu_s_bad_loss_is_told_with_its_step_however_rare_log_lines_are(
     assert kept == (expected if "train.checkpoint_every=5" in sets else [])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.backends.cuda.is_built(), reason="a torch that is built for GPUs asks for a real one")
 @pytest.mark.fault(row="F18")
 def test_a_gpu_s_loss_that_runs_away_ends_the_run_without_log_lines(
@@ -606,17 +612,26 @@ LEADER = (
 )  # fmt: skip
 
 
-def test_nothing_is_compiled_after_warm_up(tiny_run: Path, tmp_path: Path, traced: None, pgolf: Any) -> None:
-    argv = ["train", tiny_run / "data", "--out", tmp_path, *LEADER, "--set", "train.warmup_steps=2", "--json"]
-    document = pgolf(*argv).good().document
+def test_nothing_is_compiled_after_warm_up_nor_when_a_run_goes_on_with_its_momentum(
+    tiny_run: Path, tmp_path: Path, traced: None, pgolf: Any
+) -> None:
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    argv = ["train", tiny_run / "data", *LEADER, "--set", "train.warmup_steps=2", "--json"]
+    document = pgolf(*argv, "--out", straight).good().document
     assert document["compiled"] is True and document["recompiles"] == 0 and document["warnings"] == []
-    assert [event["step"] for event in events(tmp_path, "mode") if event["looping"]] == [4] and not events(
-        tmp_path, "recompile"
-    )
-    log = (tmp_path / "train.log").read_text()
+    looping = [event["step"] for event in events(straight, "mode") if event["looping"]]
+    assert looping == [4] and not events(straight, "recompile")
+    log = (straight / "train.log").read_text()
     warm = re.findall(r"^warmup_step: (\d+)/2$", log, re.M)
     assert warm == ["1", "2"] * 2 and log.index("warmup_step: 2/2") < log.index("\n0/8 val_loss")
     lines(log, r"ema:applying EMA weights", rf"pre-quantization post-ema {METRIC}", r"layer_loop:enabled step:4 .+")
+    shutil.copytree(straight, resumed)
+    unfinished(resumed)
+    torch.compiler.reset()
+    document = pgolf(*argv, "--out", resumed).good().document
+    assert document["recompiles"] == 0 and document["warnings"] == []
+    assert tensor_hash(resumed / "checkpoint.safetensors") == tensor_hash(straight / "checkpoint.safetensors")
+    assert events(resumed, "step")[-1]["step"] == 8 and len(events(resumed, "step")) == 8 + 3
 
 
 def test_what_is_compiled_later_is_told_with_its_reason(
@@ -630,20 +645,6 @@ def test_what_is_compiled_later_is_told_with_its_reason(
     assert second["step"] == 5 and "looping" in second["reason"] and second["function"].startswith("forward ")
     assert second["reason"] in document["warnings"][1]
     assert "5/8 compiled again: forward" in (tmp_path / "train.log").read_text()
-
-
-def test_a_run_that_goes_on_is_warmed_up_too_and_keeps_its_momentum(
-    tiny_run: Path, tmp_path: Path, traced: None, pgolf: Any
-) -> None:
-    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
-    pgolf("train", tiny_run / "data", "--out", straight, *LEADER, "--json").good()
-    shutil.copytree(straight, resumed)
-    unfinished(resumed)
-    torch.compiler.reset()
-    document = pgolf("train", tiny_run / "data", "--out", resumed, *LEADER, "--json").good().document
-    assert document["recompiles"] == 0 and document["warnings"] == []
-    assert tensor_hash(resumed / "checkpoint.safetensors") == tensor_hash(straight / "checkpoint.safetensors")
-    assert events(resumed, "step")[-1]["step"] == 8 and len(events(resumed, "step")) == 8 + 3
 
 
 @pytest.mark.slow

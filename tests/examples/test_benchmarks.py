@@ -188,7 +188,10 @@ def test_benchmark_of_kernels_says_what_it_needs() -> None:
     assert done.stderr.startswith("error: this benchmark needs a CUDA device")
 
 
-SLOW = ("quantization", "soak", "fuzz_artifacts", "decoder_bytes", "ablate")
+SLOW = (
+    *("quantization", "soak", "fuzz_artifacts", "decoder_bytes", "ablate", "startup", "test_time_training"),
+    *("tokenize_speed", "stored_counts", "sweep_cell"),
+)
 ON_CPU = [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in NAMES if name != "kernels"]
 
 
