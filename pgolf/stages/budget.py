@@ -300,19 +300,26 @@ class Fitter:
         error = float(rise.std()) * len(rise) ** 0.5 if len(rise) > 1 else 0.0
         return float(rise.sum()) / saved, error / saved
 
+    def common(
+        self, worth: Mapping[str, Worth], theta: float, thetas: Mapping[str, float]
+    ) -> tuple[dict[str, Worth], float]:
+        """What bytes are worth of those roles whose steps are not yet as fine as their code width allows, and what that
+        is in the middle, by logarithms and numbers of weights.
+        """
+        floors = {role: 1.01 * self.floors.get(role, 0.0) for role in worth}
+        free = {role: one for role, one in worth.items() if theta * thetas[role] > floors[role]}
+        total = sum(self.sizes[role] for role in free)
+        return free, math.exp(sum(self.sizes[role] / total * math.log(one.level) for role, one in free.items()))
+
     def balanced(self, theta: float) -> dict[str, float]:
         """Factors by role at which bytes of all roles are worth the same. A role's steps are not made finer than its
         code width allows; its bytes may then be worth more. Of all that were tried, those that are the least apart.
         """
         thetas, found = self.own_thetas(), list[tuple[float, dict[str, float]]]()
         for _ in range(ROUNDS):
-            worth = self.worths(theta, thetas)
-            spent = {role for role in self.roles if theta * thetas[role] <= 1.01 * self.floors[role]}
-            free = {role: one for role, one in worth.items() if role not in spent}
-            total = sum(self.sizes[role] for role in free)
-            middle = sum(self.sizes[role] / total * math.log(one.level) for role, one in free.items())
-            moves = {role: (middle - math.log(one.level)) / 2 for role, one in free.items()}
-            apart = max((one.apart(math.exp(middle)) for one in free.values()), default=0.0)
+            free, middle = self.common(self.worths(theta, thetas), theta, thetas)
+            moves = {role: math.log(middle / one.level) / 2 for role, one in free.items()}
+            apart = max((one.apart(middle) for one in free.values()), default=0.0)
             found.append((apart, thetas))
             if apart <= 0:
                 break
@@ -382,5 +389,12 @@ class Fitter:
             least = f"the smallest submission tried had {min(self.tried.values()):,}"
             raise RuleError(f"no steps were found for {budget:,} bytes; {least}", "--budget", "raise it")
         last = Steps(self.best[0])
-        worth = self.worths(last.whole, {role: last.own(role) for role in self.roles})
+        thetas = {role: last.own(role) for role in self.roles}
+        worth = self.worths(last.whole, thetas)
+        free, middle = self.common(worth, last.whole, thetas)
+        if uneven := [role for role, one in free.items() if one.apart(middle)]:
+            shares = ", ".join(f"{role} {free[role].gain / middle:.2f}" for role in uneven)
+            reached = " ".join(f"--set quant.{role}.theta={own:g}" for role, own in thetas.items())
+            what = f"bytes of some roles are not worth what others are ({shares} of what is usual)"
+            self.console.warn(f"{what}: to go on from here, {reached}")
         return Fit(*self.best, worth, self.compressions)

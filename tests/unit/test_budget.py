@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 
 import pytest
 import torch
@@ -67,7 +68,7 @@ def test_the_budget_is_met_and_no_roles_bytes_are_worth_more(case: Case, share: 
     assert budget - SLACK <= fit.total_bytes <= budget
     assert len(case.sizes) == fit.compressions <= COMPRESSIONS and case.sizes[-1] == fit.total_bytes
     gains = [one.gain for one in fit.worth.values()]
-    assert max(gains) < 1.2 * min(gains)
+    assert max(gains) < 1.2 * min(gains) and not case.fitter.console.warnings
     by_theory = {role: math.sqrt(MATTERS["mlp"] / weight) for role, weight in MATTERS.items()}
     for role, wanted in by_theory.items():
         ratio = fit.quantizer.step_over_sigma(spec_of(case, role)) / fit.quantizer.step_over_sigma(spec_of(case, "mlp"))
@@ -76,6 +77,23 @@ def test_the_budget_is_met_and_no_roles_bytes_are_worth_more(case: Case, share: 
     assert again.digest() == fit.model.digest(), "the quantizer alone makes this model"
     document = fit.document()
     assert document["total_bytes"] == fit.total_bytes and set(document["roles"]) == {"embed", "attn", "mlp"}
+
+
+def test_roles_that_are_not_even_at_the_end_are_told_with_the_way_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case()
+    budget = int(0.8 * case.total(None, case.fitter.quantized(case.fitter.start)))
+    with monkeypatch.context() as patch:
+        patch.setattr("pgolf.stages.budget.ROUNDS", 1)
+        fit = case.fitter.solve(budget)
+    (warning,) = case.fitter.console.warnings
+    middle = fit.worth["embed"].gain / float(re.search(r"embed ([\d.]+)", warning)[1])
+    for role, one in fit.worth.items():
+        assert float(re.search(rf"{role} ([\d.]+)", warning)[1]) == pytest.approx(one.gain / middle, abs=0.01)
+    onward = Case(*re.findall(r"--set (\S+)", warning))
+    even = onward.fitter.solve(budget)
+    assert not onward.fitter.console.warnings
+    gains = [one.gain for one in even.worth.values()]
+    assert max(gains) < 1.2 * min(gains)
 
 
 def spec_of(case: Case, role: str):
