@@ -98,7 +98,7 @@ class Bench:
         self.steps, self.rounds = options.steps, options.rounds
         real, median = options.data, options.document_tokens
         self.shards = real_shards(Path(real), config) if real else synthetic_shards(folder, config, median, world.size)
-        self.log = TrainLog(folder, config, Console(quiet=True), 0)
+        self.log = TrainLog(folder, config, Console(quiet=True), 0, {})
         self.kept = self.state()
         self.quick: Forward | None = torch.compile(self.kept.model, dynamic=False, fullgraph=True) if fast else None
         now = [Progress(step, self.steps, 0.0, 0.0) for step in range(self.steps)]

@@ -156,10 +156,18 @@ def train(
     from pgolf.report.console import Console
     from pgolf.stages.inputs import changed_keys
     from pgolf.stages.launch import check_ranks, joined_world, train_on_ranks
-    from pgolf.stages.train import check_data, check_gpu, choose_compile, planned_attention, planned_kernels
+    from pgolf.stages.train import (
+        check_data,
+        check_gpu,
+        check_sense,
+        choose_compile,
+        planned_attention,
+        planned_kernels,
+    )
     from pgolf.stages.train import train as run_stage
 
     resolved = resolve(preset, options.merged(sets, seed))
+    check_sense(resolved.config)
     dataset = open_dataset(data, tokenizer, resolved.config.model.vocab_size)
     if gpus:
         check_ranks(gpus, device)

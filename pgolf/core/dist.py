@@ -53,7 +53,7 @@ class World:
             return list(values)
         seen = torch.tensor(values, dtype=torch.float64, device=self.device)
         distributed.all_reduce(seen, op=distributed.ReduceOp.MAX)
-        return [float(value) for value in seen]
+        return list(seen.tolist())
 
     def scatter(self, whole: Tensor) -> tuple[Tensor, Any]:
         """Begin to sum (W n,...) over the ranks: this rank's rows of the sum, (n,...), for `arrived`."""

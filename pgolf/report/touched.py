@@ -8,6 +8,7 @@ from pgolf.catalog import CATALOG, name_of
 from pgolf.core.errors import ConfigError
 from pgolf.core.model.config import ModelConfig, layer_plan, layer_shape, model_parts, param_specs
 from pgolf.core.model.params import CONTROL, MATRIX, ParamSpec
+from pgolf.core.model.parts.ternary import Ternary
 from pgolf.core.model.slots import LayerShape, Part
 from pgolf.core.optim.config import OptimConfig
 from pgolf.core.optim.muon import Muon
@@ -104,9 +105,9 @@ def reach_of(part: Any, config: ModelConfig) -> str:
     if part is config.loop:
         found = [f"{len(layer_plan(config))} steps through {config.num_layers} layers"]
         own += [added_by_loop(config, shape) for shape in shapes[1:]]
-    if part is config.precision:
+    if isinstance(part, Ternary):
         matrices = [spec for spec in param_specs(config) if len(spec.shape) == 2 and spec.role != CONTROL]
-        found = [f"{len(matrices)} matrices"]
+        found = [counted(sum(map(part.covers, matrices)), "precision")]
     if part is config.skips:
         found = [f"{layer_shape(config).skips} connections"]
     if sum(own) or not found:

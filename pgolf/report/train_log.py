@@ -37,13 +37,21 @@ def standing_lines(config: RunConfig) -> list[str]:
     return lines
 
 
-class TrainLog:
-    """Writes events as they happen; a resumed run appends, a new one starts empty files."""
+def quantizes(parts: list[str]) -> bool:
+    """Whether one of these is quantization-aware training."""
+    return not vars(qat).keys().isdisjoint(parts)
 
-    def __init__(self, folder: Path, config: RunConfig, console: Console, resumed: int) -> None:
+
+class TrainLog:
+    """Writes events as they happen; a resumed run appends, a new one starts empty files. `mode` is the last event of
+    that kind before the step from which a run goes on: what was on then is no news.
+    """
+
+    def __init__(self, folder: Path, config: RunConfig, console: Console, resumed: int, mode: dict[str, Any]) -> None:
         self.events, self.log = folder / "events.jsonl", folder / "train.log"
         self.config, self.console = config, console
-        self.looping = self.changed = self.quantizing = False
+        self.looping, self.changed = mode.get("looping", False), bool(mode.get("parts") or mode.get("length"))
+        self.quantizing = quantizes(mode.get("parts", []))
         if not resumed:
             start = {"event": "start", "schema": "pgolf.events/1", "config": to_values(config)}
             write_bytes(self.events, json.dumps(start).encode() + b"\n")
@@ -107,7 +115,7 @@ class TrainLog:
                 order = [step.layer for step in layer_plan(self.config.model)]
                 halves = f"encoder:{order[: len(order) // 2]} decoder:{order[len(order) // 2 :]}"
                 self.text(f"layer_loop:enabled step:{event['step']} frac:{event['fraction']:.3f} {halves}")
-            quantizing = not vars(qat).keys().isdisjoint(event["parts"])
+            quantizing = quantizes(event["parts"])
             if quantizing and not self.quantizing:
                 self.text(f"late_qat:enabled step:{event['step']} scale:{event['lr_scale']:.4f}")
             if event["parts"] or event["length"] or self.changed:

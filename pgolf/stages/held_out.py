@@ -12,6 +12,7 @@ import numpy as np
 
 from pgolf.core.errors import InputError
 from pgolf.core.files import read_json, sha256_file, write_bytes, write_json
+from pgolf.core.model.parts.ngram_counts import NgramCounts
 from pgolf.core.shards import write_shard
 from pgolf.core.train.loaders import SequentialLoader
 from pgolf.corpus.encoder import Encoder
@@ -66,15 +67,18 @@ def find_tail(dataset: Dataset, targets: int) -> Tail:
 
 
 def seen_in_training(model: ModelFile, dataset: Dataset, tail: Tail) -> bool | None:
-    """Whether training may have read documents of the tail; None if the model's file does not say."""
+    """Whether training may have read documents of the tail, be it to count n-grams; None if the model's file does not
+    say.
+    """
     step = model.meta.get("step")
     if model.kind != "checkpoint" or not isinstance(step, int) or not step:
         return None
     if model.meta.get("data_sha256") != dataset.fingerprint("train"):
         return None
-    train = model.config.train
+    train, counts = model.config.train, model.config.model.counts
     read = step * (train.batch_tokens + train.batch_tokens // train.micro_batch_tokens)
-    return not isinstance(train.loader, SequentialLoader) or read > tail.first
+    counted = counts.tokens if isinstance(counts, NgramCounts) else 0
+    return not isinstance(train.loader, SequentialLoader) or max(read, counted) > tail.first
 
 
 def transform_name(dataset: Dataset) -> str:

@@ -49,9 +49,9 @@ AGAIN = "the other ranks were stopped; the same command goes on from what was sa
 
 @dataclass(frozen=True)
 class Order:
-    """What every rank is to do: the arguments of `train`, the command line that is to be on record, the number of
-    ranks, and the process that started them. With `score` it is to score a model: `model` (its file), `stage`, `clock`,
-    and for what `score_model` keeps beside `out`, `key` and `partial`.
+    """What every rank is to do: the arguments of `train`, what has been warned of, the command line that is to be on
+    record, the number of ranks, and the process that started them. With `score` it is to score a model: `model` (its
+    file), `stage`, `clock`, and for what `score_model` keeps beside `out`, `key` and `partial`.
     """
 
     dataset: Dataset
@@ -61,6 +61,7 @@ class Order:
     quiet: bool
     fresh: bool
     trackers: list[str]
+    warned: list[str]
     argv: list[str]
     ranks: int
     launcher: int
@@ -135,7 +136,8 @@ def train_on_ranks(
     if entry:
         return entry
     place = "cpu" if device == "cpu" else "cuda"
-    order = Order(dataset, out, resolved, place, console.quiet, fresh, list(trackers), sys.argv, ranks, os.getpid())
+    warned, me = [*console.warnings], os.getpid()
+    order = Order(dataset, out, resolved, place, console.quiet, fresh, list(trackers), warned, sys.argv, ranks, me)
     return do_on_ranks(order, console)
 
 
@@ -158,7 +160,8 @@ def score_on_ranks(
     facts |= {"partial": str(kept or ""), "partial_key": how.partial.key if how.partial else ""}
     facts["positions"] = str(how.positions or "")
     out = kept.parent if kept else Path()
-    order = Order(dataset, out, resolved, place, console.quiet, False, [], sys.argv, ranks, os.getpid(), facts)
+    warned, me = [*console.warnings], os.getpid()
+    order = Order(dataset, out, resolved, place, console.quiet, False, [], warned, sys.argv, ranks, me, facts)
     return do_on_ranks(order, console) | {"audit": how.audit}
 
 
@@ -172,7 +175,7 @@ def do_on_ranks(order: Order, console: Console) -> dict[str, Any]:
         reports = {rank: read_json(path) for rank in range(ranks) if (path := report_path(folder, rank)).is_file()}
         if codes or 0 not in reports:
             raise first_failure(folder, ranks, codes, reports, order.score["stage"] if order.score else "train")
-    console.warnings += reports[0]["warnings"]
+    console.warnings += reports[0]["warnings"][len(order.warned) :]
     return dict(reports[0]["entry"])
 
 
@@ -309,6 +312,7 @@ def work_as_rank(folder: Path) -> dict[str, Any]:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // order.ranks))
     world = join_world(order.device)
     console = Console(order.quiet or not world.leads)
+    console.warnings += order.warned
     if order.score:
         entry = score_as_rank(order, order.score, world, console)
     else:

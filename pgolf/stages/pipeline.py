@@ -147,11 +147,11 @@ def preflight(
     from pgolf.core.dist import pick_device
     from pgolf.core.quant.gptq import check_search
     from pgolf.stages.launch import check_ranks
-    from pgolf.stages.train import check_gpu, choose_compile, planned_attention, planned_kernels
+    from pgolf.stages.train import check_gpu, check_sense, choose_compile, planned_attention, planned_kernels
 
     config, checked = resolved.config, []
     if "train" in stages:
-        config.check_training()
+        check_sense(config)
     check_writable(out)
     checked.append("output writable")
     _, size, _ = predict(config)

@@ -83,6 +83,12 @@ def planned_kernels(config: RunConfig, device: torch.device) -> tuple[str, str]:
     return choose_kernels(config.model, device, dtype, config.train.kernels)
 
 
+def check_sense(config: RunConfig) -> None:
+    """ConfigError where lengths of model and training do not go together, or what is switched on touches nothing."""
+    config.check_training()
+    touched(config.model, config.optim, config.train)
+
+
 def check_gpu(config: RunConfig, device_name: str) -> None:
     """SetupError when a configuration made for GPUs would land on a CPU without anybody having asked for that."""
     if config.train.needs_gpu and device_name == "auto" and pick_device(device_name, 0).type == "cpu":
@@ -185,7 +191,7 @@ def train(
 
     SetupError when memory does not suffice, InputError when a shard changes under way.
     """
-    resolved.config.check_training()
+    check_sense(resolved.config)
     resolved.config.train.micro_steps(world.size)
     for text in hazards(resolved.config, (TRAIN,)) if world.leads else []:
         console.warn_once(text)
@@ -302,10 +308,10 @@ def restore(job: Job, state: TrainState, saved: Checkpoints) -> None:
     make_dir(job.out)
 
 
-def begin_log(job: Job, state: TrainState) -> TrainLog:
-    """The log of the run, its first lines written."""
+def begin_log(job: Job, state: TrainState, mode: dict[str, Any]) -> TrainLog:
+    """The log of the run, its first lines written; `mode` was the last one before."""
     config, place = job.config, job.world.device
-    log = TrainLog(job.out, config, job.console, state.step)
+    log = TrainLog(job.out, config, job.console, state.step, mode)
     chosen = (choose_compile(config.train.compile, place), planned_attention(config, place))
     compiled, attention, kernels = (f"{what} ({why})" for what, why in (*chosen, planned_kernels(config, place)))
     log.header(state.model, job.dataset, job.world, compiled, attention, kernels)
@@ -328,7 +334,7 @@ def watched(
     Interrupted, with a checkpoint written, after a signal.
     """
     config, world, leads = job.config, job.world, job.world.leads
-    log, last_bpb = begin_log(job, state) if leads else None, 0.0
+    log, last_bpb = begin_log(job, state, saved.watched.get("mode", {})) if leads else None, 0.0
     with (
         StopFlag(ending()) as flag,
         job.console.progress() as line,

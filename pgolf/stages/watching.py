@@ -92,12 +92,14 @@ class RunWatch(Watch):
         self.recompiles = Recompiles() if compiled else None
         self.recompiled: int = before.get("recompiles", 0)
         self.strangers: list[dict[str, Any]] = list(before.get("strangers", []))
+        self.mode: dict[str, Any] = before.get("mode", {})
         elapsed = state.clock.elapsed_s
         planned, alone = before.get("planned_tokens", 0.0), self.marks and world.size == 1
         self.pace = Pace(config.train.batch_tokens, state.step, elapsed, planned, QUEUED_STEPS if alone else 1)
         self.divergence = Divergence(config.train.max_loss_rise)
         named = dict(state.model.named_parameters())
-        self.unread = Unread(named.items(), world) if self.marks else None
+        # On a CPU every loss is read at once, but what was wrong with it one rank alone may know.
+        self.unread = Unread(named.items(), world) if self.marks or world.size > 1 else None
         self.groups: dict[str, list[Tensor]] = {}
         for spec in param_specs(config.model):
             self.groups.setdefault(spec.group, []).append(named[spec.name])
@@ -216,7 +218,7 @@ class RunWatch(Watch):
         if event["event"] == "step" and event["shown"]:
             event = event | self.measured(event)
         elif event["event"] == "mode":
-            event = event | self.scheduled(event)
+            event = self.mode = event | self.scheduled(event)
         with self.stopwatch.during("logging"):
             if event["event"] == "stop":
                 self.findings = self.summary(event["reason"])
@@ -346,6 +348,7 @@ class RunWatch(Watch):
             "planned_tokens": self.pace.planned(),
             "recompiles": self.recompiled,
             "strangers": self.strangers,
+            "mode": self.mode,
         }
 
     def summary(self, reason: str) -> dict[str, Any]:

@@ -26,7 +26,15 @@ from pgolf.stages.inputs import changed_keys, model_config, rescored
 from pgolf.stages.manifest import STAGE_FORMAT
 from pgolf.stages.model_files import ModelFile, check_tokenizer, load_model
 from pgolf.stages.packing import CODE_SECTIONS
-from pgolf.stages.train import check_data, check_gpu, choose_compile, planned_attention, planned_kernels, train_key
+from pgolf.stages.train import (
+    check_data,
+    check_gpu,
+    check_sense,
+    choose_compile,
+    planned_attention,
+    planned_kernels,
+    train_key,
+)
 from pgolf.sweep.grid import Choice
 
 STAGES = {
@@ -172,6 +180,7 @@ def plan_train(
     cells, checked = [], set()
     for choice, resolved in resolved_cells:
         config = resolved.config
+        check_sense(config)
         config.train.micro_steps(1)
         if (wants := (config.model.vocab_size, config.train.batch_tokens)) not in checked:
             check_data(dataset, config)

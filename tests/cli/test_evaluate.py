@@ -69,7 +69,11 @@ EVERYTHING = (
 )
 
 
-@pytest.mark.parametrize("sets", [("eval.method=document",), EVERYTHING], ids=["documents", "adjusters"])
+@pytest.mark.parametrize(
+    "sets",
+    [("eval.method=document",), EVERYTHING, ("model.documents=by_document",)],
+    ids=["documents", "adjusters", "another use of the weights"],
+)
 def test_two_ranks_give_the_score_of_one(argv: list[object], tmp_path: Path, sets: tuple[str, ...]) -> None:
     words = [word for text in ("eval.max_tokens=3000", *sets) for word in ("--set", text)]
     one = scored(*argv, *words, "--positions", tmp_path / "one.safetensors")
@@ -77,6 +81,7 @@ def test_two_ranks_give_the_score_of_one(argv: list[object], tmp_path: Path, set
     two = scored(*argv, *words, "--gpus", 2, "--device", "cpu", *files)
     assert (one["world_size"], two["world_size"]) == (1, 2)
     assert one["score"] == two["score"]
+    assert one["warnings"] == two["warnings"] and len(one["warnings"]) == any("model." in text for text in sets)
     first, second = (load_positions(tmp_path / f"{name}.safetensors").nats for name in ("one", "two"))
     assert first.tobytes() == second.tobytes()
     assert json.loads((tmp_path / "score.json").read_text())["score"] == two["score"]

@@ -2,7 +2,9 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
+import pytest
 from harness import run_here
 
 AVERAGED = "an average of weights that act as two or three values"
@@ -49,6 +51,14 @@ def test_a_run_says_it_first_and_once(tiny_run: Path, corpus: Path, tmp_path: Pa
     assert result.err.index(AVERAGED) < result.err.index("tokenize:")
 
 
+def test_ranks_do_not_say_again_what_was_said(spawn: Any, tiny_run: Path, tmp_path: Path) -> None:
+    argv = ["run", "--preset", "tiny", "--data", tiny_run / "data", "--out", tmp_path / "run", *words(SETS)]
+    ranks = ["--until", "train", "--gpus", 2, "--device", "cpu", "--set", "train.micro_batch_tokens=512", "--json"]
+    result = spawn(*argv, *ranks).good()
+    assert [text.startswith(AVERAGED) for text in result.document["warnings"]] == [True]
+    assert result.err.count(AVERAGED) == 1
+
+
 def test_config_show_tells_them(tmp_path: Path) -> None:
     result = run_here("config", "show", "model.loop", "--preset", "tiny", *words(SETS), "--json").good()
     assert len(result.document["warnings"]) == 3 == result.err.count("warning: ")
@@ -59,6 +69,23 @@ def test_a_window_larger_than_the_row_is_refused_before_the_data_are_read(tmp_pa
     argv = ["train", tmp_path / "absent", "--out", tmp_path / "run", "--preset", "pr1512_tiny"]
     line = run_here(*argv, "--set", "model.window.tokens=100000").refused(2, "model.window.tokens", "100,000")
     assert "train.seq_len" in line and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("assignment", "where"),
+    [("train.qat=noise", "train.qat"), ("optim.lr_scale=by_role optim.lr_scale.head=2", "optim.lr_scale.head")],
+)
+def test_what_touches_nothing_is_refused_before_anything_is_done(
+    tiny_run: Path, tmp_path: Path, corpus: Path, assignment: str, where: str
+) -> None:
+    sets, out = ["--preset", "tiny", *words(assignment.split())], tmp_path / "out"
+    for argv in (
+        ["train", tmp_path / "absent", "--out", out],
+        ["run", "--text", corpus, "--out", out, "--dry-run"],
+        ["sweep", "train", tiny_run / "data", "--out", out, "--dry-run"],
+    ):
+        run_here(*argv, *sets).refused(2, "touches nothing in this model", where)
+    assert not out.exists()
 
 
 def test_a_score_of_other_rotary_frequencies_may_be_packaged(copy_run: Path, tmp_path: Path) -> None:

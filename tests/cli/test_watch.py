@@ -307,6 +307,18 @@ def test_the_log_has_upstreams_lines_of_what_happens(
     assert [event["step"] for event in events(tmp_path, "swa")] == [16]
 
 
+def test_what_was_on_before_is_no_news_in_a_run_that_goes_on(tiny_run: Path, tmp_path: Path) -> None:
+    sets = ["train.iterations=12", "train.checkpoint_every=8", "train.val_every=0", "optim.warmdown=fraction"]
+    sets += ["train.qat=straight_through", "train.qat.below=0.7", "optim.warmdown.frac=1.0"]
+    sets += ["model.loop=layers", "model.loop.start=0", "model.loop.end=0", "model.loop.enable_at=0.25"]
+    forms = r"layer_loop:enabled step:(\d+) frac:.+", r"late_qat:enabled step:(\d+) scale:.+"
+    for _ in range(2):
+        train(tiny_run / "data", tmp_path, time.monotonic, *sets)
+        assert lines((tmp_path / "train.log").read_text(), *forms) == [("3",), ("4",)]
+        unfinished(tmp_path)
+    assert [event["step"] for event in events(tmp_path, "mode")] == [3, 4, 8]
+
+
 def test_a_gpu_is_timed_by_its_own_clock_and_its_neighbours_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything a GPU would say is made up; the model runs on the CPU."""
 

@@ -127,6 +127,9 @@ def test_what_training_has_read_is_told_as_far_as_files_tell(plain: Dataset) -> 
     assert seen_in_training(checkpoint(plain, last), plain, tail) is False
     assert seen_in_training(checkpoint(plain, last + 1), plain, tail) is True
     assert seen_in_training(checkpoint(plain, 1, "train.loader=shuffled"), plain, tail) is True
+    for counted, seen in ((tail.first, False), (tail.first + 1, True)):
+        counts = "model.counts=ngrams", f"model.counts.tokens={counted}"
+        assert seen_in_training(checkpoint(plain, 1, *counts), plain, tail) is seen
     assert seen_in_training(dataclasses.replace(checkpoint(plain, 1), kind="artifact"), plain, tail) is None
     other = checkpoint(plain, 1)
     other.meta["data_sha256"] = "another"

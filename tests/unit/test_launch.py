@@ -246,6 +246,25 @@ def test_errors_of_the_gpu_are_no_lost_rank(kind: type[RuntimeError], lost: bool
     assert (launch.lost_rank(caught.value.with_traceback(caught.tb)) is not None) == lost
 
 
+@pytest.mark.fault(row="F4")
+def test_who_reads_what_all_ranks_agree_on_waits_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU's collective operation breaks where its result is read, in no frame of torch's."""
+
+    def broken(tensor: torch.Tensor) -> float:
+        raise RuntimeError("it broke")
+
+    monkeypatch.setattr(distributed, "all_reduce", lambda tensor, op: None)
+    for name in ("tolist", "item", "__float__"):
+        monkeypatch.setattr(torch.Tensor, name, broken)
+    with pytest.raises(RuntimeError, match="it broke") as caught:
+        World(size=2).largest(1.0)
+    frames = caught.tb
+    while frames.tb_next and frames.tb_next.tb_frame.f_code is not broken.__code__:
+        frames = frames.tb_next
+    frames.tb_next = None
+    assert launch.lost_rank(caught.value.with_traceback(caught.tb)) is not None
+
+
 def test_the_rank_that_was_seen_to_end_first_is_named(tmp_path: Path) -> None:
     """Another may have been killed because it did not end by itself."""
     error = launch.first_failure(tmp_path, 4, {2: -9, 0: -9, 1: 143}, {}, "train")

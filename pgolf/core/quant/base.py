@@ -94,10 +94,11 @@ def check_control_dtype(dtype: str) -> None:
 
 
 def keep_float(spec: ParamSpec, weight: "Tensor", control_dtype: str = "float32") -> "Tensor":
-    """Control tensors stay float32 unless they are to be float16, others become float16; InputError if float16 would
-    overflow.
+    """Control tensors stay float32 unless they are to be float16, and even then where they are whole numbers that
+    float16 has not, as the ids of stored n-grams; others become float16. InputError if float16 would overflow.
     """
-    if control_dtype == "float32" and spec.role == CONTROL:
+    exact = control_dtype == "float32" or (weight.equal(weight.round()) and not weight.equal(weight.half().float()))
+    if exact and spec.role == CONTROL:
         return weight.float()
     if float(weight.abs().max()) > 65504:
         raise InputError(f"{spec.name} has values beyond float16's 65,504", "quantize", "rescale the weights")

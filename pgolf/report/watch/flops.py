@@ -37,7 +37,7 @@ def linear_flops(config: ModelConfig, looping: bool = True) -> dict[str, int]:
     """
     specs = param_specs(config)
     plan = [step.layer for step in layer_plan(config, looping)]
-    tied = not any(spec.role == HEAD for spec in specs)
+    tied = not any(spec.name == "lm_head.weight" for spec in specs)
     flops = dict.fromkeys((ATTN, MLP, HEAD), 0)
     for spec in specs:
         own, layer = ".pass" in spec.name, spec.name.split(".")[1] if spec.name.startswith("blocks.") else ""

@@ -14,9 +14,9 @@ that single ones seem to take no time, or that of several.
 
 class Pace:
     """How many tokens a run would have seen at its own usual speed. That is the median time of its steps, found anew
-    where the schedule changes what a step is (a `mode` event), times the seconds of
-    the training clock. A stall, be it slow data, a neighbour or a compilation, makes few steps slow and leaves the
-    median as it is; a machine that is slow throughout is not noticed.
+    where the schedule changes what a step is (a `mode` event), times the seconds of the training clock. A stall, be it
+    slow data, a neighbour or a compilation, makes few steps slow and leaves the median as it is; a machine that is slow
+    throughout is not noticed.
 
     `step` and `elapsed_s` are where this process begins, `before` the tokens planned up to there. `together` steps are
     measured at once.
@@ -33,10 +33,13 @@ class Pace:
             self.reached(step, elapsed_s)
 
     def reached(self, step: int, elapsed_s: float) -> None:
-        """Measure what has passed since the last time."""
+        """Measure what has passed since the last time. If that is no step, it is what the last ones left to do: an
+        average, or what a device had not done when the host was.
+        """
         steps, seconds = step - self.last[0], elapsed_s - self.last[1]
-        self.last = step, elapsed_s
-        self.stretches[-1].append((steps, seconds))
+        self.last, stretch = (step, elapsed_s), self.stretches[-1]
+        count, spent = stretch.pop() if stretch and not steps else (0, 0.0)
+        stretch.append((count + steps, spent + seconds))
 
     def event(self, event: dict[str, Any]) -> None:
         """Take note of an event of the training loop. Choosing an average takes time in which no step could be."""

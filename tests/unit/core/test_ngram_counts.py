@@ -24,6 +24,7 @@ from pgolf.core.model.parts.ngram_counts import NgramCounts
 from pgolf.core.optim.config import OptimConfig
 from pgolf.core.quant.base import quantize_model
 from pgolf.core.quant.row_quantile import RowQuantile
+from pgolf.core.quant.sdclip import SdClip
 from pgolf.core.train.config import TrainConfig
 from pgolf.core.train.loop import start_state
 
@@ -84,6 +85,23 @@ def test_the_artifact_has_every_count_and_its_bytes(tiny_config, rng):
         sizes[len(model.config.counts.stored(back))] = len(blob)
     assert sizes.keys() == {20, 2000}
     assert 1980 * 1.5 < sizes[2000] - sizes[20] < 1980 * 16
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "times", "dtype"),
+    [(2048, 30, torch.float16), (8192, 30, torch.float32), (2048, 90_001, torch.float32)],
+)
+def test_ids_and_counts_are_kept_where_control_tensors_are_float16(tiny_config, rng, vocab_size, times, dtype):
+    """float16 has the whole numbers to 2,048, then every other one, and none above 65,504."""
+    part, words = replace(PART, tokens=1 << 20), rng.integers(0, vocab_size, (5, 3))
+    model = counted(replace(tiny_config, vocab_size=vocab_size), part, [*np.tile(words[0], times), *words.ravel()] * 2)
+    weights = {name: weight.detach() for name, weight in model.state_dict().items()}
+    made = quantize_model(model.config, weights, SdClip(control_dtype="float16"), {})
+    assert made.tensors["ngram_counts"].dtype == dtype
+    assert {made.tensors[name].dtype for name in made.tensors if "gain" in name} == {torch.float16}
+    back = GPT(model.config)
+    back.load_state_dict(made.weights())
+    assert part.stored(back) == part.stored(model)
 
 
 def test_the_cache_starts_from_the_counts_by_hand(tiny_config):

@@ -141,3 +141,12 @@ def test_what_parts_touch_adds_up(twin: str) -> None:
     if twin == "leader_tiny":
         assert found["loop layers"] == "10 steps through 6 layers"
         assert found["head_gate sparse"] == "6 layers, 288 parameters"
+
+
+@pytest.mark.parametrize(("blocks", "tables", "count"), [("all", "fp8", 15), ("attn", "fp8", 11), ("mlp", "float", 4)])
+def test_matrices_of_few_values_are_counted_as_they_are_covered(blocks: str, tables: str, count: int) -> None:
+    part = {"": "ternary", ".group": 32, ".blocks": blocks, ".tables": tables}
+    sets = [f"model.precision{key}={value}" for key, value in part.items()]
+    config = resolve("tiny", [*sets, "model.embed=factored", "model.embed.width=32"]).config.model
+    assert touched(config)["precision ternary"] == f"{count} matrices"
+    assert len(GPT(config).covered) == count

@@ -4,7 +4,7 @@ import copy
 import math
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +20,9 @@ from pgolf.core.errors import RuleError
 from pgolf.core.evals.ledger import EvalWatch
 from pgolf.core.train.clock import Clock
 from pgolf.core.train.loop import TrainState, Watch, fit, start_state, validator, warm_up
+from pgolf.report.console import Console
+from pgolf.report.watch.stopwatch import Stopwatch
+from pgolf.stages.watching import RunWatch
 
 
 class Recorder(Watch):
@@ -73,10 +76,10 @@ def short(preset: str, *sets: str) -> RunConfig:
     return resolve(preset, [*SHORT, *sets]).config
 
 
-def started(config: RunConfig) -> TrainState:
+def started(config: RunConfig, world: World | None = None) -> TrainState:
     """Its start, on made-up tokens."""
     shards = [np.random.default_rng(0).integers(1, 500, 20_000).astype(np.uint16)]
-    return start_state(config.model, config.train, config.optim, shards, 3, World())
+    return start_state(config.model, config.train, config.optim, shards, 3, world or World())
 
 
 def generators() -> list[Any]:
@@ -191,11 +194,39 @@ class Together(World):
         return tensor
 
 
-def on_threads(size: int, config: RunConfig, work: Callable[[TrainState, World], Any]) -> list[tuple[Any, list[int]]]:
+@dataclass(frozen=True, kw_only=True)
+class Training(Together):
+    """A rank among threads that train."""
+
+    def max_(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Over the threads."""
+        rows = [torch.zeros_like(tensor) for _ in range(self.size)]
+        rows[self.rank] = tensor
+        return tensor.copy_(self.sum_(torch.stack(rows)).amax(0))
+
+    def largest(self, *values: float) -> list[float]:
+        """Over the threads."""
+        return list(self.max_(torch.tensor(values, dtype=torch.float64)).tolist())
+
+    def mean_(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Over the threads."""
+        for tensor in tensors:
+            self.sum_(tensor).div_(self.size)
+
+    def gather(self, rows: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        """Of the threads."""
+        whole = torch.zeros(self.size, *rows.shape, dtype=rows.dtype)
+        whole[self.rank] = rows
+        return self.sum_(whole).flatten(0, 1), False
+
+
+def on_threads(
+    size: int, config: RunConfig, work: Callable[[TrainState, World], Any], kind: type[Together] = Together
+) -> list[tuple[Any, list[int]]]:
     """What ranks find, and the rows that each of them has scored."""
     meet, board = threading.Barrier(size, timeout=60), dict[int, torch.Tensor]()
-    worlds = [Together(rank=rank, size=size, meet=meet, board=board) for rank in range(size)]
-    states = [started(config) for _ in worlds]
+    worlds = [kind(rank=rank, size=size, meet=meet, board=board) for rank in range(size)]
+    states = [started(config, world) for world in worlds]
     for state, world in zip(states, worlds):
         forward = state.model.nll
 
@@ -239,3 +270,33 @@ def test_ranks_share_the_choice_of_an_average() -> None:
     shared = on_threads(2, config, choose)
     assert [found for found, _ in shared] == [alone] * 2 and len(set(alone["withheld_losses"].values())) == 2
     assert all(sum(mine) <= sum(rows) / 2 + 2 for _, mine in shared)
+
+
+@pytest.mark.fault(row="F18")
+@pytest.mark.parametrize("culprit", [0, 1])
+def test_every_rank_tells_whose_fault_a_bad_loss_is(culprit: int) -> None:
+    """Also those whose own loss was sound, and whose weights are all spoiled when they hear of it."""
+    config = short("tiny", "train.micro_batch_tokens=512", "train.val_every=0", "train.checkpoint_every=0")
+
+    def spoiled(state: TrainState, world: World) -> str:
+        class Spoiling(RunWatch):
+            """One rank's weight is no number from its third step on."""
+
+            def phase(self, name: str) -> None:
+                """Hook."""
+                super().phase(name)
+                if name == "data" and state.step == 2 and world.rank == culprit:
+                    with torch.no_grad():
+                        state.model.get_parameter("blocks.1.mlp.fc.weight")[0].fill_(torch.nan)
+
+        watch = Spoiling(
+            state, config, world, Console(quiet=True), Stopwatch(state.clock.now), {},
+            tell=lambda event: None, validate=dict, save=lambda state, watched: None, stop_asked=lambda: False,
+            compiled=False,
+        )  # fmt: skip
+        with pytest.raises(RuleError) as caught:
+            fit(state, config.train, config.optim, world, watch, False)
+        return caught.value.what
+
+    found = [said for said, _ in on_threads(2, config, spoiled, Training)]
+    assert found == ["the loss is nan: the weight blocks.1.mlp.fc.weight is not finite, at step 3"] * 2

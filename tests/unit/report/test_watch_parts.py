@@ -200,6 +200,17 @@ def test_a_stall_is_seen_between_log_lines_that_are_far_apart(
         assert seen < even and shortfall(seen, planned), at
 
 
+def test_what_a_step_leaves_to_do_until_its_log_line_is_a_part_of_it() -> None:
+    """An average that takes weights in, or what a GPU has still to do of what the host has asked for."""
+    pace, elapsed = Pace(100, 0, 0.0, 0.0), 0.0
+    for step in range(1, 201):
+        pace.passed(step, elapsed + 0.5)
+        elapsed += 30.75 if step == 100 else 0.75
+        pace.event({"event": "step", "step": step, "elapsed_s": elapsed})
+    pace.event({"event": "val", "step": 200, "elapsed_s": elapsed})
+    assert tokens_planned(pace, "wallclock_cap", 10**6) == 100 * (200 + 30 / 0.75)
+
+
 def test_a_stall_in_the_last_step_and_the_choice_of_an_average() -> None:
     pace = Pace(100, 0, 0.0, 0.0, QUEUED_STEPS)
     for step in range(1, 103):
@@ -225,9 +236,10 @@ PRESETS = ("baseline_sp1024", "demo", "tiny", "leader_tiny", "pr1394_tiny", "pr1
 
 
 @pytest.mark.parametrize("looping", [False, True])
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", (*PRESETS, "tiny model.aux_loss=multi_token", "tiny model.embed=untied"))
 def test_operations_are_those_that_torch_counts(preset: str, looping: bool) -> None:
-    config = resolve(preset).config.model
+    preset, *sets = preset.split()
+    config = resolve(preset, sets).config.model
     model = GPT(config).settle(torch.device("cpu"), "float32", "reference")
     model.looping = looping
     ids = torch.randint(2, config.vocab_size, (1, 64))

@@ -53,17 +53,17 @@ class Ternary(Part):
                 )
 
     def cover(self, model: Any) -> None:
-        """Every matrix but those of the blocks that are left out."""
+        """Every matrix but those that are left out."""
         model.treat(self, lambda spec, passes: self.covers(spec))
 
     def covers(self, spec: ParamSpec) -> bool:
         """Whether a matrix is one of those."""
-        return self.blocks in ("all", spec.role) or spec.role not in (ATTN, MLP)
+        return self.blocks in ("all", spec.role) if spec.role in (ATTN, MLP) else self.tables == "fp8"
 
     def weights(self, weight: "Tensor", role: str) -> "Tensor":
         """The values used forward, the identity backward."""
         if role not in (ATTN, MLP):
-            return weight if self.tables == "float" else eighth(weight).detach() + (weight - weight.detach())
+            return eighth(weight).detach() + (weight - weight.detach())
         groups = weight.reshape(-1, self.group)
         scale = groups.abs().mean(-1, keepdim=True).clamp_min(1e-8)
         if self.scales == "float16":
