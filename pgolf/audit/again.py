@@ -23,6 +23,8 @@ from pgolf.audit.verdict import CASE_SCHEMA, VIOLATED
 from pgolf.config.load import resolve
 from pgolf.core.errors import ConfigError, InputError
 from pgolf.dataset import BOS, open_dataset
+from pgolf.stages.evaluate import as_scored
+from pgolf.stages.inputs import used_as
 from pgolf.stages.model_files import load_model
 
 
@@ -55,8 +57,10 @@ def made(about: dict[str, Any], where: str, run_programs: bool) -> Subject:
             raise InputError("the model is not the one that was audited", str(model.path), "give it back its file")
         dataset = open_dataset(Path(about["data"]), None, model.config.model.vocab_size)
         values = dict(about["method"])
-        stored = {about["stage"]: {"method": values.pop("name"), **values}}
-        method = getattr(resolve(stored=stored, stored_name=where).config, about["stage"])
+        stored = {"model": about["architecture"], about["stage"]: {"method": values.pop("name"), **values}}
+        resolved = resolve(stored=stored, stored_name=where)
+        method = getattr(resolved.config, about["stage"])
+        model = as_scored(used_as(model, resolved), method)
         if about["reduced"]:
             method, _ = reduced(method, about["targets"])
         vocabulary = tokenizer_vocabulary(dataset.tokenizer, model.config.model.vocab_size, BOS)

@@ -24,8 +24,8 @@ from pgolf.stages.model_files import ModelFile, load_model
 from pgolf.stages.quantize import quantize
 from pgolf.stages.train import train
 
-STEPS = 3
-"""Steps of a training that is made three times."""
+STEPS, ROW_TOKENS = 3, 128
+"""Steps of a training that is made three times, and tokens of its rows unless the model needs longer ones."""
 
 
 def bytes_finding(folder: Path, tokenizer: Path | None, console: Console) -> Finding:
@@ -67,9 +67,22 @@ def decoy(dataset: Dataset, folder: Path, seed: int) -> Dataset:
 
 
 def small_training(model: ModelFile) -> Resolved:
-    """The model's own way of training, cut down to a few short steps. ConfigError if it cannot be."""
-    options = model.config.train
-    tokens = min(options.seq_len, 128)
+    """The model's own way of training, cut down to a few steps, in rows that are as short as its windows allow.
+    ConfigError if it cannot be.
+    """
+    own = model.config.train.seq_len
+    tokens = min(own, ROW_TOKENS)
+    while True:
+        try:
+            return cut_training(model, tokens)
+        except ConfigError:
+            if tokens == own:
+                raise
+            tokens = min(2 * tokens, own)
+
+
+def cut_training(model: ModelFile, tokens: int) -> Resolved:
+    """The same with rows of so many tokens. ConfigError if it cannot be trained so."""
     sets = [
         f"train.iterations={STEPS}",
         f"train.seq_len={tokens}",
@@ -84,7 +97,9 @@ def small_training(model: ModelFile) -> Resolved:
         sets += ["quant.calibration_seqs=2", f"quant.calibration_seq_len={tokens}"]
     if isinstance(model.config.quant, Checked):
         sets.append("quant.max_gap=0")
-    return resolve(stored=model.stored, sets=sets)
+    found = resolve(stored=model.stored, sets=sets)
+    found.config.check_training()
+    return found
 
 
 def made_of(dataset: Dataset, resolved: Resolved, place: Path) -> str:

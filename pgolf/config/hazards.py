@@ -8,7 +8,6 @@ sentence with its result.
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from pgolf.core.evals.document import DocumentEval
 from pgolf.core.model.params import ATTN, MLP
 from pgolf.core.model.parts.by_document import ByDocument
 from pgolf.core.model.parts.factored_embed import FactoredEmbed
@@ -181,9 +180,11 @@ def grown(config: Recipe, length: int) -> int:
 
 
 def other_base(config: Recipe, stage: str) -> bool:
-    """Windows of a length, or of many lengths, whose rotary base is not the one of training."""
+    """Windows of a length, or of many lengths, whose rotary base is not the one of training. Documents that are scored
+    without adapters are filled up to the window then.
+    """
     method = getattr(config, stage)
-    lengths = [method.seq_len, *([1] if isinstance(method, DocumentEval | LoraTtt) else [])]
+    lengths = [method.seq_len, *([1] if isinstance(method, LoraTtt) else [])]
     return any(grown(config, length) != grown(config, config.row_tokens) for length in lengths)
 
 

@@ -14,6 +14,8 @@ from pgolf.stages.eval_partial import PartialLedger
 
 SAVE_S, SHOW_S, TELL_S = 10.0, 0.5, 30.0
 """Seconds between two saves, two live lines, and two lines where nothing is live."""
+SHARE = 0.02
+"""Of the time, what saves may take, and live lines: over a full validation split each save is 160 MB."""
 
 
 class ScoringWatch(EvalWatch):
@@ -137,14 +139,22 @@ class ScoringWatch(EvalWatch):
             forecast = self.timer.forecast(*self.progress(ledger))
             self.console.warn(f"{self.label} will take about {forecast:.0f} s, its budget is {self.timer.budget_s:g} s")
         if moment - self.shown_s >= SHOW_S and self.line.live is not None:
-            self.shown_s = moment
             self.line.show(self.text(ledger))
+            self.shown_s = self.rested(moment, SHOW_S)
         elif moment - self.told_s >= TELL_S and self.line.live is None:
             self.told_s = moment
             self.console.line(self.text(ledger))
         if self.partial and self.world.leads and moment - self.saved_s >= SAVE_S:
+            began = self.timer.now()
             self.partial.save(ledger.losses, self.timer.seconds(), self.stopped_at)
-            self.saved_s = self.timer.now()
+            self.saved_s = self.rested(began, SAVE_S)
+
+    def rested(self, began_s: float, pause_s: float) -> float:
+        """From when the pause counts before something is done again that began then: from now, or from later where it
+        took so long that it would take more than its share of the time.
+        """
+        ended_s = self.timer.now()
+        return ended_s + max((ended_s - began_s) / SHARE - pause_s, 0.0)
 
     def text(self, ledger: Ledger) -> str:
         """Progress, BPB so far, speed, time to go."""

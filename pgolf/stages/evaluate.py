@@ -185,10 +185,10 @@ def warn_of_little(watch: ScoringWatch, method: Any, targets: int) -> None:
     if not watch.weight_steps + watch.adapter_steps:
         watch.console.warn(f"{named}: nothing was learned, chunks are too long or have no epochs (ttt.chunk_tokens)")
     if watch.phases < wanted:
-        watch.console.warn(
-            f"{named}: the weights learned in {watch.phases} of {wanted} phases, documents or tokens are too few for "
-            "the others (ttt.prefix_docs, ttt.base.chunk_tokens)"
-        )
+        why = "documents or tokens are too few for the others (ttt.prefix_docs, ttt.base.chunk_tokens)"
+        if not method.base.epochs:
+            why = "which have no epochs (ttt.base.epochs)"
+        watch.console.warn(f"{named}: the weights learned in {watch.phases} of {wanted} phases, {why}")
 
 
 def run_method(

@@ -38,12 +38,18 @@ def rescored(model: ModelFile, preset: str, sets: list[str], console: Console) -
     if not changed or not all(text.split(".")[1] in HOW_WEIGHTS_ARE_USED for text in changed):
         return model, model_config(model, preset, sets)
     warn_of_change(changed, console)
-    return reshaped(model, used_as(model, resolved.config.model), tuple(changed)), resolved
+    return used_as(model, resolved), resolved
 
 
-def used_as(model: ModelFile, config: ModelConfig) -> ModelConfig:
-    """The file's own model, its weights used as another configuration says."""
-    return dataclasses.replace(model.config.model, **{name: getattr(config, name) for name in HOW_WEIGHTS_ARE_USED})
+def used_as(model: ModelFile, resolved: Resolved) -> ModelFile:
+    """The file's own model, its weights used as a configuration says, and marked with what that changes. ConfigError if
+    weights are missing.
+    """
+    changed = changed_keys(model.stored["model"], resolved.values["model"], "model")
+    if not changed:
+        return model
+    ways = {name: getattr(resolved.config.model, name) for name in HOW_WEIGHTS_ARE_USED}
+    return reshaped(model, dataclasses.replace(model.config.model, **ways), tuple(changed))
 
 
 def warn_of_change(changed: Sequence[str], console: Console) -> None:

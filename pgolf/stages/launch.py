@@ -152,7 +152,9 @@ def score_on_ranks(
     console: Console,
     how: "Scoring",
 ) -> dict[str, Any]:
-    """What `run_method` does, on this many processes, with the method that `resolved` has."""
+    """What `run_method` does, on this many processes, with the method that `resolved` has. The document also has the
+    warnings of this process, which the ranks do not repeat.
+    """
     place = "cpu" if device == "cpu" else "cuda"
     kept = how.partial.path if how.partial else None
     began = time.monotonic() if how.began_s is None else how.began_s
@@ -325,12 +327,10 @@ def score_as_rank(order: Order, facts: dict[str, Any], world: "World", console: 
     """Score a model together with the other ranks; the score document."""
     from pgolf.stages.eval_partial import PartialLedger
     from pgolf.stages.evaluate import Scoring, run_method
-    from pgolf.stages.inputs import changed_keys, reshaped, used_as
+    from pgolf.stages.inputs import used_as
     from pgolf.stages.model_files import load_model
 
-    model, stage = load_model(Path(facts["model"])), facts["stage"]
-    if changed := changed_keys(model.stored["model"], order.resolved.values["model"], "model"):
-        model = reshaped(model, used_as(model, order.resolved.config.model), tuple(changed))
+    model, stage = used_as(load_model(Path(facts["model"])), order.resolved), facts["stage"]
     how = Scoring(
         world=world,
         clock=facts["clock"],

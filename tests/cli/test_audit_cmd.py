@@ -3,11 +3,15 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from harness import run_here
 
+from pgolf.audit.bench import Level
+from pgolf.audit.engine import examine
+from pgolf.audit.subject import InProcess
 from pgolf.core.shards import write_shard
 
 QUICK = ("--targets", 240, "--quiet", "--json")
@@ -84,6 +88,56 @@ def test_training_never_opens_the_validation_split(tiny_run: Path) -> None:
     dataset = open_dataset(tiny_run / "data", None, 512)
     finding = provenance(model, dataset, None, Console(quiet=True))
     assert finding.verdict == "NOT-VIOLATED", finding.what
+
+
+def test_a_training_with_long_windows_is_cut_down_too(tiny_run: Path, tmp_path: Path) -> None:
+    from pgolf.audit.dataset import provenance, small_training
+    from pgolf.dataset import open_dataset
+    from pgolf.report.console import Console
+    from pgolf.stages.model_files import load_model
+
+    sets = ("train.iterations=1", "train.seq_len=256", "train.batch_tokens=512", "train.micro_batch_tokens=512")
+    window = ("model.window=sliding", "model.window.full_layers=1", "model.window.tokens=130")
+    words = [word for text in (*sets, *window) for word in ("--set", text)]
+    run_here("train", tiny_run / "data", "--out", tmp_path, "--preset", "tiny", "--quiet", *words).good()
+    model = load_model(tmp_path / "checkpoint.safetensors")
+    assert small_training(model).config.train.seq_len == 256
+    finding = provenance(model, open_dataset(tiny_run / "data", None, 512), None, Console(quiet=True))
+    assert finding.verdict == "NOT-VIOLATED", finding.what
+
+
+def test_a_replay_uses_the_model_as_the_audit_did(tiny_run: Path, tmp_path: Path) -> None:
+    """With its passes through the loop, its windows and its rotary frequencies."""
+    from pgolf.audit.again import made
+    from pgolf.audit.evaluator import Asked, audit_method
+    from pgolf.dataset import open_dataset
+    from pgolf.report.console import Console
+    from pgolf.stages.inputs import rescored
+    from pgolf.stages.model_files import load_model
+
+    loop = ("model.loop=layers", "model.loop.start=0", "model.loop.end=1", "train.iterations=1")
+    words = [word for text in loop for word in ("--set", text)]
+    run_here("train", tiny_run / "data", "--out", tmp_path, "--preset", "tiny", "--quiet", *words).good()
+    window = ("model.window=sliding", "model.window.full_layers=1", "model.window.tokens=8")
+    sets = ["eval.num_loops=1", "eval.rope=ntk", "eval.rope.trained=16", *window]
+    console = Console(quiet=True)
+    model, resolved = rescored(load_model(tmp_path / "checkpoint.safetensors"), "", sets, console)
+    dataset = open_dataset(tiny_run / "data", None, 512)
+    level = Level(name="quick", targets=240, flips=1, flips_total=1, sweeps=1, values=2)
+    audited: list[InProcess] = []
+
+    def noted(subject: InProcess, *given: Any, **more: Any) -> Any:
+        audited.append(subject)
+        return examine(subject, *given, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pgolf.audit.evaluator.examine", noted)
+        document = audit_method(model, dataset, "eval", resolved.config.eval, Asked(level=level), console)
+    again = made(json.loads(json.dumps(document["subject"])), "test", False)
+    assert isinstance(again, InProcess)
+    assert again.model.config == audited[0].model.config and again.method == audited[0].method
+    tokens = dataset.validation()[0][:200].astype(np.int64)
+    assert again.run(tokens).nll.tobytes() == audited[0].run(tokens).nll.tobytes()
 
 
 def test_an_artifact(tiny_run: Path, tmp_path: Path) -> None:

@@ -87,6 +87,19 @@ def test_two_ranks_give_the_score_of_one(argv: list[object], tmp_path: Path, set
     assert json.loads((tmp_path / "score.json").read_text())["score"] == two["score"]
 
 
+def test_a_score_of_two_ranks_has_the_warnings_of_one(argv: list[object], tiny_run: Path, tmp_path: Path) -> None:
+    data = dataset_of(tiny_run, tmp_path / "shards", val_tokens(tiny_run)[:700])
+    window = ("model.window=sliding", "model.window.full_layers=1", "model.window.tokens=8", "eval.rope=yarn")
+    words = ["--set", "eval.rope.trained=16", *(word for text in window for word in ("--set", text))]
+    line = ["eval", argv[0], "--data", data, "--quiet", "--json", *words]
+    one, two = run_here(*line).good(), run_here(*line, "--gpus", 2, "--device", "cpu").good()
+    assert sorted(one.document["warnings"]) == sorted(two.document["warnings"])
+    for text in ("model.window.kind none -> sliding", "rope -> yarn", "has no manifest"):
+        (warning,) = (one for one in two.document["warnings"] if text in one)
+        assert two.err.count(warning) == 1
+    assert one.document["score"] == two.document["score"]
+
+
 @pytest.mark.parametrize(
     "sets",
     [("method=lora",), ("method=phased", "phases=2", "prefix_docs=2", "base.chunk_tokens=128", "base.train_seqs=2")],

@@ -1,6 +1,7 @@
 """The clocks of an evaluation, on a clock that the test winds."""
 
 import itertools
+from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ from pgolf.core.dist import World
 from pgolf.core.errors import RuleError
 from pgolf.core.evals.context_slot import SlotAdamW
 from pgolf.core.evals.document import DocumentEval
-from pgolf.core.evals.ledger import evaluate
+from pgolf.core.evals.ledger import Ledger, evaluate
 from pgolf.core.evals.plain import PlainEval
 from pgolf.core.evals.sliding import SlidingEval
 from pgolf.core.model.gpt import GPT
@@ -193,7 +194,8 @@ def test_tuning_counts_as_adaptation(tiny_model: Any, monkeypatch: pytest.Monkey
         (replace(PHASED, prefix_docs=20), 3 + 5, 2, ""),
         (PHASED, 3, 1, "learned in 1 of 2 phases"),
         (replace(PHASED, prefix_docs=100), 15, 1, "learned in 1 of 2 phases"),
-        (replace(PHASED, base=replace(BASE, chunk_tokens=5000)), 0, 0, "learned in 0 of 2 phases"),
+        (replace(PHASED, base=replace(BASE, chunk_tokens=5000)), 0, 0, "learned in 0 of 2 phases, documents or tokens"),
+        (replace(PHASED, prefix_docs=20, base=replace(BASE, epochs=0)), 0, 0, "0 of 2 phases, which have no epochs"),
     ],
 )
 def test_what_was_learned_is_counted_and_too_little_is_told(
@@ -302,6 +304,35 @@ def test_where_tuning_ended_before_a_kill_it_stays_ended(make_model: Any, tiny_c
     assert watch.document()["adaptation_stopped_at"] == found[2]
     bare = evaluate(make_model(tiny_config), TOKENS, CHARGES, SlidingEval(seq_len=16, stride=4, batch_seqs=5))[1].losses
     np.testing.assert_allclose(losses[found[2] :], bare[found[2] :], atol=1e-5)
+
+
+@pytest.mark.parametrize(("cost", "saves", "shown"), [(0.0, 10, 200), (2.0, 1, 1), (0.3, 6, 7)])
+def test_saving_and_showing_take_little_of_the_time(
+    tiny_model: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch, cost: float, saves: int, shown: int
+) -> None:
+    """A hundred seconds of scoring, and how often either was done that costs so much."""
+    time, counts = SimpleNamespace(now=0.0), Counter[str]()
+
+    def costly(name: str) -> Any:
+        def work(*given: Any) -> str:
+            counts[name] += 1
+            time.now += cost
+            return ""
+
+        return work
+
+    monkeypatch.setattr(PartialLedger, "save", costly("save"))
+    monkeypatch.setattr(ScoringWatch, "text", costly("show"))
+    ledger = Ledger(tiny_model, TOKENS, CHARGES, PlainEval())
+    for partial, live in ((PartialLedger(tmp_path / "ledger", "key"), None), (None, SimpleNamespace(update=str))):
+        time.now = 0.0
+        timer = EvalClock(0.0, "strict", 0.0, lambda: time.now)
+        watch = ScoringWatch("eval", timer, Console(quiet=True), ProgressLine(live), World(), partial)
+        watch.told_s = np.inf
+        while time.now < 100:
+            time.now += 0.25
+            watch.advanced(ledger)
+    assert (counts["save"], counts["show"]) == (saves, shown)
 
 
 @pytest.mark.parametrize("damage", ["key", "targets", "bit", "schema"])

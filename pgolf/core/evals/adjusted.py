@@ -55,8 +55,8 @@ class AdjustedLedger(Ledger):
                     adjustment.learn(self.done)
             if self.tunes:
                 self.tuning = self.watch.adapting(self)
-            places = enumerate(begins[1:lot].tolist(), 1)
-            count = next((place for place, begin in places if self.pauses(begin)), min(lot, len(windows)))
+            most = min(lot, len(windows))
+            count = next((place for place in range(1, most) if self.pauses(int(begins[place]))), most)
             super().score(windows[:count], length)
             windows, begins, ends = windows[count:], begins[count:], ends[count:]
 

@@ -33,7 +33,8 @@ class TorchCompile:
         def hidden(ids_BT: "Tensor", starts: "list[Any] | None" = None, start: int = 0) -> "Tensor":
             if torch.is_grad_enabled():
                 return eager(ids_BT, starts, start)
-            return graph(F.pad(ids_BT, (0, 0, 0, rows - len(ids_BT))), starts, start)[: len(ids_BT)]
+            filled = F.pad(ids_BT, (0, 0, 0, rows - len(ids_BT)))
+            return graph(filled, starts or model.starts(filled), start)[: len(ids_BT)]
 
         model.hidden = hidden  # type: ignore[method-assign]
         ids = torch.zeros(rows, length, dtype=torch.int64, device=next(model.parameters()).device)

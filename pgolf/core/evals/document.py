@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pgolf.core.errors import ConfigError
 from pgolf.core.evals.sliding import SlidingEval, sliding_windows
 
 if TYPE_CHECKING:
@@ -22,6 +23,11 @@ class DocumentEval(SlidingEval):
 
     bos_id: int = 1
     """Token that begins a document."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.bos_id < 0:
+            raise ConfigError(f"bos_id must not be negative, not {self.bos_id}", "bos_id")
 
     def alone(self) -> bool:
         """No window crosses."""

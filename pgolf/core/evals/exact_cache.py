@@ -68,7 +68,7 @@ class Caching(Adjustment):
 
         if len(context) + 1 not in self.orders:
             what = f"the model has counts of order {len(context) + 1}, the cache of {', '.join(map(str, self.orders))}"
-            raise ConfigError(what, "eval.cache", "choose lowest, highest and step so that the model's is among them")
+            raise ConfigError(what, "cache", "choose lowest, highest and step so that the model's is among them")
         table = self.tables[self.orders.index(len(context) + 1)]
         counts = table.setdefault(np.array(context, np.uint16).tobytes(), {})
         assert isinstance(counts, dict)

@@ -45,7 +45,7 @@ class HedgeMixer(Adjuster):
     def begin(self, ledger: "AdjustedLedger") -> "Hedging":
         """Nothing counted. ConfigError for a vocabulary whose pairs take too much memory."""
         if (size := ledger.model.config.vocab_size) > MOST_IDS:
-            raise ConfigError(f"pairs of {size:,} ids need {4 * size**2:,} bytes", "eval.mixer", "set eval.mixer=none")
+            raise ConfigError(f"pairs of {size:,} ids need {4 * size**2:,} bytes", "mixer", "set mixer=none")
         return Hedging(ledger, self)
 
 

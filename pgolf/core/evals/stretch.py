@@ -17,7 +17,7 @@ def rope_of(model: "GPT") -> Rope:
     position = model.config.position
     if type(position) is not Rope or position.reference:
         what = "the model stretches its rotary frequencies itself"
-        raise ConfigError(what, "eval.rope", "set eval.rope=as_trained")
+        raise ConfigError(what, "rope", "set rope=as_trained")
     return position
 
 

@@ -110,6 +110,13 @@ def test_a_recorded_ledger_shows_private_tokens_through_the_gate() -> None:
     assert trial.events == [("look", 7, 8, 0)] and [target for target, _ in trial.late] == [6]
 
 
+def test_the_documents_count_the_rows() -> None:
+    text = " ".join((Path(__file__).parents[3] / "docs" / "legality.md").read_text().split())
+    count = sum(bool(case.caught) for case in cases())
+    assert f"{count} methods, byte counts, trainings and sizes that break a rule" in text
+    assert f"and {len(list(cases())) - count} that break none" in text
+
+
 def test_specimens_are_in_no_catalog() -> None:
     from pgolf.catalog import CATALOG
 

@@ -103,7 +103,7 @@ def test_every_row_has_its_case_and_names_keys_that_there_are() -> None:
     [
         ([*TERNARY, "train.average=ema"], "model.precision, train.average"),
         (["train.qat=soft_round", "train.average=emas"], "train.qat, train.average"),
-        ([*GROWN, "eval.method=document"], "model.position.reference, eval.seq_len, eval.method"),
+        ([*GROWN, "eval.method=document", "eval.seq_len=48"], "model.position.reference, eval.seq_len, eval.method"),
         (["model.key_offset=partial", "ttt.method=phased"], "model.key_offset, ttt"),
     ],
 )
@@ -120,6 +120,7 @@ def test_relatives_are_warned_of_too(sets: list[str], case: str) -> None:
         [*LOOP, *SGD, "ttt.lr=0.1", "ttt.looped_rate=0"],
         [*LOOP, "model.loop.end=1", "train.qat=noise", "train.qat.bits=6"],
         ["train.seq_len=64", "eval.seq_len=32", "ttt.seq_len=32"],
+        [*GROWN, "eval.method=document"],
         ["quant.method=by_role", "quant.attn.method=ternary", "quant.mlp.method=float", "train.average=ema"],
     ],
 )

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import time
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
@@ -22,7 +23,7 @@ from pgolf.core.evals.document import DocumentEval
 from pgolf.core.evals.exact_cache import Caching, ExactCache
 from pgolf.core.evals.hedge import HedgeMixer
 from pgolf.core.evals.ledger import EvalWatch, Ledger, evaluate
-from pgolf.core.evals.online_bias import OnlineBias
+from pgolf.core.evals.online_bias import Biasing, OnlineBias
 from pgolf.core.evals.plain import PlainEval
 from pgolf.core.evals.sliding import SlidingEval, sliding_windows
 from pgolf.core.evals.temperature import FixedTemperature
@@ -125,6 +126,25 @@ def test_neither_batches_nor_replays_change_one_bit(tiny_model, slots):
     losses = [losses_of(tiny_model, tokens, replace(method, batch_seqs=size)) for size in (4, 4, 1, 7, 64)]
     for other in losses[1:]:
         assert other.tobytes() == losses[0].tobytes()
+
+
+def test_looking_for_pauses_takes_time_in_proportion_to_the_windows(tiny_model, monkeypatch):
+    """A full validation split has 600,000 windows and an adjuster that learns in chunks 5,000 pauses."""
+    lots = []
+
+    def score(self, windows, length=0):
+        lots.append(len(windows))
+        self.done += int((windows[:, 2] - windows[:, 1]).sum())
+
+    monkeypatch.setattr(Ledger, "score", score)
+    monkeypatch.setattr(Biasing, "learn", lambda self, position: setattr(self, "since", position))
+    targets = 1 << 20
+    method = SlidingEval(seq_len=16, stride=4, bias=OnlineBias(chunk_tokens=512))
+    ledger = AdjustedLedger(tiny_model, np.zeros(targets + 1, np.int64), np.ones(targets), method)
+    began = time.process_time()
+    method.run(ledger)
+    assert time.process_time() - began < 3
+    assert ledger.done == targets and len(lots) == targets // 512 and sum(lots) == len(sliding_windows(targets, 16, 4))
 
 
 def test_scoring_with_adjusters_leaves_the_model_alone(tiny_model):

@@ -13,6 +13,8 @@ from torch._dynamo.testing import CompileCounter
 from torch.nn.attention import flex_attention as flex_module
 
 from pgolf.core.errors import ConfigError, SetupError
+from pgolf.core.evals.compiled import TorchCompile
+from pgolf.core.evals.plain import PlainEval
 from pgolf.core.model import attend as attend_module
 from pgolf.core.model.attend import BACKENDS, attend, choose_attention, cu_seqlens, seen, seen_blocks
 from pgolf.core.model.config import ModelConfig, attention_names
@@ -340,6 +342,27 @@ def test_a_number_of_documents_not_met_before_compiles_nothing(calls, monkeypatc
         for count in (1, 70, 140, 250):
             row[0, torch.arange(count) * 300] = 1
             sums.add(float(forward(row, row, model.starts(row))))
+    assert counter.frame_count == 1 and len(sums) == 4
+    torch.compiler.reset()
+
+
+def test_a_compiled_evaluation_is_one_graph_whatever_the_number_of_documents(calls, monkeypatch, make_model):
+    def cheap(q: Any, k: Any, v: Any, cu: Any, *rest: Any, **options: Any) -> Any:
+        return q + (cu.diff() > 0).sum()
+
+    monkeypatch.setattr(sys.modules[FLASH["fa3"]], "flash_attn_varlen_func", cheap)
+    counter, compiler = CompileCounter(), torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model, dynamic: compiler(model, dynamic=dynamic, backend=counter))
+    model, sums = make_model(ModelConfig(**TINY, documents=ByDocument(max_tokens=0))), set()
+    model.attention_backend = "fa3"
+    torch.compiler.reset()
+    PlainEval(seq_len=512, batch_seqs=4, compiler=TorchCompile()).arrange(model)
+    assert counter.frame_count == 1
+    with torch.no_grad():
+        for rows, count in ((4, 2), (4, 9), (3, 15), (1, 1)):
+            ids = torch.full((rows, 512), 7)
+            ids[:, torch.arange(count) * 30] = 1
+            sums.add(float(model.hidden(ids).sum()))
     assert counter.frame_count == 1 and len(sums) == 4
     torch.compiler.reset()
 

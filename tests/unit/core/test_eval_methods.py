@@ -175,8 +175,9 @@ def test_frequencies_are_stretched_once(make_model, tiny_config):
     for position in (Rope(reference=16), Yarn()):
         model = make_model(replace(tiny_config, position=position))
         for rope in (NtkRope(), YarnRope()):
-            with pytest.raises(ConfigError, match="stretches its rotary frequencies itself"):
+            with pytest.raises(ConfigError, match="stretches its rotary frequencies itself") as caught:
                 losses_of(model, stream(20), PlainEval(seq_len=32, rope=rope))
+            assert (caught.value.where, caught.value.fix) == ("rope", "set rope=as_trained"), "of eval or of ttt"
 
 
 def test_a_direct_computation_of_a_documents_loss(tiny_model):
@@ -193,6 +194,7 @@ def test_a_direct_computation_of_a_documents_loss(tiny_model):
     "make",
     [
         lambda: DocumentEval(seq_len=16, stride=17),
+        lambda: DocumentEval(bos_id=-1),
         lambda: OverlapEval(seq_len=16, overlap=16),
         lambda: OverlapEval(overlap=-1),
         lambda: NtkRope(trained=0),
