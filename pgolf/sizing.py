@@ -76,11 +76,13 @@ KEPT_BITS = {
 }
 """Bits per value of Gaussian float16 and float32 tensors as coded."""
 SCALE_BYTES = 1.2
-"""Bytes of a row's float16 scale as coded, where rows' deviations differ by some 5 %."""
+"""Bytes of a row's or group's float16 scale as coded, where rows' deviations differ by some 5 %."""
 CODE_BYTES_GUESS, RANS_BYTES = 15_000, 4_400
 """Typical size of the packed script, and what rans adds to it; `pgolf bundle` gives the exact one."""
 SMALL_MODEL_BYTES = 15_000
 """What trained weights may differ by, however small the model: it widens the interval of small artifacts."""
+FINE = 0.02
+"""Steps, in standard deviations, below which entropy is that of the density to four decimals."""
 TENSOR_OVERHEAD_BYTES = 8
 FIXED_OVERHEAD_BYTES = 900
 
@@ -95,7 +97,9 @@ class Prediction:
 
 
 def gaussian_entropy(step: float) -> float:
-    """Entropy in bits of round(x / step) for a standard normal x."""
+    """Entropy in bits of round(x / step) for a standard normal x: of fine steps that of x less log2(step)."""
+    if step < FINE:
+        return 0.5 * math.log2(2 * math.pi * math.e) - math.log2(step)
     cdf, total, index = NormalDist().cdf, 0.0, 0
     while True:
         share = cdf((index + 0.5) * step) - cdf((index - 0.5) * step)
@@ -106,13 +110,13 @@ def gaussian_entropy(step: float) -> float:
 
 
 def coded_bits(entropy: float, codec: str) -> float:
-    """Bits per weight after a compressor, interpolated between the measured points; the entropy itself for one that was
-    not measured.
+    """Bits per weight after a compressor, interpolated between the measured points; the entropy itself, of which a byte
+    holds at most 8, for one that was not measured.
     """
     if codec == "store":
         return 8.0
     if codec not in CODED_BITS:
-        return entropy
+        return min(entropy, 8.0)
     points = CODED_BITS[codec]
     if entropy <= points[0][0]:
         return entropy * points[0][1] / points[0][0]
@@ -129,7 +133,15 @@ def predict_tensor(spec: ParamSpec, config: RunConfig) -> Prediction:
         return kept(spec, codec, control_dtype(config.quant))
     bits = coded_bits(gaussian_entropy(step), codec)
     scale = SCALE_BYTES if codec in CODED_BITS else 2.0
-    return Prediction(spec, bits, spec.numel * bits / 8 + scale * spec.shape[0] + TENSOR_OVERHEAD_BYTES)
+    count = scale_count(spec, config.quant)
+    return Prediction(spec, bits, spec.numel * bits / 8 + scale * count + TENSOR_OVERHEAD_BYTES)
+
+
+def scale_count(spec: ParamSpec, quantizer: Any) -> int:
+    """How many scales a coded parameter has: one for each row, or for each of its groups."""
+    rows, columns = spec.shape
+    own = quantizer.quantizers()[spec.role] if hasattr(quantizer, "quantizers") else quantizer
+    return int(rows * -(-columns // getattr(own, "group", columns)))
 
 
 def control_dtype(quantizer: Any) -> str:

@@ -338,6 +338,7 @@ def quantize(
                 "bytes": entry["bytes"],
                 "fresh": entry["fresh"],
                 **figures,
+                "warnings": list(dict.fromkeys([*figures["warnings"], *console.warnings])),
                 "seconds": entry["seconds"],
             }
         )
@@ -425,7 +426,8 @@ def compress(
     from pgolf.core.dist import pick_device
 
     pick_device(device, 0)
-    entry = run_stage(quantized, out, resolved, Console(quiet), force)
+    console = Console(quiet)
+    entry = run_stage(quantized, out, resolved, console, force)
     figures = entry["figures"]
     if as_json:
         print_json(
@@ -435,6 +437,7 @@ def compress(
                 "sha256": entry["sha256"],
                 "fresh": entry["fresh"],
                 **figures,
+                "warnings": console.warnings,
                 "seconds": entry["seconds"],
             }
         )

@@ -88,11 +88,12 @@ class Worth:
 
 @dataclass(frozen=True)
 class Steps:
-    """How the steps of a quantizer are scaled: by one factor and one for each role. A quantizer by role has the second
-    alone, for those roles that have steps.
+    """How the steps of a quantizer are scaled: by one factor and one for each role that the model has. A quantizer by
+    role has the second alone, for those roles that have steps.
     """
 
     quantizer: Any
+    roles: frozenset[str] = frozenset((EMBED, ATTN, MLP, HEAD))
 
     def __post_init__(self) -> None:
         if not self.scalable():
@@ -102,7 +103,7 @@ class Steps:
         """The quantizer of each role whose steps can be."""
         one = self.quantizer
         found = one.quantizers() if isinstance(one, ByRole) else dict.fromkeys((EMBED, ATTN, MLP, HEAD), one)
-        return {role: own for role, own in found.items() if isinstance(own, SdClip)}
+        return {role: own for role, own in found.items() if role in self.roles and isinstance(own, SdClip)}
 
     @property
     def whole(self) -> float:
@@ -224,10 +225,11 @@ class Fitter:
         console: Console,
     ) -> None:
         self.weights, self.known, self.cost, self.total, self.console = weights, known, cost, total, console
-        self.start = Steps(config.quant).free()
-        self.steps = Steps(self.start)
         self.config = exported(config.model)
         self.specs = param_specs(self.config)
+        present = frozenset(spec.role for spec in self.specs)
+        self.start = Steps(config.quant, present).free()
+        self.steps = Steps(self.start, present)
         scalable = self.steps.scalable()
         self.roles = list(dict.fromkeys(spec.role for spec in self.specs if spec.role in scalable))
         self.sizes = {role: sum(spec.numel for spec in self.specs if spec.role == role) for role in self.roles}

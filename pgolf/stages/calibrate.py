@@ -70,6 +70,11 @@ def training_tokens(quantizer: Gptq) -> int:
     return taken if quantizer.calibration_source == "train" else 0
 
 
+def reads_training(quantizer: Any) -> bool:
+    """Whether calibrating for a quantizer takes training tokens, and its seconds therefore count as training."""
+    return any(map(training_tokens, compensating(quantizer)))
+
+
 def training_stream(dataset: Dataset, quantizer: Gptq) -> TrainStream:
     """The training tokens. InputError when there are fewer than calibration takes."""
     shards, wanted = dataset.split("train"), training_tokens(quantizer)

@@ -34,7 +34,7 @@ from pgolf.fast_trellis import fast_coupled_viterbi, fast_viterbi
 from pgolf.report.console import Console
 from pgolf.report.quantized import tensor_report
 from pgolf.stages.budget import Fit, Fitter, downgraded
-from pgolf.stages.calibrate import Depth, calibration, kept_beside, training_tokens
+from pgolf.stages.calibrate import Depth, calibration, kept_beside, reads_training, training_tokens
 from pgolf.stages.coding import quantized_model
 from pgolf.stages.judge import Judge
 from pgolf.stages.manifest import fresh_entry, guarded, provenance, record, stage_key
@@ -250,7 +250,7 @@ def quantize(
         known = knowing(quantizer, model, found)
         result, resolved, figures = coded(model, dataset, resolved, known, device, console, budget)
         tuning_s = figures.get("tuned", {}).get("seconds", 0.0)
-        calibration_s = 0.0 if cached else seconds.get("hessians", 0.0)
+        calibration_s = seconds.get("hessians", 0.0) if reads_training(quantizer) and not cached else 0.0
         figures |= check_reserve(model, {"calibration": calibration_s, "tuning": tuning_s}, console)
         rows, warnings = tensor_report(result, model.weights, found)
         for warning in warnings:

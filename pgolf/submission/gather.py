@@ -112,7 +112,8 @@ def gather(path: Path) -> list[Scored]:
         document = score_document(path)
         if document is None:
             raise InputError("not a score", str(path), "give a score.json, or the folder of a run")
-        seed, settings, notes = training_of(path.parent.parent)
+        told = map(training_of, (path.parent, path.parent.parent))
+        seed, settings, notes = next((one for one in told if one[1]), (None, {}, ()))
         form, name = FORMS.get(document["model"]["kind"], "?"), document["method"]["name"]
         return [Scored(str(path), seed, form, document["stage"], name, document, settings, notes)]
     if not path.is_dir():

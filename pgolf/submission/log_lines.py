@@ -7,6 +7,7 @@ from pgolf.accounting import Size, bpb_of
 from pgolf.catalog import name_of
 from pgolf.config.run import RunConfig
 from pgolf.core.files import read_bytes
+from pgolf.submission.document import training_seconds
 from pgolf.submission.entries import Entry
 
 MAX_LOG = 1 << 30
@@ -57,6 +58,8 @@ def seed_log(entry: Entry, size: Size, config: RunConfig, code_sha256: str) -> b
     name, seconds = entry.score["method"]["name"], entry.score["seconds"]
     raw = [f"Serialized model: {4 * entry.train['parameters']} bytes"] if entry.train.get("parameters") else []
     hessians = entry.quantize.get("seconds", {}).get("hessians")
+    read_s = training_seconds(entry, config)
+    read = [f"train_data_last_read: {read_s:.1f}s"] if read_s is not None else []
     collected = [f"GPTQ:collected Hessians in {hessians:.1f}s"] if hessians else []
     lines = [
         f"seed:{entry.seed}",
@@ -64,6 +67,7 @@ def seed_log(entry: Entry, size: Size, config: RunConfig, code_sha256: str) -> b
         *raw,
         f"Code size: {size.code_bytes} bytes",
         *collected,
+        *read,
         *quantized_weights(entry),
         f"Serialized model quantized+{codec}: {artifact} bytes",
         f"Total submission size quantized+{codec}: {total} bytes",

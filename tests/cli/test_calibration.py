@@ -181,6 +181,8 @@ def test_calibration_beyond_the_budget_is_warned_of(pgolf: Any, tiny_run: Path, 
     model, out = tmp_path / "a" / "checkpoint.safetensors", tmp_path / "q" / "quantized.safetensors"
     first = pgolf("quantize", model, "--out", out, *given).good()
     assert "more than train.max_wallclock_seconds=0.5: raise train.reserve_seconds" in first.err
+    (warning,) = first.document["warnings"]
+    assert f"warning: {warning}\n" in first.err and warning.endswith("raise train.reserve_seconds")
     assert "the last training token was read" in first.err and "of 0.5 s" in first.err
     manifest = json.loads((out.parent / "manifest.json").read_text())["outputs"]["quantized.safetensors"]
     read, trained = manifest["figures"]["last_training_token"], load_tensors(model, "pgolf.checkpoint/1")[1]["figures"]
@@ -190,6 +192,10 @@ def test_calibration_beyond_the_budget_is_warned_of(pgolf: Any, tiny_run: Path, 
     again = pgolf("quantize", model, "--out", out, *given, "--set", "quant.bits=5").good()
     assert "reserve" not in again.err, "the second time nothing was calibrated"
     assert "last_training_token" not in again.document
+    made_up = ("--set", "quant.calibration_source=self", "--set", "quant.calibration_seqs=2")
+    own = pgolf("quantize", model, "--out", out, *given, *made_up, "--set", "quant.calibration_seq_len=4").good()
+    assert not own.document["hessians_cached"] and "last_training_token" not in own.document
+    assert "training token was read" not in own.err and "reserve" not in own.err, "it has read none"
 
 
 def test_a_budget_is_met_with_the_script_counted(pgolf: Any, tiny_run: Path, tmp_path: Path) -> None:

@@ -122,3 +122,10 @@ def test_several_ranks_only_calibrate(tiny_run: Path, tmp_path: Path, spawn: Any
     done: Result = spawn(*argv, env=ranks)
     done.refused(2, "pgolf quantize is one process", "torchrun", "--calibrate-only")
     assert not list(tmp_path.iterdir())
+
+
+def test_what_compress_warns_of_is_in_its_document(pgolf: Any, tiny_run: Path, tmp_path: Path) -> None:
+    source, out = tiny_run / "quantize" / "quantized.safetensors", tmp_path / "model.pgz"
+    result = pgolf("compress", source, "--out", out, "--json", *BROTLI, "--set", "package.cap_bytes=1000").good()
+    (text,) = result.document["warnings"]
+    assert f"warning: {text}\n" in result.err and "over the cap" in text

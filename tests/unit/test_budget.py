@@ -15,6 +15,7 @@ from pgolf.core.model.params import CONTROL
 from pgolf.core.quant.qtensor import QTensor, QuantizedModel
 from pgolf.core.quant.roles import ByRole
 from pgolf.core.quant.row_quantile import RowQuantile
+from pgolf.core.quant.sdclip import SdClip
 from pgolf.report.console import Console
 from pgolf.stages.budget import CLIPPED, COMPRESSIONS, SLACK, Fitter
 
@@ -145,7 +146,8 @@ def test_a_budget_that_cannot_be_met_is_refused_with_the_smallest_size(case: Cas
 
 def test_a_quantizer_whose_steps_cannot_be_scaled_is_refused(case: Case) -> None:
     fixed = {role: RowQuantile() for role in ("embed", "attn", "mlp", "head")}
-    for quantizer in (RowQuantile(), ByRole(**fixed)):
+    of_no_role_here = ByRole(**fixed | {"head": SdClip()})
+    for quantizer in (RowQuantile(), ByRole(**fixed), of_no_role_here):
         config = dataclasses.replace(case.config, quant=quantizer)
         with pytest.raises(ConfigError, match="cannot be scaled"):
             Fitter(config, case.weights, lambda quantizer: {}, case.cost, case.total, Console(True))

@@ -3,7 +3,7 @@
 import pytest
 
 from pgolf.config.load import preset_names, resolve
-from pgolf.sizing import as_recorded, predict, size_document
+from pgolf.sizing import FINE, as_recorded, gaussian_entropy, predict, size_document
 
 PUBLISHED = {
     "baseline_sp1024": (15_863_489, 0.06),
@@ -86,3 +86,38 @@ def test_a_rate_asked_for_is_the_rate_predicted(rounding: str) -> None:
     wider = predict(resolve("pr1394", [*sets[:2], "quant.theta=2"]).config)[1].artifact_bytes
     plain = predict(resolve("pr1394", sets[:2]).config)[1].artifact_bytes
     assert 8 * (plain - wider) / sum(row.spec.numel for row in coded) == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize("sets", [("quant.method=ternary",), ("quant.method=binary",), ("quant.method=by_role",)])
+def test_scales_of_groups_are_counted(sets: tuple[str, ...]) -> None:
+    """Of Gaussian rows whose deviations differ by 5 %, through the real quantizer and codec."""
+    import torch
+
+    from pgolf.core.artifact import encode_artifact
+    from pgolf.core.model.config import param_specs
+    from pgolf.core.quant.base import quantize_model
+
+    groups = ["quant.group=32"]
+    if "quant.method=by_role" in sets:
+        groups = [f"quant.{role}.{key}" for role in ("embed", "attn", "mlp") for key in ("method=ternary", "group=32")]
+    config = resolve("tiny", ["compress.method=lzma", "model.model_dim=128", *sets, *groups]).config
+    draw = torch.Generator().manual_seed(1)
+    weights = {spec.name: torch.randn(spec.shape, generator=draw) for spec in param_specs(config.model)}
+    for weight in weights.values():
+        if weight.ndim == 2:
+            weight *= 0.05 * (0.05 * torch.randn(len(weight), 1, generator=draw)).exp()
+    blob = encode_artifact(quantize_model(config.model, weights, config.quant, {}), config.compress, b"{}")
+    assert predict(config)[1].artifact_bytes == pytest.approx(len(blob), rel=0.04)
+
+
+@pytest.mark.parametrize("codec", ["brotli", "packed"])
+@pytest.mark.parametrize("key", ["quant.step_ratio=1e-30", "quant.k=1e-9"])
+def test_steps_beyond_reason_have_a_size_at_once(key: str, codec: str) -> None:
+    rows, _, _ = predict(resolve("tiny", ["quant.method=sdclip", key, f"compress.method={codec}"]).config)
+    assert all(7 < row.bits_per_weight <= 8.1 for row in rows if row.spec.role in ("attn", "mlp"))
+
+
+def test_the_entropy_of_fine_steps_goes_on_where_sums_end() -> None:
+    below, above = gaussian_entropy(0.9999999 * FINE), gaussian_entropy(1.0000001 * FINE)
+    assert below == pytest.approx(above, abs=1e-4)
+    assert gaussian_entropy(FINE / 4) == pytest.approx(below + 2, abs=1e-4)

@@ -44,18 +44,18 @@ def pack_rows(left_Rr: Tensor, right_rC: Tensor, bits: int) -> Factors:
 
 
 def root_of(known: Any, damping: float) -> Root | None:
-    """L and L^-1 with L L^T the damped H that a quantizer knows of a parameter, (C,C) float32 each; None where there is
-    no usable H.
+    """L and L^-1 with L L^T the damped H that a quantizer knows of a parameter, (C,C) float32 each, rows of L being 0
+    where columns are dead; None where there is no usable H.
     """
     if known is None:
         return None
     factor = known.factor if isinstance(known, Planned) else factorise(known, damping)
     if factor is None:
         return None
-    upper, order, _ = factor
+    upper, order, dead = factor
     root, inverse = torch.empty_like(upper), torch.empty_like(upper)
     root[order] = torch.linalg.solve_triangular(upper, torch.eye(len(upper)), upper=True)
-    inverse[:, order] = upper
+    root[dead], inverse[:, order] = 0.0, upper
     return root, inverse
 
 

@@ -65,9 +65,11 @@ def typical(values: Tensor) -> float:
 
 
 def relative(values: Tensor) -> Tensor:
-    """Values over what is typical, those below a hundredth of the mean raised to that; float64."""
+    """Values over what is typical, those below a hundredth of the mean raised to that; all 1 where all are zero;
+    float64.
+    """
     exact = values.double()
-    return exact.clamp_min(max(1e-2 * float(exact.mean()), 1e-300)) / typical(values)
+    return exact.clamp_min(1e-2 * float(exact.mean()) or 1.0) / typical(values)
 
 
 def curvature_of(name: str, found: Calibration) -> tuple[Tensor, Tensor] | None:
@@ -86,7 +88,7 @@ def curvature_of(name: str, found: Calibration) -> tuple[Tensor, Tensor] | None:
         return hessian, rows
     if name in found.lookups:
         hessian = found.lookups[name] / count
-        return hessian, found.energies[name] / (count * hessian.diagonal().sum())
+        return hessian, found.energies[name] / (count * hessian.diagonal().sum()).clamp_min(1e-30)
     return None
 
 
@@ -102,10 +104,12 @@ def coupled_rows(outputs_RR: Tensor, damping: float) -> tuple[Tensor, Tensor]:
 
 
 def conditional(upper: Tensor, order: Tensor, dead: Tensor) -> Tensor:
-    """1 / U_jj^2 in original order, float64 (C,): the curvature of a column that the later ones make up for."""
+    """1 / U_jj^2 in original order, float64 (C,): the curvature of a column that the later ones make up for; 0 of one
+    that is dead.
+    """
     found = torch.empty(len(order), dtype=torch.float64)
     found[order] = upper.diagonal().double() ** -2
-    return found
+    return found.where(~dead, 0.0)
 
 
 def plan_steps(
@@ -117,8 +121,9 @@ def plan_steps(
     by_curvature: bool,
     coupled: bool = False,
 ) -> dict[str, Planned]:
-    """What each parameter is to be quantized with. `grid` has, by role, SDClip's step over row deviation
-    behind a code width; without `by_curvature` steps are just that. With `coupled` rows make up for each other.
+    """What each parameter is to be quantized with. `grid` has, by role, SDClip's step over row deviation behind a code
+    width; without `by_curvature` steps are just that, and so are those of a matrix of zeros and of one of which the
+    loss feels nothing, as before such a matrix. With `coupled` rows make up for each other.
     """
     plans, asked, usual, sizes = {}, {}, {}, {}
     for spec in specs:
@@ -126,7 +131,8 @@ def plan_steps(
         spread = weight.std(dim=1, correction=min(1, weight.size(1) - 1))
         sigma = grid(spec.role)[1] * spread.where(spread > 0, weight.abs().amax(dim=1)).double().clamp_min(1e-10)
         known = curvature_of(spec.name, found)
-        factor = None if known is None else factorise(known[0], damping)
+        # Of sums, as without curvature: a dead column, which gets the diagonal 1, is nothing beside them.
+        factor = None if known is None else factorise(known[0] * max(found.tokens, 1), damping)
         plan = Planned(factor, sigma, torch.ones(weight.size(1)), torch.ones(len(weight)))
         plans[spec.name] = plan
         if known is None or factor is None:
@@ -136,12 +142,12 @@ def plan_steps(
             noise = OUTPUT_DAMPING + 2 * len(weight) / max(found.tokens, 1)
             alone, plan.coupling = coupled_rows(found.couplings[spec.name], noise)
             plan.metric = relative(alone).float()
-        if not by_curvature:
+        if not by_curvature or not all(bool(part.any()) for part in (weight, *known)):
             continue
         spent = conditional(*factor)
         if spec.role in (ATTN, MLP):
             asked[spec.name] = -0.5 * math.log(typical(known[1]) * float(spent.mean()))
-            usual[spec.name], sizes[spec.name] = float(sigma.log().mean()), spec.numel
+            usual[spec.name], sizes[spec.name] = math.log(typical(sigma)), spec.numel
         else:
             plan.rows = EMBED_SHARE * plan.rows
             plan.columns = (1 / relative(spent)).sqrt().sqrt().float()

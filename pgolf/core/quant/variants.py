@@ -73,7 +73,7 @@ class CoarseLayers(RowGptq):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not all(word.strip().isdigit() for word in self.layers.split(",") if word):
+        if not all(word.strip().isdecimal() for word in self.layers.split(",") if word):
             raise ConfigError(f"{self.layers!r} are not numbers of layers", "layers", "give them as in 5,6,4")
 
     def own(self, role: str) -> Grid:

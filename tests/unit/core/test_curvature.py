@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pgolf.core.errors import ConfigError, InputError
 from pgolf.core.model.config import ModelConfig, param_specs
-from pgolf.core.model.params import CONTROL
+from pgolf.core.model.params import CONTROL, MLP, matrix
 from pgolf.core.model.parts.factored_embed import FactoredEmbed
 from pgolf.core.model.parts.hash_embed import BigramHash
 from pgolf.core.model.parts.layer_loop import LayerLoop
@@ -19,10 +19,10 @@ from pgolf.core.model.parts.untied_embed import UntiedEmbed
 from pgolf.core.quant.base import quantize_model
 from pgolf.core.quant.calibration import collect_hessians
 from pgolf.core.quant.curvature import Calibration, collect_curvature
-from pgolf.core.quant.gptq import Gptq
+from pgolf.core.quant.gptq import Gptq, factorise
 from pgolf.core.quant.grid import StepTensor, TrellisTensor, step_sizes
 from pgolf.core.quant.self_text import made_up
-from pgolf.core.quant.steps import bits_at, curvature_of, entropy, relative, solve_theta, typical
+from pgolf.core.quant.steps import bits_at, conditional, curvature_of, entropy, relative, solve_theta, typical
 from pgolf.core.shards import TrainStream
 
 SMALL = {"vocab_size": 30, "num_layers": 3, "model_dim": 16, "num_heads": 2, "num_kv_heads": 1}
@@ -200,6 +200,17 @@ def test_batches_are_shared_out_and_numbered(make_model):
     assert torch.equal(whole[0][1], made_up(model, 2, 4, 0))
 
 
+def test_calibration_hears_the_text_that_is_made_up_and_not_how(make_model):
+    model, stream = make_model(ModelConfig(**SMALL)), TrainStream([np.zeros(1, np.uint16)])
+    quantizer = Gptq(calibration_source="self", calibration_seqs=5, calibration_seq_len=7, calibration_batch=2)
+    finished = list(quantizer.batches(model, stream))
+    for collect in (collect_hessians, lambda *given: collect_curvature(*given).inputs):
+        wanted, found = (
+            collect(model, batches, lambda done: None) for batches in (finished, quantizer.batches(model, stream))
+        )
+        assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
 # Steps
 
 CURVED = Gptq(steps="curvature", calibration_seqs=8, calibration_seq_len=32, calibration_batch=4)
@@ -217,7 +228,75 @@ def test_typical_values_leave_out_rows_that_hardly_matter():
     assert typical(values) == pytest.approx(2.0)
     assert relative(values).tolist() == pytest.approx([0.5, 2.0, 1.0, 0.007, 0.007])
     assert typical(torch.zeros(3)) == 1.0
-    assert bool(relative(torch.zeros(3)).isfinite().all())
+    assert relative(torch.zeros(3)).tolist() == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("settings", [{}, {"rounding": "trellis", "couple": "rows"}, {"bits_per_weight": 4.0}])
+def test_what_the_loss_does_not_feel_has_the_steps_of_its_rows(make_model, settings):
+    """Before a matrix of zeros there are no gradients, and of a table behind one no lookup has any."""
+    model = make_model(ModelConfig(**SMALL, hash_embed=BigramHash(buckets=16, dim=8)))
+    weights, dead = dict(model.named_parameters()), [f"blocks.1.attn.c_{kind}.weight" for kind in "qkv"]
+    with torch.no_grad():
+        weights["bigram.embed.weight"].normal_()
+        for name in ("blocks.1.attn.proj.weight", "bigram.proj.weight"):
+            weights[name].zero_()
+    found = collect_curvature(model, batches_of(16, 16), lambda done: None, coupled=True)
+    assert not any(found.outputs[name].any() for name in dead) and not found.lookups["bigram.embed.weight"].any()
+    quantizer = Gptq(steps="curvature", **settings)
+    plans = quantizer.plan(param_specs(model.config), model.state_dict(), found)
+    result = quantize_model(model.config, model.state_dict(), quantizer, plans)
+    result.assure_sound("test")
+    usual = Gptq(**{"rounding": "trellis"} | settings).plan(param_specs(model.config), model.state_dict(), found)
+    theta = float((plans[dead[0]].rows / usual[dead[0]].rows).mean())
+    for name in (*dead, "bigram.embed.weight"):
+        torch.testing.assert_close(plans[name].rows, theta * usual[name].rows)
+    for name in dead:
+        error = result.tensors[name].dequantize() - weights[name].detach()
+        assert float(error.square().mean().sqrt()) < float(step_sizes(*plans[name].grid()).mean())
+
+
+MATRICES = (matrix("one", 12, 16, MLP), matrix("other", 12, 16, MLP))
+
+
+def planned(weights, hessians, tokens=100):
+    """Steps of the two matrices by curvature, with outputs that count alike."""
+    names = [spec.name for spec in MATRICES]
+    outputs = {name: torch.ones(12) for name in names}
+    found = Calibration(dict(zip(names, hessians, strict=True)), outputs, tokens=tokens)
+    return CURVED.plan(MATRICES, dict(zip(names, weights, strict=True)), found)
+
+
+def weak_inputs(seed):
+    """X^T X of 100 weak inputs, (16,16)."""
+    x = 0.05 * torch.randn(100, 16, generator=torch.Generator().manual_seed(seed))
+    return x.T @ x
+
+
+def test_inputs_that_are_zero_cost_as_little_as_those_that_nearly_are():
+    """Dead units behind an activation: their columns of the next matrix have no curvature."""
+    weights = torch.randn(2, 12, 16, generator=torch.Generator().manual_seed(1))
+    dead, faint = weak_inputs(2), weak_inputs(2)
+    for hessian, left in ((dead, 0.0), (faint, 1e-4)):
+        hessian[[3, 7, 9]] *= left
+        hessian[:, [3, 7, 9]] *= left
+    assert conditional(*factorise(dead, 0.01))[[3, 7, 9]].tolist() == [0.0, 0.0, 0.0]
+    one, other = (planned(weights, (hessian, weak_inputs(3))) for hessian in (dead, faint))
+    for spec in MATRICES:
+        torch.testing.assert_close(one[spec.name].rows, other[spec.name].rows, rtol=0.05, atol=0)
+
+
+def test_rows_of_zeros_leave_the_other_rows_their_steps():
+    whole, other = torch.randn(2, 12, 16, generator=torch.Generator().manual_seed(1))
+    whole[6:] = whole[:6]
+    pruned, hessians = whole.clone(), (weak_inputs(2), weak_inputs(3))
+    pruned[6:] = 0
+    before, after = (planned((weight, other), hessians) for weight in (whole, pruned))
+    torch.testing.assert_close(after["one.weight"].rows[:6], before["one.weight"].rows[:6])
+    torch.testing.assert_close(after["other.weight"].rows, before["other.weight"].rows)
+    nothing = planned((torch.zeros(12, 16), other), hessians)
+    torch.testing.assert_close(
+        nothing["other.weight"].rows, planned((other, other), hessians[1:] * 2)["other.weight"].rows
+    )
 
 
 def test_rows_that_matter_more_get_finer_steps(known):

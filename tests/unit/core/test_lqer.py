@@ -130,6 +130,21 @@ def test_weighted_corrections_lower_what_the_outputs_feel(packing):
     assert gain_per_bit(error, weighted, quantizer, root) > gain_per_bit(error, plain, quantizer, root)
 
 
+def test_no_correction_is_spent_on_inputs_that_are_always_zero():
+    hessian, dead = 1e-3 * correlated(64), slice(8, 20)
+    hessian[dead] = 0
+    hessian[:, dead] = 0
+    error = torch.randn(96, 64, generator=torch.Generator().manual_seed(2))
+    quantizer, root = Lqer(packing="sym4"), root_of(hessian, 0.01)
+    factors = correction(error, quantizer, root)
+    assert not factors.product()[:, dead].any()
+    assert felt(error - factors.product(), hessian) < 0.6 * felt(error, hessian)
+    more = error.clone()
+    more[:, dead] *= 9
+    gains = [gain_per_bit(one, correction(one, quantizer, root), quantizer, root) for one in (error, more)]
+    assert gains[0] == pytest.approx(gains[1])
+
+
 @settings(max_examples=8)
 @given(st.sampled_from(["asym", "sym4"]), st.sampled_from(["none", "hessian"]), st.integers(1, 6), st.integers(0, 9))
 def test_an_artifact_gives_corrections_back_bit_for_bit(packing, weighting, rank, top):

@@ -140,6 +140,7 @@ def test_layers_are_downgraded_outward_until_it_fits():
         (lambda: HessianClip(strength=2.0), "strength"),
         (lambda: PrunedGptq(pruned=0.01), "pruned"),
         (lambda: CoarseLayers(layers="5,six"), "layers"),
+        (lambda: CoarseLayers(layers="5²"), "layers"),
         (lambda: QuantileSearch(bits=3), "bits"),
     ],
 )

@@ -11,6 +11,7 @@ from scipy import stats
 
 from pgolf.core.errors import InputError
 from pgolf.submission.compare import compare_published, compare_runs, leaderboard, published, published_entry
+from pgolf.submission.gather import gather
 from pgolf.submission.significance import Sample, compared, load_rules, sample_of
 
 RULES = load_rules(None)
@@ -75,6 +76,17 @@ def test_one_run_proves_nothing() -> None:
     found = compared(sample_of([1.2]), sample_of([1.0]), 3.0, RULES)
     assert found["p_two_sided"] is None and found["interval_bpb"] is None
     assert not any(rule["beats"] for rule in found["rules"])
+
+
+@pytest.mark.parametrize("place", ["score.json", "eval/score.json"])
+def test_a_score_knows_the_run_around_it(tmp_path: Path, place: str) -> None:
+    """In the folder of the run as in that of a stage."""
+    run = made(tmp_path, [1.1], seeds=[7]) / "run0"
+    if place == "score.json":
+        (run / "eval" / "score.json").rename(run / place)
+    (score,) = gather(run / place)
+    assert score.seed == 7 and score.settings == {"train.iterations": 5}
+    assert [one.seed for one in gather(run)] == [7]
 
 
 def test_seeds_of_two_configurations(tmp_path: Path) -> None:

@@ -11,7 +11,14 @@ from pgolf.accounting import Size
 from pgolf.audit.triple import TEXT_BYTES
 from pgolf.config.load import resolve
 from pgolf.core.errors import ConfigError
-from pgolf.submission.document import reference, schema_errors, submission_document, technique_summary, used_techniques
+from pgolf.submission.document import (
+    reference,
+    schema_errors,
+    submission_document,
+    technique_summary,
+    training_seconds,
+    used_techniques,
+)
 from pgolf.submission.entries import Entry
 from pgolf.submission.folder import folder_name
 from pgolf.submission.log_lines import seed_log
@@ -84,6 +91,28 @@ def test_calibration_counts_as_training(tmp_path: Path) -> None:
     made = document(tmp_path, late)
     assert made["train_time_s_max"] == 601.5 and not made["compliance"]["train_under_600s"]
     assert not made["compliance"]["three_seeds"] and made["val_bpb_std"] is None
+
+
+@pytest.mark.parametrize(
+    ("sets", "tuned", "seconds"),
+    [
+        ((), {"seconds": 4.0}, 599.5),
+        (("quant.calibration_source=self",), {}, 592.0),
+        (("quant.method=sdclip",), {}, 592.0),
+    ],
+)
+def test_what_reads_training_tokens_is_training(
+    tmp_path: Path, sets: tuple[str, ...], tuned: dict[str, float], seconds: float
+) -> None:
+    """Tuning does, text that the model makes up does not."""
+    one, config = entry(tmp_path, 2, 1.06), resolve("leader", list(sets)).config
+    one.quantize["tuned"] = tuned
+    assert training_seconds(one, config) == seconds
+    log = seed_log(one, Size(1002, 30_000), config, "f" * 64).decode().splitlines()
+    assert f"train_data_last_read: {seconds}s" in log
+    one.train.pop("train_seconds")
+    assert training_seconds(one, config) is None
+    assert "train_data_last_read" not in seed_log(one, Size(1002, 30_000), config, "f" * 64).decode()
 
 
 def test_the_comparison_is_welchs_test(tmp_path: Path) -> None:
