@@ -94,10 +94,11 @@ def check_control_dtype(dtype: str) -> None:
 
 
 def keep_float(spec: ParamSpec, weight: "Tensor", control_dtype: str = "float32") -> "Tensor":
-    """Control tensors stay float32 unless they are to be float16, and even then where they are whole numbers that
-    float16 has not, as the ids of stored n-grams; others become float16. InputError if float16 would overflow.
+    """Control tensors stay float32 unless they are to be float16, and even then where they are whole numbers beyond
+    2,048, from where float16 has gaps, as the ids of stored n-grams; others become float16. InputError if float16 would
+    overflow.
     """
-    exact = control_dtype == "float32" or (weight.equal(weight.round()) and not weight.equal(weight.half().float()))
+    exact = control_dtype == "float32" or (weight.equal(weight.round()) and float(weight.abs().max()) > 2048)
     if exact and spec.role == CONTROL:
         return weight.float()
     if float(weight.abs().max()) > 65504:

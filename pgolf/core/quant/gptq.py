@@ -10,7 +10,7 @@ from pgolf.core.quant.base import keep_float, round_codes
 from pgolf.core.quant.sdclip import SdClip
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     import torch
     from torch import Tensor
@@ -223,8 +223,10 @@ class Gptq(SdClip):
 
     def batches(
         self, model: "GPT", stream: "TrainStream", rank: int = 0, ranks: int = 1
-    ) -> "Iterator[tuple[int, Tensor]]":
-        """The calibration batches that a rank takes, (B,T) ids each, with their numbers among all."""
+    ) -> "Iterable[tuple[int, Tensor]]":
+        """The calibration batches that a rank takes, (B,T) ids each, with their numbers among all. Text of the model's
+        own is made here and now, before anything listens to its inputs.
+        """
         import torch
 
         size, length = self.calibration_batch, self.calibration_seq_len
@@ -232,7 +234,7 @@ class Gptq(SdClip):
             from pgolf.core.quant.self_text import made_up
 
             sizes = [min(size, self.calibration_seqs - start) for start in range(0, self.calibration_seqs, size)]
-            return ((n, made_up(model, sizes[n], length, n)) for n in range(rank, len(sizes), ranks))
+            return [(n, made_up(model, sizes[n], length, n)) for n in range(rank, len(sizes), ranks)]
         ids = torch.from_numpy(stream.take(self.calibration_seqs * length)).view(-1, length).split(size)
         device = next(model.parameters()).device
         return ((number, batch.to(device)) for number, batch in enumerate(ids) if number % ranks == rank)

@@ -19,6 +19,8 @@ from pgolf.core.quant.grid import COLUMN_GRID, ROW_GRID, StepTensor, step_sizes
 
 EMBED_SHARE = 0.8
 """Steps of embeddings over SDClip's."""
+MOST_STEPS = 120
+"""Steps that a row's largest weight may have: under 127, as compensation moves weights, and steps are rounded."""
 OUTPUT_DAMPING = 0.1
 """Share of the mean diagonal added to B, and twice its rows over calibration tokens: of drawn labels it is noisy."""
 
@@ -33,6 +35,8 @@ class Planned:
     rows: Tensor
     columns: Tensor
     metric: Tensor
+    least: Tensor
+    """The finest steps (R,) at which codes of 8 bits reach the row's largest weight: no theta makes them finer."""
     coupling: Tensor | None = None
     """How much of each earlier row's error a row makes up for, (R,R) below the diagonal, where rows are coupled."""
     search: Callable[..., tuple[Tensor, Tensor]] | None = None
@@ -40,7 +44,7 @@ class Planned:
 
     def grid(self, theta: float = 1.0) -> tuple[Tensor, Tensor]:
         """Indices on the two grids: int16 (R,), int8 (C,)."""
-        rows = (ROW_GRID * (theta * self.rows).log2()).round().to(torch.int16)
+        rows = (ROW_GRID * (theta * self.rows).clamp_min(self.least).log2()).round().to(torch.int16)
         return rows, (COLUMN_GRID * self.columns.log2()).round().clamp(-127, 127).to(torch.int8)
 
     def times(self, factor: float) -> "Planned":
@@ -133,7 +137,8 @@ def plan_steps(
         known = curvature_of(spec.name, found)
         # Of sums, as without curvature: a dead column, which gets the diagonal 1, is nothing beside them.
         factor = None if known is None else factorise(known[0] * max(found.tokens, 1), damping)
-        plan = Planned(factor, sigma, torch.ones(weight.size(1)), torch.ones(len(weight)))
+        least = weight.abs().amax(dim=1) / MOST_STEPS
+        plan = Planned(factor, sigma, torch.ones(weight.size(1)), torch.ones(len(weight)), least)
         plans[spec.name] = plan
         if known is None or factor is None:
             continue
@@ -151,6 +156,7 @@ def plan_steps(
         else:
             plan.rows = EMBED_SHARE * plan.rows
             plan.columns = (1 / relative(spent)).sqrt().sqrt().float()
+            plan.least = (weight / plan.columns).abs().amax(dim=1) / MOST_STEPS
         plan.rows = plan.rows * relative(known[1]) ** -0.25
     if asked:
         total = sum(sizes.values())

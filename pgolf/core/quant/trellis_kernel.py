@@ -111,8 +111,8 @@ def kernel_device(wanted: torch.device | None = None) -> torch.device:
 def moved(plan: Planned, device: torch.device) -> Planned:
     """The plan on another device, with the kernel as its search."""
     factor = plan.factor and (plan.factor[0].to(device), plan.factor[1].to(device), plan.factor[2].to(device))
-    rows, columns, metric = (part.to(device) for part in (plan.rows, plan.columns, plan.metric))
-    return replace(plan, factor=factor, rows=rows, columns=columns, metric=metric, search=kernel_viterbi)
+    rows, columns, metric, least = (part.to(device) for part in (plan.rows, plan.columns, plan.metric, plan.least))
+    return replace(plan, factor=factor, rows=rows, columns=columns, metric=metric, least=least, search=kernel_viterbi)
 
 
 def kernel_codes(weight_RC: Tensor, plan: Planned, block: int, states: int) -> TrellisTensor:

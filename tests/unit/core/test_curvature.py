@@ -255,6 +255,32 @@ def test_what_the_loss_does_not_feel_has_the_steps_of_its_rows(make_model, setti
         assert float(error.square().mean().sqrt()) < float(step_sizes(*plans[name].grid()).mean())
 
 
+@pytest.mark.parametrize(
+    "settings", [{}, {"rounding": "trellis", "states": 8}, {"steps": "sigma", "rounding": "trellis"}]
+)
+def test_more_bits_never_cut_weights_off(make_model, settings):
+    """A row with one giant and a table with another: their steps stop where codes of 8 bits still reach them."""
+    model = make_model(ModelConfig(**SMALL))
+    weights = dict(model.named_parameters())
+    with torch.no_grad():
+        weights["blocks.0.mlp.fc.weight"][3, 5] = 40.0
+        weights["tok_emb.weight"][7, 2] = 30.0
+    found = collect_curvature(model, batches_of(16, 16), lambda done: None)
+    errors = []
+    for bits in (2.0, 3.0, 4.0, 6.0, 9.0):
+        quantizer = Gptq(**{"steps": "curvature"} | settings, bits_per_weight=bits)
+        plans = quantizer.plan(param_specs(model.config), model.state_dict(), found)
+        result = quantize_model(model.config, model.state_dict(), quantizer, plans)
+        coded = {name: tensor for name, tensor in result.tensors.items() if isinstance(tensor, StepTensor)}
+        for name, tensor in coded.items():
+            most = step_sizes(*plans[name].grid()) / (2 if isinstance(tensor, TrellisTensor) else 1)
+            cut_off = int((tensor.codes.abs() == 127).sum())
+            assert cut_off <= 2, f"{name} at {bits} bits; compensation may push a weight or two there"
+            assert bool(((tensor.dequantize() - weights[name].detach()).abs() < 20 * most + 1e-6).all())
+        errors.append(sum(float((t.dequantize() - weights[n].detach()).square().sum()) for n, t in coded.items()))
+    assert errors == sorted(errors, reverse=True) and errors[-1] < 0.01 * errors[0]
+
+
 MATRICES = (matrix("one", 12, 16, MLP), matrix("other", 12, 16, MLP))
 
 

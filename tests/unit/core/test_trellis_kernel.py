@@ -78,8 +78,8 @@ def plan_of(rows: int, columns: int, compensated: bool) -> Planned:
         upper = (normal(columns, columns, seed=5) / 4).triu(1) + torch.eye(columns)
         order = torch.randperm(columns, generator=torch.Generator().manual_seed(6))
         factor = upper, order, torch.arange(columns) == 1
-    sizes = 0.3 + normal(rows, seed=7).abs().double()
-    return Planned(factor, sizes, 1 + normal(columns, seed=8).abs(), normal(rows, seed=9).square())
+    sizes, least = 0.3 + normal(rows, seed=7).abs().double(), 0.5 * normal(rows, seed=10).abs()
+    return Planned(factor, sizes, 1 + normal(columns, seed=8).abs(), normal(rows, seed=9).square(), least)
 
 
 @somewhere
