@@ -2,7 +2,14 @@
 
 import os
 import signal
+import sys
+import threading
+from collections.abc import Callable
 from types import FrameType, TracebackType
+from typing import Any
+
+AGAIN_S = 0.01
+"""How long after a signal that Python swallowed it is sent again."""
 
 
 class Interrupted(BaseException):
@@ -33,10 +40,29 @@ def ending() -> tuple[signal.Signals, ...]:
     return numbers if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (*numbers, signal.SIGHUP)
 
 
+class Unswallowed:
+    """Takes what Python cannot raise. It hands on everything but `Interrupted`, which a signal raises wherever the
+    program stands, be it in a finalizer or in the callback of a weak reference: that signal is sent again.
+    """
+
+    def __init__(self, before: Callable[[Any], Any]) -> None:
+        self.before = before
+
+    def __call__(self, found: Any) -> None:
+        """As `sys.unraisablehook`."""
+        if not isinstance(found.exc_value, Interrupted):
+            self.before(found)
+            return
+        install()
+        threading.Timer(AGAIN_S, os.kill, (os.getpid(), found.exc_value.number)).start()
+
+
 def install() -> None:
     """Make them raise `Interrupted`."""
     for number in ending():
         signal.signal(number, raise_interrupted)
+    if not isinstance(sys.unraisablehook, Unswallowed):
+        sys.unraisablehook = Unswallowed(sys.unraisablehook)
 
 
 class StopFlag:
@@ -53,8 +79,6 @@ class StopFlag:
         self.raised = number
 
     def __enter__(self) -> "StopFlag":
-        import threading
-
         if threading.current_thread() is threading.main_thread():
             self.before = {number: signal.signal(number, self.handle) for number in self.numbers}
         return self

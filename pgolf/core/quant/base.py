@@ -98,7 +98,7 @@ def keep_float(spec: ParamSpec, weight: "Tensor", control_dtype: str = "float32"
     2,048, from where float16 has gaps, as the ids of stored n-grams; others become float16. InputError if float16 would
     overflow.
     """
-    exact = control_dtype == "float32" or (weight.equal(weight.round()) and float(weight.abs().max()) > 2048)
+    exact = control_dtype == "float32" or (float(weight.abs().max()) > 2048 and weight.equal(weight.round()))
     if exact and spec.role == CONTROL:
         return weight.float()
     if float(weight.abs().max()) > 65504:
