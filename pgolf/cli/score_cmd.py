@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-from pgolf.catalog import CATALOG
 from pgolf.cli import options
 from pgolf.cli.output import fail_after_result, note, print_json, table
 from pgolf.core.errors import ConfigError, RuleError
@@ -203,6 +202,8 @@ def check(asked: Asked) -> None:
 
 def check_names(sets: list[str]) -> None:
     """RuleError for a method that only the audit has, to be caught. Other names are looked at later."""
+    from pgolf.catalog import CATALOG
+
     for key, _, name in (entry.partition("=") for entry in sets):
         slot = {"eval.method": "EvalMethod", "ttt.method": "TttMethod"}.get(key)
         if slot and name not in CATALOG[slot]:

@@ -160,9 +160,7 @@ def train(
         check_data,
         check_gpu,
         check_sense,
-        choose_compile,
-        planned_attention,
-        planned_kernels,
+        chosen_on,
     )
     from pgolf.stages.train import train as run_stage
 
@@ -186,6 +184,7 @@ def train(
         _, size, _ = predict(resolved.config)
         shards = check_data(dataset, resolved.config)
         count, options_ = parameters(resolved.config), resolved.config.train
+        chosen = chosen_on(resolved.config, world.device)
         document = {
             "command": "train",
             "out": str(out),
@@ -194,9 +193,9 @@ def train(
             "iterations": options_.iterations,
             "micro_steps": options_.micro_steps(world.size),
             "device": str(world.device),
-            "compile": choose_compile(options_.compile, world.device)[1],
-            "attention": "{} ({})".format(*planned_attention(resolved.config, world.device)),
-            "kernels": "{} ({})".format(*planned_kernels(resolved.config, world.device)),
+            "compile": chosen["compile"][1],
+            "attention": "{} ({})".format(*chosen["attention"]),
+            "kernels": "{} ({})".format(*chosen["kernels"]),
             "predicted": True,
             **size.document(),
             "warnings": console.warnings,

@@ -83,6 +83,17 @@ def planned_kernels(config: RunConfig, device: torch.device) -> tuple[str, str]:
     return choose_kernels(config.model, device, dtype, config.train.kernels)
 
 
+def chosen_on(config: RunConfig, device: torch.device) -> dict[str, tuple[Any, str]]:
+    """What training will be done with on a device, and why: compile, attention and kernels. SetupError when what is
+    configured is not possible there.
+    """
+    return {
+        "compile": choose_compile(config.train.compile, device),
+        "attention": planned_attention(config, device),
+        "kernels": planned_kernels(config, device),
+    }
+
+
 def check_sense(config: RunConfig) -> None:
     """ConfigError where lengths of model and training do not go together, or what is switched on touches nothing."""
     config.check_training()
@@ -312,8 +323,7 @@ def begin_log(job: Job, state: TrainState, mode: dict[str, Any]) -> TrainLog:
     """The log of the run, its first lines written; `mode` was the last one before."""
     config, place = job.config, job.world.device
     log = TrainLog(job.out, config, job.console, state.step, mode)
-    chosen = (choose_compile(config.train.compile, place), planned_attention(config, place))
-    compiled, attention, kernels = (f"{what} ({why})" for what, why in (*chosen, planned_kernels(config, place)))
+    compiled, attention, kernels = (f"{what} ({why})" for what, why in chosen_on(config, place).values())
     log.header(state.model, job.dataset, job.world, compiled, attention, kernels)
     if state.step:
         spent = f"{state.clock.elapsed_s:.1f} s of the budget are spent"

@@ -30,9 +30,7 @@ from pgolf.stages.train import (
     check_data,
     check_gpu,
     check_sense,
-    choose_compile,
-    planned_attention,
-    planned_kernels,
+    chosen_on,
     train_key,
 )
 from pgolf.sweep.grid import Choice
@@ -188,9 +186,7 @@ def plan_train(
         if local:
             place = pick_device(device, 0)
             check_gpu(config, device)
-            choose_compile(config.train.compile, place)
-            planned_attention(config, place)
-            planned_kernels(config, place)
+            chosen_on(config, place)
         cells.append(
             Cell(
                 settings=settings_of(choice, resolved),

@@ -138,12 +138,12 @@ def test_looking_for_pauses_takes_time_in_proportion_to_the_windows(tiny_model, 
 
     monkeypatch.setattr(Ledger, "score", score)
     monkeypatch.setattr(Biasing, "learn", lambda self, position: setattr(self, "since", position))
-    targets = 1 << 20
+    targets = 1 << 21
     method = SlidingEval(seq_len=16, stride=4, bias=OnlineBias(chunk_tokens=512))
     ledger = AdjustedLedger(tiny_model, np.zeros(targets + 1, np.int64), np.ones(targets), method)
     began = time.process_time()
     method.run(ledger)
-    assert time.process_time() - began < 3
+    assert time.process_time() - began < 20, "hung: half a second where time is in proportion, half a minute in squares"
     assert ledger.done == targets and len(lots) == targets // 512 and sum(lots) == len(sliding_windows(targets, 16, 4))
 
 
