@@ -39,7 +39,7 @@ def rows_of(document: dict[str, Any]) -> list[dict[str, Any]]:
             {
                 "method": row["label"],
                 "BPB": round(bpb_of(row), 5) if good else "-",
-                "gain": round(row["gain"], 5) if good else "-",
+                "gain": round(row["gain"], 5) if good and row["gain"] is not None else "-",
                 "se": round(row["gain_se"], 5) if good and row["gain_se"] is not None else "-",
                 "seconds": round(row["seconds"], 1) if good else "-",
                 "kind": ("adaptive" if row["adaptive"] else "fixed") if good else row["error"],

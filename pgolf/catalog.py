@@ -113,8 +113,11 @@ CATALOG: dict[str, dict[str, str]] = {
     },
     "AuxLoss": {
         "none": "pgolf.core.model.slots:Absent",
-        "z_loss": "pgolf.core.model.parts.aux_loss:ZLoss",
-        "multi_token": "pgolf.core.model.parts.aux_loss:MultiToken",
+        "z_loss": "pgolf.core.model.parts.z_loss:ZLoss",
+    },
+    "MultiToken": {
+        "none": "pgolf.core.model.slots:Absent",
+        "heads": "pgolf.core.model.parts.multi_token:TokenHeads",
     },
     "Counts": {
         "none": "pgolf.core.model.slots:Absent",

@@ -146,8 +146,8 @@ SIGNS: tuple[tuple[str, str, Says], ...] = (
     ("vocab_bias", "logit_bias", lambda f, n: {"kind": "learned"}),
     (
         "mtp_heads.0.weight",
-        "aux_loss",
-        lambda f, n: {"kind": "multi_token", "extra_tokens": f.count(r"mtp_heads\.\d+\.weight")},
+        "multi_token",
+        lambda f, n: {"kind": "heads", "extra_tokens": f.count(r"mtp_heads\.\d+\.weight")},
     ),
 )
 """Tensor (of the whole model, or of a block), the slot it speaks of, and what it says; later rows win."""

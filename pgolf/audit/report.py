@@ -109,7 +109,7 @@ def summary(document: dict[str, Any]) -> dict[str, Any]:
 
 
 IDLE = ("batch_seqs", "budget_seconds", "max_tokens")
-"""Settings of a method on which its scores do not depend."""
+"""Settings of a method on which its scores do not depend, but for a queue of documents by batches."""
 
 
 def audit_of(path: Path, stage: str, method: dict[str, Any], model: dict[str, Any], sha256: str) -> dict[str, Any]:
@@ -136,7 +136,8 @@ def matched(
     if subject.get("kind") != "evaluator" or subject["stage"] != stage:
         raise InputError(f"the audit is not about {stage}", where, f"audit it: pgolf audit run {stage}")
     theirs = subject["method"]
-    for key in {*theirs, *method} - set(IDLE):
+    queued = method.get("order") == "longest"
+    for key in {*theirs, *method} - set(IDLE[queued:]):
         if theirs.get(key) != method.get(key):
             what = f"the audit is about another method: {key} is {theirs.get(key)!r} there, {method.get(key)!r} here"
             raise InputError(what, where, "audit the method as it is set")

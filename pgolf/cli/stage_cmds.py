@@ -303,6 +303,8 @@ def quantize(
     target = out or (calibration if calibrate_only else None)
     if target is None:
         raise ConfigError("name the file to write", "--out", "with --calibrate-only, --calibration FILE is enough")
+    if calibrate_only and budget:
+        raise ConfigError("a calibration has no bytes to fit", "--budget", "leave it out with --calibrate-only")
     if torchrun_size() > 1 and not calibrate_only:
         raise ConfigError("pgolf quantize is one process", "torchrun", "only --calibrate-only runs on several ranks")
     console = Console(quiet or torchrun_rank() > 0)

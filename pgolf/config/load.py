@@ -20,6 +20,9 @@ RENAMED = {"tokenize.threads": "tokenize.workers", "ttt.momentum": "ttt.optimize
 RENAMED_CHOICES = {"ttt.method": {"chunk_sgd": "chunk"}}
 """Choices that stored configurations may still have under an older name."""
 
+MOVED_CHOICES = {("model", "aux_loss", "multi_token"): ("multi_token", "heads")}
+"""Section, slot and kind that stored configurations may still have for what is a kind of another slot now."""
+
 
 @dataclass(frozen=True)
 class Resolved:
@@ -94,6 +97,11 @@ def upgraded(stored: dict[str, Any]) -> dict[str, Any]:
         values = stored.get(section)
         if isinstance(values, dict) and isinstance(values.get(selecting), str):
             values[selecting] = choices.get(values[selecting], values[selecting])
+    for (section, slot, kind), (new, now) in MOVED_CHOICES.items():
+        values = stored.get(section)
+        part = values.get(slot) if isinstance(values, dict) else None
+        if isinstance(values, dict) and isinstance(part, dict) and part.get("kind") == kind:
+            values[slot], values[new] = {"kind": "none"}, {**part, "kind": now}
     return stored
 
 

@@ -8,8 +8,8 @@ from pgolf.core.errors import ConfigError
 from pgolf.core.evals.base import EvalMethod, TttMethod
 from pgolf.core.evals.plain import PlainEval
 from pgolf.core.model.config import ModelConfig
-from pgolf.core.model.parts.aux_loss import MultiToken
 from pgolf.core.model.parts.by_document import ByDocument
+from pgolf.core.model.parts.multi_token import TokenHeads
 from pgolf.core.model.parts.rope import Rope
 from pgolf.core.model.parts.whole_rows import WholeRows
 from pgolf.core.model.parts.window import PatternWindow, SlidingWindow
@@ -17,6 +17,7 @@ from pgolf.core.model.slots import Absent, Part
 from pgolf.core.optim.config import OptimConfig
 from pgolf.core.quant.base import Quantizer
 from pgolf.core.quant.row_quantile import RowQuantile
+from pgolf.core.quant.variants import CoarseLayers
 from pgolf.core.train.config import TrainConfig
 from pgolf.core.train.growth import GrowingWindow
 from pgolf.core.train.loaders import DocumentLoader
@@ -49,12 +50,12 @@ class Recipe:
                 "train.qat",
                 "set train.qat=none",
             )
-        heads, rows = self.model.aux_loss, self.train.seq_len
+        heads, rows = self.model.multi_token, self.train.seq_len
         rows = self.train.length_schedule.length(0.0, rows) or rows
-        if isinstance(heads, MultiToken) and heads.extra_tokens >= rows:
+        if isinstance(heads, TokenHeads) and heads.extra_tokens >= rows:
             raise ConfigError(
                 f"a row of {rows} tokens has none that lies {heads.extra_tokens} after the next",
-                "model.aux_loss.extra_tokens",
+                "model.multi_token.extra_tokens",
                 "set it below train.seq_len, and below the rows that train.length_schedule begins with",
             )
         if isinstance(self.train.loader, DocumentLoader) and isinstance(self.model.documents, WholeRows):
@@ -63,6 +64,13 @@ class Recipe:
                 "train.loader",
                 "set model.documents=by_document, or choose another loader",
             )
+
+        for name, one in {"": self.quant, **vars(self.quant)}.items():
+            if isinstance(one, CoarseLayers) and max(one.numbers, default=0) >= self.model.num_layers:
+                raise ConfigError(
+                    f"the model has {self.model.num_layers} layers, numbered from 0; there is no {max(one.numbers)}",
+                    ".".join(part for part in ("quant", name, "layers") if part),
+                )
 
     @property
     def row_tokens(self) -> int:

@@ -196,7 +196,7 @@ def downgraded(
     """As few coarse layers, outward from the centre, as it takes for a submission of at most `budget` bytes; one
     compression for each. RuleError with the smallest size if all layers do not suffice.
     """
-    given = [int(word) for word in quantizer.layers.split(",") if word]
+    given = quantizer.numbers
     more = [layer for layer in outward(config.model.num_layers) if layer not in given]
     for count in range(len(more) + 1):
         layers = ",".join(map(str, given + more[:count]))

@@ -42,6 +42,21 @@ def average_tensors(state: TrainState) -> Iterator[tuple[str, torch.Tensor]]:
             yield f"average{label and '@'}{label}.{name}", tensor
 
 
+def generator_states(device: torch.device) -> dict[str, Tensor]:
+    """States of torch's generators, uint8, by the names that resume files have for them: the computer's own, and a
+    device's where it has one.
+    """
+    found = {"rng.torch": torch.get_rng_state()}
+    return found | {"rng.cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else found
+
+
+def restore_generators(tensors: dict[str, Tensor], device: torch.device) -> None:
+    """Put torch's generators back; that of a device is left where it is if the file was written without it."""
+    torch.set_rng_state(tensors["rng.torch"])
+    if device.type == "cuda" and "rng.cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["rng.cuda"], device)
+
+
 class Checkpoints:
     """Resumable checkpoints in one directory: weights, and beside them optimizer and loader state. The newest pair
     that verifies is the one that counts.
@@ -81,7 +96,7 @@ class Checkpoints:
         only all ranks together have.
         """
         self.settle()
-        tensors = held | {"rng.torch": torch.get_rng_state()} | dict(average_tensors(state))
+        tensors = held | generator_states(next(state.model.parameters()).device) | dict(average_tensors(state))
         facts = {
             "schema": RESUME_SCHEMA,
             "step": state.step,
@@ -140,7 +155,7 @@ class Checkpoints:
             state.model.load_state_dict(model.weights)
             state.optimizers = optimizers()
             state.optimizers.load(tensors)
-            torch.set_rng_state(tensors["rng.torch"])
+            restore_generators(tensors, next(state.model.parameters()).device)
             state.step = int(facts["step"])
             state.clock.spent_s = float(facts["elapsed_s"])
             state.looped, state.taken = bool(facts.get("looped", False)), int(facts.get("averaged", 0))

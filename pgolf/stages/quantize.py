@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from pgolf.core.model.params import ATTN, CONTROL, EMBED, HEAD, MLP
 from pgolf.core.quant.base import check_finite
 from pgolf.core.quant.curvature import Calibration
 from pgolf.core.quant.gptq import Gptq, check_search
+from pgolf.core.quant.gptq_lqer import Lqer
 from pgolf.core.quant.qtensor import QuantizedModel
 from pgolf.core.quant.roles import ByRole, compensating, known_by_role
 from pgolf.core.quant.steps import Planned
@@ -253,6 +254,7 @@ def quantize(
         calibration_s = seconds.get("hessians", 0.0) if reads_training(quantizer) and not cached else 0.0
         figures |= check_reserve(model, {"calibration": calibration_s, "tuning": tuning_s}, console)
         rows, warnings = tensor_report(result, model.weights, found)
+        warnings += short_of_bits(resolved.config.quant, rows)
         for warning in warnings:
             console.warn(warning)
         meta = {
@@ -279,6 +281,24 @@ def quantize(
         seconds["total"] = time.monotonic() - start
         entry = record(out, "quantize", key, resolved.values, inputs, figures, rounded(seconds), str(device))
     return entry | {"fresh": False}
+
+
+def short_of_bits(quantizer: Any, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Warnings where bits per weight were asked for that codes do not have; `rows` are the tensors' figures. Codes have
+    8 bits, a trellis's as well, and the rows' largest weights keep steps from being finer. A low-rank part that is
+    taken out first leaves less to code, so that nothing is said of those.
+    """
+    found = list[str]()
+    asked = quantizer.quantizers() if isinstance(quantizer, ByRole) else {"": quantizer}
+    for role, one in asked.items():
+        wanted = 0.0 if isinstance(one, Lqer) else getattr(one, "bits_per_weight", 0.0)
+        mine = [row for row in rows if role in ("", row["role"])]
+        sizes = [math.prod(row["shape"]) for row in mine]
+        had = sum(size * row["entropy_bits"] for size, row in zip(sizes, mine, strict=True)) / max(sum(sizes), 1)
+        if mine and had < 0.97 * wanted:
+            key = ".".join(part for part in ("quant", role, "bits_per_weight") if part)
+            found.append(f"{key}={wanted:g} cannot be had: codes of 8 bits have {had:.2f} by entropy here")
+    return found
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from pgolf.core.model.attend import choose_attention
 from pgolf.core.model.config import param_specs
 from pgolf.core.model.fused import choose_kernels
 from pgolf.core.optim.optimizers import Optimizers
+from pgolf.core.train.growth import Growth
 from pgolf.core.train.loop import TrainState, fit, start_state, validator
 from pgolf.dataset import Dataset
 from pgolf.report.console import Console, ProgressLine, bar, clock
@@ -61,9 +62,9 @@ def choose_compile(mode: str, device: torch.device) -> tuple[bool, str]:
 
 
 @contextmanager
-def own_limits(compiled: bool) -> Iterator[None]:
-    """Put back torch's limit on the graphs of a function, which compiled training raises."""
-    if not compiled:
+def own_limits(raised: bool) -> Iterator[None]:
+    """Put back torch's limit on the graphs of a function, which compiled training and growing schedules raise."""
+    if not raised:
         yield
         return
     limits = torch._dynamo.config
@@ -275,7 +276,7 @@ def run_training(job: Job) -> dict[str, Any]:
     }
     folder, keep = job.out / "ckpt", config.train.keep_checkpoints
     with (
-        own_limits(compiled),
+        own_limits(compiled or any(isinstance(part, Growth) for part in vars(config.train).values())),
         enough_memory("train.micro_batch_tokens"),
         Checkpoints(folder, meta, job.key, keep, job.console) as saved,
     ):

@@ -298,7 +298,8 @@ class RunWatch(Watch):
             found["phase_s"] = rounded({name: (now.get(name, 0) - spent.get(name, 0)) / steps for name in phases})
         if self.peak and seconds > 0:
             train = self.config.train
-            flops = training_flops(self.config.model, train.seq_len, self.state.model.looping)
+            length = self.state.model.row_length or train.seq_len
+            flops = training_flops(self.config.model, length, self.state.model.looping)
             found["mfu"] = round(flops * steps * train.batch_tokens / seconds / self.peak, 4)
         return found
 

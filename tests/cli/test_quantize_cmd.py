@@ -104,6 +104,36 @@ def test_a_dry_run_knows_how_wide_coarse_codes_get(
     assert predicted["artifact_bytes"] == pytest.approx(made["artifact_bytes"], rel=0.02)
 
 
+@pytest.mark.parametrize("part", ["", "mlp."])
+def test_bits_that_codes_cannot_have_are_told(
+    pgolf: Any, tiny_run: Path, calibrated: Path, tmp_path: Path, part: str
+) -> None:
+    argv = quantize(tiny_run, "--out", tmp_path / "q.safetensors", "--calibration", calibrated, "--json")
+    sets = ["quant.method=by_role"] if part else []
+    sets += [f"quant.{part}steps=curvature", "quant.max_gap=0"]
+    few, many = (
+        pgolf(*argv, *(word for one in (*sets, f"quant.{part}bits_per_weight={bits}") for word in ("--set", one)))
+        for bits in (4, 9)
+    )
+    assert few.good().document["warnings"] == []
+    (text,) = many.good().document["warnings"]
+    assert text.startswith(f"quant.{part}bits_per_weight=9 cannot be had: codes of 8 bits have ")
+
+
+def test_coarse_layers_are_layers_of_the_model(pgolf: Any, tiny_run: Path, tmp_path: Path) -> None:
+    argv = quantize(tiny_run, "--out", tmp_path / "q.safetensors")
+    for method, key in (("coarse_layers", "quant."), ("by_role", "quant.mlp.")):
+        sets = ["--set", f"quant.method={method}", "--set", f"{key}layers=0,4"]
+        sets += ["--set", f"{key}method=coarse_layers"] if method == "by_role" else []
+        pgolf(*argv, *sets).refused(2, f"{key}layers", "there is no 4")
+
+
+def test_a_calibration_has_no_budget(pgolf: Any, tiny_run: Path, tmp_path: Path) -> None:
+    argv = quantize(tiny_run, "--out", tmp_path / "q.safetensors", "--calibrate-only", "--budget", 100_000)
+    pgolf(*argv).refused(2, "--budget", "has no bytes to fit")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("method", ["sdclip", "gptq"])
 def test_a_giant_outlier_is_named(pgolf: Any, tiny_run: Path, tmp_path: Path, method: str) -> None:
     path, name = tmp_path / "checkpoint.safetensors", "blocks.1.mlp.fc.weight"

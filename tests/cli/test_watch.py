@@ -2,6 +2,7 @@
 
 import csv
 import functools
+import itertools
 import json
 import os
 import re
@@ -340,6 +341,7 @@ def test_a_gpu_is_timed_by_its_own_clock_and_its_neighbours_are_listed(monkeypat
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 12345)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 0)
     sets = ["train.log_every=4", "train.checkpoint_every=0", "train.val_every=0", "optim.width_rule=mup"]
+    sets += ["train.length_schedule=growing", "train.length_schedule.first=16"]
     config = resolve("tiny", sets).config
     shards = [np.random.default_rng(0).integers(1, 500, 20_000).astype(np.uint16)]
     state = start_state(config.model, config.train, config.optim, shards, 3, World())
@@ -358,7 +360,8 @@ def test_a_gpu_is_timed_by_its_own_clock_and_its_neighbours_are_listed(monkeypat
         probe=lambda device: [own, *next(others)],
     )  # fmt: skip
     fit(state, config.train, config.optim, World(), watch, False)
-    by_kind = {kind: [event for event in told if event["event"] == kind] for kind in ("step", "neighbours", "stop")}
+    kinds = ("step", "neighbours", "stop", "mode")
+    by_kind = {kind: [event for event in told if event["event"] == kind] for kind in kinds}
     assert [(event["when"], len(event["others"])) for event in by_kind["neighbours"]] == [("start", 0), ("end", 1)]
     assert watch.findings["notes"] == ["not alone on the GPU: miner (7, 3 MiB)"]
     phases = {"other": 1.0, "data": 1.0, "forward_backward": 1.0, "communication": 1.0, "optimizer": 1.0}
@@ -369,9 +372,12 @@ def test_a_gpu_is_timed_by_its_own_clock_and_its_neighbours_are_listed(monkeypat
     for event in shown:
         assert event["lr"] == pytest.approx({group: rate * event["lr_scale"] for group, rate in rates.items()})
     assert shown[-1]["phase_s"] == phases and shown[-1]["memory_bytes"] == 12345
-    flops = training_flops(config.model, 64) * 4 * 1024
-    spent = shown[-1]["elapsed_s"] - shown[-2]["elapsed_s"]
-    assert shown[-1]["mfu"] == round(flops / spent / 989e12, 4)
+    lengths = list[int]()
+    for before, event in itertools.pairwise(shown):
+        lengths.append([mode["length"] for mode in by_kind["mode"] if mode["step"] < event["step"]][-1] or 64)
+        flops = training_flops(config.model, lengths[-1]) * (event["step"] - before["step"]) * 1024
+        assert event["mfu"] == round(flops / (event["elapsed_s"] - before["elapsed_s"]) / 989e12, 4)
+    assert set(lengths) == {16, 32, 64}
     seconds = by_kind["stop"][0]["seconds"]
     assert "training" not in seconds and seconds["optimizer"] == seconds["data"] > 10 * seconds["setup"]
 

@@ -14,11 +14,11 @@ from pgolf.config.tree import to_values
 from pgolf.core.errors import ConfigError, InputError
 from pgolf.core.model.config import ModelConfig
 from pgolf.core.model.gpt import GPT
-from pgolf.core.model.parts.aux_loss import MultiToken
 from pgolf.core.model.parts.hash_embed import EngramLite
 from pgolf.core.model.parts.head_gate import DenseGate, OutputGate
 from pgolf.core.model.parts.head_mix import HeadMixing
 from pgolf.core.model.parts.low_rank_mlp import LowRankMlp
+from pgolf.core.model.parts.multi_token import TokenHeads
 from pgolf.core.model.parts.no_skips import NoSkips
 from pgolf.core.model.parts.phase_mix import ScalarMix
 from pgolf.core.model.parts.plain_mix import PlainMix
@@ -125,7 +125,7 @@ def test_what_shapes_tell_is_no_guess(record):
     model = document["model"]
     assert (model["hash_embed"]["buckets"], model["hash_embed"]["dim"], model["value_embed"]["dim"]) == (61, 16, 12)
     assert (model["smear"]["kind"], model["value_residual"]["kind"]) == ("static", "add")
-    assert (model["head_gate"]["kind"], model["aux_loss"]["extra_tokens"]) == ("biased", 2)
+    assert (model["head_gate"]["kind"], model["multi_token"]["extra_tokens"]) == ("biased", 2)
     assert model["loop"]["kind"] == "none" and not any("loop" in text for text in document["guessed"])
     assert "model.value_embed.on=3,4" in document["guessed"] and "model.position.reference=1024" in document["guessed"]
     _, document = brought_in(record("ternary_gpt"), [])
@@ -144,7 +144,7 @@ def test_what_shapes_tell_is_no_guess(record):
         {"head_mix": HeadMixing(values=True), "mix": ScalarMix(), "skips": NoSkips()},
         {"head_mix": HeadMixing(), "mix": PlainMix(), "xsa": GatedXsa(last_n=2)},
         {"head_gate": OutputGate(window=5), "value_residual": ValueMix(), "smear": CumulativeSmear()},
-        {"head_gate": DenseGate(), "aux_loss": MultiToken(extra_tokens=3), "logit_bias": VocabBias()},
+        {"head_gate": DenseGate(), "multi_token": TokenHeads(extra_tokens=3), "logit_bias": VocabBias()},
     ],
 )
 def test_techniques_are_known_by_their_tensors(make_model, tmp_path, parts):

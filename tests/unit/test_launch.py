@@ -25,7 +25,7 @@ from pgolf.core.errors import SetupError
 from pgolf.core.train.loop import start_state
 from pgolf.report.console import Console
 from pgolf.stages import launch
-from pgolf.stages.checkpoints import Checkpoints
+from pgolf.stages.checkpoints import Checkpoints, generator_states, restore_generators
 from pgolf.stages.signals import Interrupted
 
 
@@ -206,6 +206,21 @@ def test_a_checkpoint_under_way_is_noticed(monkeypatch: pytest.MonkeyPatch, tmp_
     seen: list[bool] = []
     launch.write_bytes(tmp_path / "other", (seen.append(launch.writes()) or b"" for _ in range(1)))
     assert seen == [True]
+
+
+def test_generators_of_a_device_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run with noise draws on the device."""
+    place, states = torch.device("cuda", 0), {"now": torch.arange(16, dtype=torch.uint8)}
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: states["now"].clone())
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: states.update({device.type: state}))
+    torch.manual_seed(5)
+    held = generator_states(place)
+    drawn = torch.rand(3)
+    restore_generators(held, place)
+    assert torch.equal(torch.rand(3), drawn) and torch.equal(states["cuda"], states["now"])
+    del states["cuda"]
+    restore_generators(generator_states(torch.device("cpu")), place)
+    assert "cuda" not in states, "a file of a run on a CPU has none"
 
 
 def raised(where: str, code: str) -> BaseException:

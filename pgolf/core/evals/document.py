@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pgolf.core.errors import ConfigError
+from pgolf.core.errors import ConfigError, InputError
 from pgolf.core.evals.sliding import SlidingEval, sliding_windows
 
 if TYPE_CHECKING:
@@ -13,6 +13,23 @@ if TYPE_CHECKING:
 
 BUCKET = 128
 """Short documents are padded to a multiple of so many tokens."""
+
+
+def document_begins(tokens: "np.ndarray", bos_id: int) -> "np.ndarray":
+    """Where the documents of a stream (N,) begin that have a target, then N - 1, the number of targets. What is before
+    the first BOS counts as a document. InputError if no document begins at all.
+    """
+    import numpy as np
+
+    targets = len(tokens) - 1
+    begins = np.flatnonzero(tokens[:targets] == bos_id)
+    if not len(begins):
+        raise InputError(
+            f"no document begins in the validation stream: token {bos_id} does not occur in it",
+            "validation split",
+            "set bos_id to the token that begins documents, or choose a method that asks for none",
+        )
+    return np.concatenate([[0] if begins[0] else [], begins, [targets]]).astype(np.int64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,15 +51,10 @@ class DocumentEval(SlidingEval):
         return True
 
     def windows(self, tokens: "np.ndarray") -> "np.ndarray":
-        """Rows (start, first, end) that cover the targets of a stream (N,) once, in order. What comes before the first
-        document counts as one.
-        """
+        """Rows (start, first, end) that cover the targets of a stream (N,) once, in order."""
         import numpy as np
 
-        last = len(tokens) - 1
-        starts = np.flatnonzero(tokens[:last] == self.bos_id)
-        bounds = [*([] if len(starts) and starts[0] == 0 else [0]), *starts.tolist(), last]
-        pieces = []
+        bounds, pieces = document_begins(tokens, self.bos_id).tolist(), []
         for start, stop in zip(bounds, bounds[1:]):
             rows = sliding_windows(stop - start, self.seq_len, self.stride)
             rows[:, 0] += start

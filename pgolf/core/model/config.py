@@ -30,6 +30,7 @@ from pgolf.core.model.slots import (
     Loop,
     Mix,
     Mlp,
+    MultiToken,
     NormScale,
     Part,
     Position,
@@ -114,6 +115,8 @@ class ModelConfig:
     """Bound on the logits."""
     aux_loss: AuxLoss = Absent()
     """Added to the training loss."""
+    multi_token: MultiToken = Absent()
+    """Tokens after the next one, predicted in training."""
     precision: Precision = Absent()
     """What weights are made of in training."""
     counts: Counts = Absent()

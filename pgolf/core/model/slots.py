@@ -349,6 +349,10 @@ class AuxLoss(Protocol):
     """Adds to the training loss."""
 
 
+class MultiToken(Protocol):
+    """Predicts more than the next token in training."""
+
+
 class Precision(Protocol):
     """The numbers that weights are made of while they are trained."""
 

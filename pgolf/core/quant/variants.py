@@ -76,13 +76,18 @@ class CoarseLayers(RowGptq):
         if not all(word.strip().isdecimal() for word in self.layers.split(",") if word):
             raise ConfigError(f"{self.layers!r} are not numbers of layers", "layers", "give them as in 5,6,4")
 
+    @property
+    def numbers(self) -> list[int]:
+        """The layers in their order."""
+        return [int(word) for word in self.layers.split(",") if word]
+
     def own(self, role: str) -> Grid:
         """The grid of a role, or of a coarse layer."""
         return self.coarse if role == "coarse" else super().own(role)
 
     def of_layer(self, spec: ParamSpec) -> ParamSpec:
         """A parameter with the role whose grid it has."""
-        coarse = [f"blocks.{int(word)}." for word in self.layers.split(",") if word]
+        coarse = [f"blocks.{number}." for number in self.numbers]
         inside = spec.role in (ATTN, MLP) and spec.name.startswith(tuple(coarse))
         return replace(spec, role="coarse") if inside else spec
 

@@ -6,27 +6,8 @@ next one, and every target of the stream belongs to one document.
 
 from typing import TYPE_CHECKING
 
-from pgolf.core.errors import InputError
-
 if TYPE_CHECKING:
     import numpy as np
-
-
-def document_begins(tokens: "np.ndarray", bos_id: int) -> "np.ndarray":
-    """Where the documents of a stream (N,) begin that have a target, then N - 1, the number of targets. What is before
-    the first BOS counts as a document. InputError if no document begins at all.
-    """
-    import numpy as np
-
-    targets = len(tokens) - 1
-    begins = np.flatnonzero(tokens[:targets] == bos_id)
-    if not len(begins):
-        raise InputError(
-            f"no document begins in the validation stream: token {bos_id} does not occur in it",
-            "validation split",
-            "set ttt.bos_id to the token that begins documents, or use ttt.method=chunk",
-        )
-    return np.concatenate([[0] if begins[0] else [], begins, [targets]]).astype(np.int64)
 
 
 def chunk_window(length: int, chunk: int, chunk_tokens: int, seq_len: int) -> tuple[int, int, int]:

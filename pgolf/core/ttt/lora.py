@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 
 from pgolf.core.errors import ConfigError
 from pgolf.core.evals.base import Evaluator
-from pgolf.core.ttt.documents import chunk_window, deal, document_begins, length_batches
+from pgolf.core.evals.document import document_begins
+from pgolf.core.ttt.documents import chunk_window, deal, length_batches
 
 if TYPE_CHECKING:
     import numpy as np

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pgolf.core.errors import ConfigError
-from pgolf.core.ttt.documents import document_begins, length_batches
+from pgolf.core.evals.document import document_begins
+from pgolf.core.ttt.documents import length_batches
 from pgolf.core.ttt.lora import LoraTtt
 from pgolf.core.ttt.weights import WeightTraining
 

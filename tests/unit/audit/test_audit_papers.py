@@ -50,7 +50,10 @@ def test_the_table_of_published_figures_stands_in_the_documents() -> None:
     assert len(rows) >= 6 and set(rows) <= set(lines)
 
 
-def report(folder: Path, verdict: str = HOLDS) -> dict[str, Any]:
+METHOD = {"name": "plain", "seq_len": 8, "batch_seqs": 4}
+
+
+def report(folder: Path, verdict: str = HOLDS, method: dict[str, Any] = METHOD) -> dict[str, Any]:
     """A written report about a method."""
     findings = [Finding(check=name, verdict=HOLDS, what="seen", n=9) for name in "0bcdf"]
     case = {"schema": "pgolf.counterexample/1", "property": "a"} if verdict == VIOLATED else None
@@ -58,7 +61,7 @@ def report(folder: Path, verdict: str = HOLDS) -> dict[str, Any]:
     about = {
         "kind": "evaluator",
         "stage": "eval",
-        "method": {"name": "plain", "seq_len": 8, "batch_seqs": 4},
+        "method": method,
         "architecture": {"dim": 2},
         "model": {"sha256": "abc"},
     }
@@ -112,3 +115,12 @@ def test_a_score_takes_the_audit_of_its_own_method(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match="audit"):
             audit_of(tmp_path, stage, method, model, "abc")
+
+
+def test_batches_that_make_a_queue_are_part_of_the_method(tmp_path: Path) -> None:
+    report(tmp_path, method=METHOD | {"order": "stream"})
+    assert audit_of(tmp_path, "eval", METHOD | {"order": "stream", "batch_seqs": 5}, {"dim": 2}, "abc")
+    report(tmp_path, method=METHOD | {"order": "longest"})
+    assert audit_of(tmp_path, "eval", METHOD | {"order": "longest"}, {"dim": 2}, "abc")
+    with pytest.raises(InputError, match="another method: batch_seqs is 4 there, 5 here"):
+        audit_of(tmp_path, "eval", METHOD | {"order": "longest", "batch_seqs": 5}, {"dim": 2}, "abc")

@@ -15,7 +15,10 @@ from pgolf.core.codecs.lzma import Lzma
 from pgolf.core.errors import ConfigError
 from pgolf.core.evals.plain import PlainEval
 from pgolf.core.evals.sliding import SlidingEval
+from pgolf.core.model.parts.multi_token import TokenHeads
 from pgolf.core.model.parts.untied_embed import UntiedEmbed
+from pgolf.core.model.parts.z_loss import ZLoss
+from pgolf.core.model.slots import Absent
 from pgolf.core.optim.schedules import FractionWarmdown, IterationWarmdown
 from pgolf.core.quant.gptq import Gptq
 from pgolf.core.quant.row_quantile import RowQuantile
@@ -421,6 +424,15 @@ def test_a_stored_configuration_of_before_the_optimizers_of_test_time_training_h
     stored = {"ttt": dict(old)}
     assert resolve(stored=stored).config.ttt == wanted
     assert stored == {"ttt": old}
+
+
+def test_a_stored_configuration_of_before_heads_for_later_tokens_had_a_slot_of_their_own():
+    stored = {"model": {"aux_loss": {"kind": "multi_token", "extra_tokens": 3, "weight": 0.1}}}
+    found = resolve(stored=stored).config.model
+    assert found.multi_token == TokenHeads(extra_tokens=3, weight=0.1)
+    assert isinstance(found.aux_loss, Absent)
+    kept = resolve(stored={"model": {"aux_loss": {"kind": "z_loss", "weight": 0.1}}}).config.model
+    assert kept.aux_loss == ZLoss(weight=0.1) and isinstance(kept.multi_token, Absent)
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,13 @@ from pgolf.core.errors import ConfigError
 from pgolf.core.model.config import ModelConfig, param_specs
 from pgolf.core.model.export import exported, exported_weights
 from pgolf.core.model.gpt import GPT
-from pgolf.core.model.parts.aux_loss import MultiToken, ZLoss
 from pgolf.core.model.parts.head_gate import DenseGate, OutputGate
 from pgolf.core.model.parts.head_mix import HeadMixing
 from pgolf.core.model.parts.layer_loop import LayerLoop
+from pgolf.core.model.parts.multi_token import TokenHeads
 from pgolf.core.model.parts.ternary import Ternary
 from pgolf.core.model.parts.value_residual import ValueAdd
+from pgolf.core.model.parts.z_loss import ZLoss
 from pgolf.core.model.slots import Absent
 from pgolf.core.submit import exported_model
 
@@ -30,8 +31,8 @@ SMALL = {"vocab_size": 61, "num_layers": 4, "model_dim": 32, "num_heads": 4, "nu
         {"head_mix": HeadMixing(values=True), "value_residual": ValueAdd()},
         {"head_mix": HeadMixing(values=True), "loop": LayerLoop(start=1, end=2, lora_rank=2)},
         {"head_mix": HeadMixing(), "head_gate": DenseGate(), "precision": Ternary(group=16, blocks="mlp")},
-        {"aux_loss": MultiToken()},
-        {"aux_loss": MultiToken(extra_tokens=3), "head_mix": HeadMixing(values=True)},
+        {"multi_token": TokenHeads()},
+        {"multi_token": TokenHeads(extra_tokens=3), "head_mix": HeadMixing(values=True)},
     ],
     ids=["queries and keys", "values", "low rank of passes", "ternary MLPs", "heads", "both"],
 )
@@ -40,7 +41,7 @@ def test_the_exported_model_has_the_same_logits(make_model: Any, parts: dict[str
     model = make_model(config).eval()
     less = exported_model(model).eval()
     assert less.config == exported(config) != config
-    assert isinstance(less.config.head_mix, Absent) and isinstance(less.config.aux_loss, Absent)
+    assert isinstance(less.config.head_mix, Absent) and isinstance(less.config.multi_token, Absent)
     assert not [name for name in less.state_dict() if "mtp_heads" in name or ".attn.q_mix" in name]
     ids = torch.randint(0, 61, (3, 20), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -84,16 +85,16 @@ def test_other_parts_are_exported_as_they_are(make_model: Any) -> None:
     model = make_model(config)
     assert exported(config) == config
     assert exported_weights(config, model.state_dict()).keys() == model.state_dict().keys()
-    lean = dataclasses.replace(config, aux_loss=MultiToken())
+    lean = dataclasses.replace(config, multi_token=TokenHeads())
     assert param_specs(exported(lean)) == param_specs(config) != param_specs(lean)
 
 
 def test_heads_that_look_beyond_a_row_are_refused() -> None:
-    few = ["train.seq_len=64", "train.batch_tokens=512", "train.micro_batch_tokens=512", "model.aux_loss=multi_token"]
-    assert resolve("tiny", [*few, "model.aux_loss.extra_tokens=63"])
+    few = ["train.seq_len=64", "train.batch_tokens=512", "train.micro_batch_tokens=512", "model.multi_token=heads"]
+    assert resolve("tiny", [*few, "model.multi_token.extra_tokens=63"])
     grown = ["train.length_schedule=growing", "train.length_schedule.first=16"]
-    assert resolve("tiny", [*few, *grown, "model.aux_loss.extra_tokens=15"])
-    for more in (["model.aux_loss.extra_tokens=64"], [*grown, "model.aux_loss.extra_tokens=16"]):
+    assert resolve("tiny", [*few, *grown, "model.multi_token.extra_tokens=15"])
+    for more in (["model.multi_token.extra_tokens=64"], [*grown, "model.multi_token.extra_tokens=16"]):
         with pytest.raises(ConfigError, match="none that lies") as caught:
             resolve("tiny", [*few, *more])
-        assert "model.aux_loss.extra_tokens" in str(caught.value)
+        assert "model.multi_token.extra_tokens" in str(caught.value)

@@ -143,6 +143,9 @@ def test_every_shape_of_the_schedules_is_compiled_once_in_warm_up() -> None:
 
 
 def test_what_training_lets_torch_compile_is_put_back() -> None:
+    for raised in (False, True):
+        with own_limits(raised):
+            assert torch._dynamo.config.recompile_limit == 8
     with own_limits(True):
         GrowingLength(first=16).enlist([], None, None)
         assert torch._dynamo.config.recompile_limit == 64

@@ -22,15 +22,16 @@ from pgolf.core.model.config import ModelConfig
 from pgolf.core.model.fused import FUSIBLE, NETWORKS, FusedGPT, choose_kernels
 from pgolf.core.model.gpt import GPT
 from pgolf.core.model.kernels import leaky_relu2_mlp, mlp_kernel, nll_kernels, register_kernels, softcapped_nll
-from pgolf.core.model.parts.aux_loss import MultiToken, ZLoss
 from pgolf.core.model.parts.leaky_relu2 import LeakyRelu2
 from pgolf.core.model.parts.low_rank_mlp import LowRankMlp
+from pgolf.core.model.parts.multi_token import TokenHeads
 from pgolf.core.model.parts.poly5_softcap import Poly5Softcap
 from pgolf.core.model.parts.relu2 import Relu2
 from pgolf.core.model.parts.sigmoid_softcap import SigmoidSoftcap
 from pgolf.core.model.parts.swiglu import SwiGlu
 from pgolf.core.model.parts.tanh_softcap import TanhSoftcap
 from pgolf.core.model.parts.ternary import Ternary
+from pgolf.core.model.parts.z_loss import ZLoss
 from pgolf.core.quant.calibration import collect_hessians
 from pgolf.core.train.config import TrainConfig
 from pgolf.core.train.loop import start_state
@@ -317,7 +318,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
         ({"mlp": LowRankMlp(rank=4)}, CUDA, 9, True, "model.mlp=LowRankMlp"),
         ({"logit_softcap": Poly5Softcap()}, CUDA, 9, True, "model.logit_softcap=Poly5Softcap"),
         ({"aux_loss": ZLoss()}, CUDA, 9, True, "model.aux_loss"),
-        ({"aux_loss": MultiToken()}, CUDA, 9, True, "model.aux_loss"),
+        ({"multi_token": TokenHeads()}, CUDA, 9, True, "model.multi_token"),
         ({"precision": Ternary(group=32)}, CUDA, 9, True, "model.precision"),
     ],
 )

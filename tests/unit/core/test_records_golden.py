@@ -9,7 +9,6 @@ import torch
 
 from pgolf.core.model.config import ModelConfig, param_specs
 from pgolf.core.model.gpt import GPT
-from pgolf.core.model.parts.aux_loss import MultiToken, ZLoss
 from pgolf.core.model.parts.by_document import ByDocument
 from pgolf.core.model.parts.depth_scale import DepthScale
 from pgolf.core.model.parts.factored_embed import FactoredEmbed
@@ -18,6 +17,7 @@ from pgolf.core.model.parts.hash_embed import BigramHash
 from pgolf.core.model.parts.head_gate import BiasedGate, DenseGate, OutputGate, SparseGate
 from pgolf.core.model.parts.layer_loop import LayerLoop
 from pgolf.core.model.parts.leaky_relu2 import LeakyRelu2
+from pgolf.core.model.parts.multi_token import TokenHeads
 from pgolf.core.model.parts.parallel_residual import ParallelResidual
 from pgolf.core.model.parts.poly5_softcap import Poly5Softcap
 from pgolf.core.model.parts.relu2 import Relu2
@@ -32,6 +32,7 @@ from pgolf.core.model.parts.value_residual import ValueAdd
 from pgolf.core.model.parts.vocab_bias import VocabBias
 from pgolf.core.model.parts.xsa import Xsa
 from pgolf.core.model.parts.yarn import Yarn
+from pgolf.core.model.parts.z_loss import ZLoss
 from pgolf.core.model.slots import Absent
 
 BANKS = {
@@ -264,7 +265,7 @@ def test_pr1019_golden(oracle):
     assert loss.item() == pytest.approx(float(data["loss"]), abs=1e-5)
     loss.backward()
     assert check_grads(model, data, "", 1e-3, layers=config["num_layers"]) > 40
-    helped = loaded(record_1019(config, aux_loss=MultiToken()), weights)
+    helped = loaded(record_1019(config, multi_token=TokenHeads()), weights)
     assert helped(ids, targets).item() == pytest.approx(float(data["loss_with_mtp"]), abs=1e-5)
 
 

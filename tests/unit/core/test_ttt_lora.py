@@ -12,6 +12,7 @@ from test_records_golden import ids_of, loaded, meta, record_1855, unbanked
 
 from pgolf.core.errors import ConfigError, InputError, RuleError
 from pgolf.core.evals.context_slot import SlotAdamW
+from pgolf.core.evals.document import document_begins
 from pgolf.core.evals.exact_cache import ExactCache
 from pgolf.core.evals.hedge import HedgeMixer
 from pgolf.core.evals.ledger import Ledger, evaluate
@@ -23,7 +24,7 @@ from pgolf.core.model.parts.by_document import ByDocument
 from pgolf.core.model.parts.layer_loop import LayerLoop
 from pgolf.core.model.slots import Part
 from pgolf.core.ttt.adapters import AdaptedGPT, Adapters
-from pgolf.core.ttt.documents import chunk_window, deal, document_begins, length_batches
+from pgolf.core.ttt.documents import chunk_window, deal, length_batches
 from pgolf.core.ttt.lora import LoraTtt
 from pgolf.core.ttt.phased import PhasedTtt
 from pgolf.core.ttt.weights import WeightTraining

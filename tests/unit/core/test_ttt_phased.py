@@ -10,9 +10,10 @@ from test_records_golden import loaded, meta, record_1855, unbanked
 
 from pgolf.core.dist import World
 from pgolf.core.errors import ConfigError, InputError
+from pgolf.core.evals.document import document_begins
 from pgolf.core.evals.ledger import Ledger, evaluate
 from pgolf.core.model.parts.by_document import ByDocument
-from pgolf.core.ttt.documents import document_begins, length_batches
+from pgolf.core.ttt.documents import length_batches
 from pgolf.core.ttt.lora import LoraTtt
 from pgolf.core.ttt.phased import PhasedTtt
 from pgolf.core.ttt.weights import WeightTraining

@@ -1,4 +1,4 @@
-"""Additions to the training loss: z-loss and multi-token prediction."""
+"""Heads that predict later tokens, in training only."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,25 +12,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ZLoss(Part):
-    """Adds weight * mean(logsumexp(logits)^2), to keep logits small. Source: arXiv:2204.02311, ternary record."""
-
-    weight: float = 1e-4
-    """The factor."""
-
-    def __post_init__(self) -> None:
-        if self.weight <= 0:
-            raise ConfigError(f"weight must be positive, not {self.weight}", "weight")
-
-    def extra_loss(
-        self, root: Any, hidden_BTC: "Tensor", logits_BTV: "Tensor", targets_BT: "Tensor"
-    ) -> "Tensor | float":
-        """Nats."""
-        return self.weight * logits_BTV.logsumexp(-1).square().mean()
-
-
-@dataclass(frozen=True, kw_only=True)
-class MultiToken(Part):
+class TokenHeads(Part):
     """Heads of their own predict the tokens after the next one; their mean loss is added with a weight. They are zero
     at the start and dropped at export. Effect: +0.0094 on a fork of PR #1493, whose one output was to predict both
     tokens. Source: arXiv:2404.19737, PR #1019.
