@@ -22,12 +22,17 @@ HEAD = "| method | BPB | gain |"
 
 
 def settings(options: argparse.Namespace) -> list[str]:
-    """Window, stride and targets for eval and ttt alike, and what was asked for besides."""
+    """Window, stride and targets for eval and ttt alike, but for a stride of test-time training by documents, which has
+    none; and what was asked for besides.
+    """
     sets = []
     for stage in ("eval", "ttt"):
-        sets += [f"{stage}.seq_len={options.window}", f"{stage}.stride={options.stride}"]
+        sets += [f"{stage}.seq_len={options.window}"]
         sets += [f"{stage}.max_tokens={options.targets}", f"{stage}.budget_seconds=0"]
-    return ["eval.method=sliding", *sets, *options.set]
+    chosen = dict(pair.partition("=")[::2] for pair in options.set)
+    if chosen.get("ttt.method", "chunk") == "chunk":
+        sets += [f"ttt.stride={options.stride}"]
+    return ["eval.method=sliding", f"eval.stride={options.stride}", *sets, *options.set]
 
 
 def rows_of(document: dict[str, Any]) -> list[dict[str, Any]]:

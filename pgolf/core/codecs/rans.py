@@ -118,15 +118,15 @@ class Writer:
         """States of all lanes, then the words in the order they will be read."""
         states, words = np.full(self.lanes, LEAST, np.int64), list[np.ndarray]()
         for sizes, starts in reversed(self.parts):
-            for start in reversed(range(0, len(sizes), self.lanes)):
+            size = sizes.astype(np.int64)
+            sent, full, limit = np.empty_like(size), np.empty(len(size), bool), size << 24
+            for start in reversed(range(0, len(size), self.lanes)):
                 part = slice(start, start + self.lanes)
-                size = sizes[part].astype(np.int64)
-                state = states[: len(size)]
-                full = np.flatnonzero(state >= size << 24)
-                words.append(state[full].astype("<u2"))
-                state[full] >>= 16
-                whole, rest = np.divmod(state, size)
-                state[:] = (whole << 16) + rest + starts[part]
+                state = states[: len(size) - start]
+                sent[part], full[part] = state, state >= limit[part]
+                state >>= full[part] * 16
+                state += state // size[part] * (WHOLE - size[part]) + starts[part]
+            words.append(sent[full].astype("<u2"))
         bytes_LB = states.astype("<i8").view(np.uint8).reshape(-1, 8)[:, :STATE_BYTES]
         return bytes_LB.tobytes() + b"".join(word.tobytes() for word in reversed(words))
 
@@ -303,9 +303,11 @@ def two_groups(codes_RC: np.ndarray) -> np.ndarray:
 
 
 def promising(codes_RC: np.ndarray) -> bool:
-    """Whether prediction is to be tried: a direction has more of the energy than chance gives it."""
+    """Whether prediction is to be tried: around the mean, which of a trellis's codes is not 0 and no news to any table,
+    a direction has more of the energy than chance gives it.
+    """
     rows, columns = codes_RC.shape
-    real = (codes_RC if rows < columns else codes_RC.T).astype(np.float64)
+    real = (codes_RC if rows < columns else codes_RC.T) - codes_RC.mean()
     noise = (1 + math.sqrt(columns / rows)) ** 2 / columns
     energy = noise * (np.square(real) + 0.1).sum()
     return 2 <= len(real) <= 4096 and bool(np.linalg.eigvalsh(real @ real.T)[-1] > 3 * energy)

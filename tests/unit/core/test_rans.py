@@ -33,6 +33,7 @@ from pgolf.core.codecs.rans import (
     expected,
     level_numbers,
     order_zero,
+    promising,
     rounded,
     trellis_of,
     two_groups,
@@ -201,6 +202,15 @@ def test_each_model_is_taken_where_it_pays(rng: np.random.Generator) -> None:
     raw = b"".join(matrix.tobytes() for matrix in matrices)
     section = Rans().encode(raw, [matrix.shape for matrix in matrices])
     assert section[0] == MATRICES_KIND and Rans().decode(section, len(raw)) == raw
+
+
+def test_prediction_is_tried_where_there_is_a_direction(rng: np.random.Generator) -> None:
+    """A mean of all codes is none: those of a trellis lie half a step below where they stand."""
+    plain, columns = gaussian(rng, 300, 200), np.rint(2 * rng.normal(0, 1, (1, 200))).astype(np.int8)
+    trellis = trellis_codes(rng, 512, 200, 64)
+    assert abs(trellis.mean() + 0.25) < 0.05
+    assert not any(map(promising, (plain, plain + np.int8(3), trellis, trellis.T)))
+    assert all(map(promising, (low_rank(rng, 900, 60), plain + columns)))
 
 
 def test_what_recurs_word_by_word_goes_by_zlib(rng: np.random.Generator) -> None:
