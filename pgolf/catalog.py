@@ -117,7 +117,7 @@ CATALOG: dict[str, dict[str, str]] = {
     },
     "MultiToken": {
         "none": "pgolf.core.model.slots:Absent",
-        "heads": "pgolf.core.model.parts.multi_token:TokenHeads",
+        "mtp_heads": "pgolf.core.model.parts.multi_token:TokenHeads",
     },
     "Counts": {
         "none": "pgolf.core.model.slots:Absent",

@@ -147,7 +147,7 @@ SIGNS: tuple[tuple[str, str, Says], ...] = (
     (
         "mtp_heads.0.weight",
         "multi_token",
-        lambda f, n: {"kind": "heads", "extra_tokens": f.count(r"mtp_heads\.\d+\.weight")},
+        lambda f, n: {"kind": "mtp_heads", "extra_tokens": f.count(r"mtp_heads\.\d+\.weight")},
     ),
 )
 """Tensor (of the whole model, or of a block), the slot it speaks of, and what it says; later rows win."""

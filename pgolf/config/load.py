@@ -20,7 +20,7 @@ RENAMED = {"tokenize.threads": "tokenize.workers", "ttt.momentum": "ttt.optimize
 RENAMED_CHOICES = {"ttt.method": {"chunk_sgd": "chunk"}}
 """Choices that stored configurations may still have under an older name."""
 
-MOVED_CHOICES = {("model", "aux_loss", "multi_token"): ("multi_token", "heads")}
+MOVED_CHOICES = {("model", "aux_loss", "multi_token"): ("multi_token", "mtp_heads")}
 """Section, slot and kind that stored configurations may still have for what is a kind of another slot now."""
 
 

@@ -226,7 +226,7 @@ def test_the_script_collects_counts_and_scores_with_them_as_pgolf_does(
 
 def test_the_script_exports_as_pgolf_does_what_only_training_needs(pgolf: Any, copy_run: Path, tmp_path: Path) -> None:
     """Heads for later tokens are dropped and mixers of heads folded; the checkpoint keeps both."""
-    parts = ("model.multi_token=heads", "model.head_mix=learned", "model.head_mix.values=true")
+    parts = ("model.multi_token=mtp_heads", "model.head_mix=learned", "model.head_mix.values=true")
     more = ("train.iterations=12", "train.val_every=0", "optim.scalar_lr=0.5", "quant.method=gptq", "quant.max_gap=9")
     size = ("quant.calibration_seqs=8", "quant.calibration_seq_len=64", "package.prove_steps=1")
     sets = [word for value in (*parts, *more, *size) for word in ("--set", value)]

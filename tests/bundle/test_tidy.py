@@ -163,7 +163,7 @@ def test_the_table_has_the_parameters_of_the_configuration(preset):
 
 
 @pytest.mark.parametrize(
-    "parts", [("multi_token=heads",), ("head_mix=learned",), ("multi_token=heads", "head_mix=learned")]
+    "parts", [("multi_token=mtp_heads",), ("head_mix=learned",), ("multi_token=mtp_heads", "head_mix=learned")]
 )
 def test_the_table_has_what_is_exported_of_the_configuration_too(parts):
     config = resolve("leader", [f"model.{part}" for part in parts]).config.model

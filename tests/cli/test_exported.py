@@ -15,7 +15,7 @@ from pgolf.core.quant.base import quantize_model
 from pgolf.core.tensorfile import load_tensors, save_tensors
 from pgolf.stages.model_files import ModelFile, load_model, save_quantized
 
-PARTS = ("model.head_mix=learned", "model.multi_token=heads")
+PARTS = ("model.head_mix=learned", "model.multi_token=mtp_heads")
 CURVED = ("quant.steps=curvature", "quant.rounding=trellis", "quant.states=4", "quant.bits_per_weight=4")
 
 
@@ -87,14 +87,16 @@ def test_calibrations_of_before_are_not_taken_for_those_of_the_exported_model(
 def test_the_predicted_size_is_that_of_what_is_exported(pgolf: Any) -> None:
     plain, less = (
         pgolf("size", "tiny", "--json", *sets(*parts)).good().document
-        for parts in ((), ("model.multi_token=heads", "model.head_mix=learned"))
+        for parts in ((), ("model.multi_token=mtp_heads", "model.head_mix=learned"))
     )
     assert less["tensors"] == plain["tensors"] and less["total_bytes"] == plain["total_bytes"]
 
 
 def test_plans_count_what_is_trained(pgolf: Any, tiny_run: Path, tmp_path: Path) -> None:
     argv = ("train", tiny_run / "data", "--out", tmp_path / "train", "--preset", "tiny", "--dry-run", "--json")
-    plain, more = (json.loads(pgolf(*argv, *sets(*parts)).good().out) for parts in ((), ("model.multi_token=heads",)))
+    plain, more = (
+        json.loads(pgolf(*argv, *sets(*parts)).good().out) for parts in ((), ("model.multi_token=mtp_heads",))
+    )
     assert more["parameters"] - plain["parameters"] == 2 * 512 * 64
     assert more["artifact_bytes"] == plain["artifact_bytes"]
 

@@ -90,7 +90,7 @@ def test_other_parts_are_exported_as_they_are(make_model: Any) -> None:
 
 
 def test_heads_that_look_beyond_a_row_are_refused() -> None:
-    few = ["train.seq_len=64", "train.batch_tokens=512", "train.micro_batch_tokens=512", "model.multi_token=heads"]
+    few = ["train.seq_len=64", "train.batch_tokens=512", "train.micro_batch_tokens=512", "model.multi_token=mtp_heads"]
     assert resolve("tiny", [*few, "model.multi_token.extra_tokens=63"])
     grown = ["train.length_schedule=growing", "train.length_schedule.first=16"]
     assert resolve("tiny", [*few, *grown, "model.multi_token.extra_tokens=15"])

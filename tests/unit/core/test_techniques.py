@@ -373,7 +373,7 @@ def test_what_cannot_work_is_refused_by_its_key(changed, key):
         ("mlp", "low_rank", {"rank": 0}),
         ("value_embed", "shared", {"on": "a"}),
         ("hash_embed", "bigram", {"buckets": 1}),
-        ("multi_token", "heads", {"extra_tokens": 0}),
+        ("multi_token", "mtp_heads", {"extra_tokens": 0}),
         ("aux_loss", "z_loss", {"weight": 0.0}),
         ("precision", "ternary", {"tables": "fp4"}),
         ("logit_softcap", "sigmoid", {"width": 0.0}),

@@ -236,7 +236,7 @@ PRESETS = ("baseline_sp1024", "demo", "tiny", "leader_tiny", "pr1394_tiny", "pr1
 
 
 @pytest.mark.parametrize("looping", [False, True])
-@pytest.mark.parametrize("preset", (*PRESETS, "tiny model.multi_token=heads", "tiny model.embed=untied"))
+@pytest.mark.parametrize("preset", (*PRESETS, "tiny model.multi_token=mtp_heads", "tiny model.embed=untied"))
 def test_operations_are_those_that_torch_counts(preset: str, looping: bool) -> None:
     preset, *sets = preset.split()
     config = resolve(preset, sets).config.model
