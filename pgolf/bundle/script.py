@@ -8,7 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -545,6 +545,36 @@ INFO = '{"what the artifact says": "of itself"}'
 """Stands for it in a program; like it no word of the code, and written with the same quotes."""
 
 
+ALIKE = (
+    tuple(0.7320508075688772 + place / 64 for place in range(16)),
+    tuple(1.4142135623730951 + place for place in range(16)),
+)
+"""Stand for factors on steps in a program: those that are written from the point on, and the others."""
+
+
+def written(value: float) -> str:
+    """A number as minified code has it."""
+    import python_minifier
+
+    return str(python_minifier.minify(f"x={value!r}")).removeprefix("x=")
+
+
+def with_stands(part: Any, stands: dict[float, float]) -> Any:
+    """A quantizer, or a part of one, with numbers that stand for its factors on steps, and for equal ones the same. A
+    solver tries one factor after another, and a program shows which are equal, and which the default, but is otherwise
+    the same for all.
+    """
+    found = dict[str, Any]()
+    for field in fields(part):
+        value = getattr(part, field.name)
+        if field.name == "theta" and value != field.default:
+            choices = ALIKE[not written(value).startswith(".")]
+            found[field.name] = stands.setdefault(value, choices[len(stands)])
+        elif is_dataclass(value):
+            found[field.name] = with_stands(value, stands)
+    return replace(part, **found)
+
+
 @lru_cache(maxsize=256)
 @uncollected()
 def program(config: RunConfig) -> tuple[str, str, dict[str, str]]:
@@ -566,8 +596,14 @@ def build_script(config: RunConfig, info: str = "") -> Script:
             "package",
             "compress with compress.method=rans or brotli",
         )
-    *sources, modules = program(config)
-    readable, minified = (source.replace(repr(INFO), repr(info)) for source in sources)
+    stands = dict[float, float]()
+    readable, minified, modules = program(replace(config, quant=with_stands(config.quant, stands)))
+    readable, minified = (source.replace(repr(INFO), repr(info)) for source in (readable, minified))
+    for value, stand in stands.items():
+        readable, minified = (
+            readable.replace(repr(stand), repr(value)),
+            minified.replace(written(stand), written(value)),
+        )
     packed = pack(minified, config.compress)
     if unpack(packed) != minified:
         raise PgolfError("the packed script does not unpack to what was packed", "bundle", "please report this")

@@ -23,9 +23,10 @@ from harness import QUICK, TECHNIQUES, flip, run_here, stray_files, technique_se
 import pgolf as package
 from pgolf.audit.program import can_isolate
 from pgolf.bundle.graph import CORE, parse_core
-from pgolf.bundle.script import Script, build_script, ships, unpack
+from pgolf.bundle.script import INFO, Script, build_script, program, ships, unpack
 from pgolf.catalog import CATALOG
 from pgolf.config.load import preset_names, resolve
+from pgolf.config.tree import to_values
 from pgolf.core.codecs.adaptive import Rans
 from pgolf.core.errors import RuleError
 from pgolf.core.quant.gptq_lqer import Lqer
@@ -521,6 +522,38 @@ def test_every_preset_bundles(preset: str) -> None:
         assert size < 16_000
         size = len(build_script(replace(config, quant=resolve(preset, ["quant.method=gptq"]).config.quant)).packed)
     assert size < small.get(preset, 15_100)
+
+
+@pytest.mark.parametrize(
+    ("sets", "keys", "trials"),
+    [
+        (
+            ["gptq"],
+            ["quant.", "quant.embed.", "quant.mlp."],
+            [(2.5, 0.001234, 12.0), (12345.5, 0.5, 1e-05), (7, 0.25, 9)],
+        ),
+        (["by_role", "quant.mlp.steps=curvature"], ["quant.mlp.", "quant.attn."], [(3.0, 3.0), (11.5, 11.5)]),
+        (["sdclip"], ["quant."], [(0.75,), (0.125,), (1.0,)]),
+    ],
+)
+def test_programs_of_other_steps_are_one_program(sets: list[str], keys: list[str], trials: list[Any]) -> None:
+    """A solver that tries factor after factor packs each script but makes it once; it is the one that it would have
+    made for that factor alone.
+    """
+    config = resolve("tiny", [f"quant.method={sets[0]}", *sets[1:], "train.iterations=77"]).config
+    before = program.cache_info().misses
+    scripts = list[tuple[Any, Script]]()
+    for values in trials:
+        given = [f"{key}theta={value}" for key, value in zip(keys, values, strict=True)]
+        one = replace(config, quant=resolve(stored=to_values(config), sets=given).config.quant)
+        scripts.append((one, build_script(one, "info")))
+    made = program.cache_info().misses - before
+    assert made == len({tuple(value == 1 for value in values) for values in trials})
+    assert len({script.packed for _, script in scripts}) == len(trials)
+    one, script = scripts[-2]
+    readable, minified, _ = program(one)
+    assert script.minified == minified.replace(repr(INFO), "'info'")
+    assert script.readable == readable.replace(repr(INFO), "'info'")
 
 
 @pytest.mark.parametrize(
