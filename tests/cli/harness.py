@@ -38,9 +38,11 @@ FITTING = {
     "ternary": ("group=32",),
     "binary": ("group=32",),
     "shared": ("on=1",),
-    "Window-sliding": ("full_layers=1",),
+    "Window-sliding": ("full_layers=1", "tokens=16"),
+    "Window-pattern": ("tokens=16",),
     "backout": ("after=0",),
     "LengthSchedule-growing": ("first=16",),
+    "WindowSchedule-growing": ("first=8", "last=32"),
     "emas": ("tokens=3000", "decays=0.5,0.9"),
 }
 """What makes a technique fit the two layers of width 64 of preset tiny."""
