@@ -34,6 +34,7 @@ SMALLEST = {
         *("--preset", "leader_tiny", "--steps", "1", "--rounds", "1", "--threads", "1", "--schedule"),
         *("--muon", "leader_tiny", "--eager", "--parts"),
     ],
+    "checkpoint_cost": ["--steps", "1", "--rounds", "1"],
     "loader_speed": [
         "--shards",
         "2",
@@ -101,6 +102,7 @@ KEYS = {
     },
     "startup": {"command", "min_s", "median_s", "over_bare_python", "over_import_torch"},
     "train_speed": {"what", "times", "floor_s", "min_s", "median_s", "tokens_per_s", "ratio", "against"},
+    "checkpoint_cost": {"preset", "MB", "every", "step_s", "waits_s", "written_s", "lost_s", "share_percent"},
     "loader_speed": {"loader", "prefetch", "min_s", "median_s", "tokens_per_s", "over_model"},
     "codec_overhead": {
         "step",
