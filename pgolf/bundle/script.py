@@ -4,6 +4,7 @@ import ast
 import gc
 import itertools
 import lzma
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -545,18 +546,16 @@ INFO = '{"what the artifact says": "of itself"}'
 """Stands for it in a program; like it no word of the code, and written with the same quotes."""
 
 
-ALIKE = (
-    tuple(0.7320508075688772 + place / 64 for place in range(16)),
-    tuple(1.4142135623730951 + place for place in range(16)),
-)
-"""Stand for factors on steps in a program: those that are written from the point on, and the others."""
-
-
 def written(value: float) -> str:
     """A number as minified code has it."""
     import python_minifier
 
     return str(python_minifier.minify(f"x={value!r}")).removeprefix("x=")
+
+
+def stand_for(value: float, place: int) -> float:
+    """A number that no code has, written from the point on where the value is, to stand for it in a program."""
+    return 0.7320508075688772 + place / 256 if written(value).startswith(".") else 1.4142135623730951 + place
 
 
 def with_stands(part: Any, stands: dict[float, float]) -> Any:
@@ -568,11 +567,15 @@ def with_stands(part: Any, stands: dict[float, float]) -> Any:
     for field in fields(part):
         value = getattr(part, field.name)
         if field.name == "theta" and value != field.default:
-            choices = ALIKE[not written(value).startswith(".")]
-            found[field.name] = stands.setdefault(value, choices[len(stands)])
+            found[field.name] = stands.setdefault(value, stand_for(value, len(stands)))
         elif is_dataclass(value):
             found[field.name] = with_stands(value, stands)
     return replace(part, **found)
+
+
+def replaced(source: str, texts: dict[str, str]) -> str:
+    """The source with each text in the place of what stands for it."""
+    return re.sub("|".join(map(re.escape, texts)), lambda match: texts[match[0]], source)
 
 
 @lru_cache(maxsize=256)
@@ -598,12 +601,9 @@ def build_script(config: RunConfig, info: str = "") -> Script:
         )
     stands = dict[float, float]()
     readable, minified, modules = program(replace(config, quant=with_stands(config.quant, stands)))
-    readable, minified = (source.replace(repr(INFO), repr(info)) for source in (readable, minified))
-    for value, stand in stands.items():
-        readable, minified = (
-            readable.replace(repr(stand), repr(value)),
-            minified.replace(written(stand), written(value)),
-        )
+    said = {repr(INFO): repr(info)}
+    readable = replaced(readable, said | {repr(stand): repr(value) for value, stand in stands.items()})
+    minified = replaced(minified, said | {written(stand): written(value) for value, stand in stands.items()})
     packed = pack(minified, config.compress)
     if unpack(packed) != minified:
         raise PgolfError("the packed script does not unpack to what was packed", "bundle", "please report this")
