@@ -49,6 +49,8 @@ FITTING = {
 BESIDE = {
     "Loader-documents": ["model.documents=by_document"],
     "Qat-noise": ["model.loop=layers", "model.loop.start=0", "model.loop.end=1"],
+    "EvalRope-ntk": ["ttt.seq_len=128"],
+    "EvalRope-yarn": ["ttt.seq_len=128"],
 }
 """What a technique needs elsewhere."""
 
