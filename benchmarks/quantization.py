@@ -23,6 +23,7 @@ from torch import Tensor
 
 from benchmarks.ideal_coder import ideal_bytes
 from benchmarks.report import parser, show
+from benchmarks.sequential import followed
 from pgolf.core.dist import World
 from pgolf.core.evals.ledger import evaluate
 from pgolf.core.model.config import param_specs
@@ -61,6 +62,8 @@ class Method:
     after: dict[str, Any] = field(default_factory=dict)
     """Settings of what is done after the solve, where steps are scaled by k."""
     tune: KlTuning | None = None
+    follow: float = 0.0
+    """How much of what matrices before it did to its inputs a matrix makes up for."""
 
     @property
     def by_theta(self) -> bool:
@@ -89,6 +92,8 @@ METHODS = {
     "ce": Method("c, then tuned by cross entropy", corrected=True, tune=BY_LOSS),
     "kt": Method("k, then tuned by KL", EIGHT, tune=BY_KL),
     "ke": Method("k, then tuned by cross entropy", EIGHT, tune=BY_LOSS),
+    "ds": Method("d, matrix after matrix", CURVED, follow=0.5),
+    "ks": Method("k, matrix after matrix", EIGHT, follow=0.5),
     "h": Method(
         "d with 256 states, rank 4 of the embedding apart",
         CURVED | {"rounding": "trellis", "states": 256},
@@ -110,6 +115,11 @@ class Coded:
     scale: float
 
 
+def by_theta(method: Method, scale: float) -> Gptq:
+    """The quantizer of a method whose steps theta scales."""
+    return Gptq(k=K, embed=Grid(bits=8, k=K_EMBED), theta=scale, **method.settings)
+
+
 def code(method: Method, scale: float, model: ModelFile, found: Calibration) -> Coded:
     """Quantize a model by a method at a scale of its steps."""
     start, config, weights = time.perf_counter(), model.config.model, dict(model.weights)
@@ -120,7 +130,7 @@ def code(method: Method, scale: float, model: ModelFile, found: Calibration) -> 
                 factors[spec.name] = pack_rows(*low_rank(weights[spec.name], method.embedding_rank), bits=8)
                 weights[spec.name] = weights[spec.name] - factors[spec.name].product()
     if method.by_theta:
-        quantizer: Any = Gptq(k=K, embed=Grid(bits=8, k=K_EMBED), theta=scale, **method.settings)
+        quantizer: Any = by_theta(method, scale)
     else:
         grids = {name: Grid(bits=8, k=scale * K_EMBED) for name in ("embed", "head")}
         kind = Lqer if method.corrected else Gptq if method.compensated else SdClip
@@ -164,6 +174,17 @@ def tuned(coded: Coded, tuning: KlTuning, model: ModelFile, stream: TrainStream)
     result = tuned_to(tuning, coded.model, model.build(torch.device("cpu")), batches, lambda done: None)
     seconds = coded.seconds + time.perf_counter() - start
     return dataclasses.replace(coded, model=result, weights=result.weights(), seconds=seconds)
+
+
+def following(coded: Coded, method: Method, model: ModelFile, found: Calibration, ids_BT: Tensor) -> Coded:
+    """The same with each matrix made for the inputs that those before it give; bytes change a little."""
+    start, quantizer = time.perf_counter(), by_theta(method, coded.scale)
+    known = knowing(quantizer, model, found)(quantizer)
+    result = followed(coded.model, quantizer, known, model, ids_BT, method.follow)
+    seconds, specs = coded.seconds + time.perf_counter() - start, param_specs(model.config.model)
+    size, bits = ideal_bytes(specs, result.tensors, {})
+    whole = 8 * size / sum(spec.numel for spec in specs if spec.role != CONTROL)
+    return Coded(result, result.weights(), size, bits, whole, seconds, coded.scale)
 
 
 @torch.no_grad()
@@ -250,6 +271,10 @@ def measure(options: argparse.Namespace, folder: Path) -> tuple[list[dict[str, A
                 if (tuning := METHODS[name].tune) is not None:
                     rest = TrainStream(dataset.split("train"), training_tokens(settings))
                     coded[name] = tuned(one, tuning, model, rest)
+                if METHODS[name].follow:
+                    taken = TrainStream(dataset.split("train")).take(options.follow_seqs * options.seq_len)
+                    ids = torch.from_numpy(taken).view(-1, options.seq_len)
+                    coded[name] = following(one, METHODS[name], model, found, ids)
             figures, score = losses(
                 model, {**coded, "c": base}, stream[: targets + 1], charges[:targets], options.seq_len
             )
@@ -312,6 +337,7 @@ def main() -> None:
     arguments.add_argument("--skip", type=int, default=0, help="validation targets to leave out first")
     arguments.add_argument("--seq-len", type=int, default=512, help="tokens of a window, of calibration too")
     arguments.add_argument("--calibration-seqs", type=int, default=256, help="training sequences")
+    arguments.add_argument("--follow-seqs", type=int, default=48, help="training sequences of methods ds and ks")
     arguments.add_argument("--calibration", default="", metavar="NAME", help="keep calibrations under this name")
     options = arguments.parse_args()
     if unknown := set(options.methods) - set(METHODS):
