@@ -27,7 +27,7 @@ def document_begins(tokens: "np.ndarray", bos_id: int) -> "np.ndarray":
         raise InputError(
             f"no document begins in the validation stream: token {bos_id} does not occur in it",
             "validation split",
-            "set bos_id to the token that begins documents, or choose a method that asks for none",
+            "set ttt.bos_id (eval.bos_id) to the token that begins documents, or choose a method that asks for none",
         )
     return np.concatenate([[0] if begins[0] else [], begins, [targets]]).astype(np.int64)
 
