@@ -3,8 +3,8 @@ steps are while a thread writes the copy.
 
 Steps are those of `pgolf train` on random ids. Each round trains, saves, and trains on until the files are written; the
 share is that of one checkpoint in the steps between two (`train.checkpoint_every`). With --pace a step is taken to last
-that long, for shapes that this machine cannot train: then only the wait counts, as steps on a GPU leave the thread a
-core of its own.
+that long, for shapes that this machine can train on small batches only (--set): then only the wait counts, as steps
+on a GPU leave the thread a core of its own.
 """
 
 import argparse
@@ -65,7 +65,7 @@ def measured(run: Steps, saved: Checkpoints, options: argparse.Namespace) -> dic
 def main() -> None:
     """Measure and print the medians of all rounds."""
     arguments = parser(__doc__)
-    arguments.add_argument("--preset", default="leader_tiny")
+    arguments.add_argument("--preset", default="demo")
     arguments.add_argument("--steps", type=int, default=10, help="steps timed without a checkpoint, each round")
     arguments.add_argument("--rounds", type=int, default=5)
     arguments.add_argument("--threads", type=int, default=1)
@@ -77,11 +77,11 @@ def main() -> None:
     if config.train.checkpoint_every < 1:
         raise SystemExit("train.checkpoint_every is 0: this run writes no resumable checkpoint")
     run = Steps(config)
-    for _ in range(0 if options.pace else 2):
+    for _ in range(2):  # optimizers have all of their state after a step
         run.step()
     with tempfile.TemporaryDirectory() as name, Checkpoints(Path(name), {}, "benchmark", 2, Console(True)) as saved:
         found = [measured(run, saved, options) for _ in range(options.rounds)]
-        size = sum(path.stat().st_size for path in Path(name).iterdir() if path.is_file()) // min(options.rounds, 2)
+        size = sum(path.stat().st_size for path in saved.paths(saved.steps()[0]))
     medians = {key: round(statistics.median(one[key] for one in found), 4) for key in found[0]}
     every = config.train.checkpoint_every
     show(

@@ -136,8 +136,8 @@ def matched(
     if subject.get("kind") != "evaluator" or subject["stage"] != stage:
         raise InputError(f"the audit is not about {stage}", where, f"audit it: pgolf audit run {stage}")
     theirs = subject["method"]
-    queued = method.get("order") == "longest"
-    for key in {*theirs, *method} - set(IDLE[queued:]):
+    queued = {"batch_seqs"} if method.get("order") == "longest" else set[str]()
+    for key in {*theirs, *method} - (set(IDLE) - queued):
         if theirs.get(key) != method.get(key):
             what = f"the audit is about another method: {key} is {theirs.get(key)!r} there, {method.get(key)!r} here"
             raise InputError(what, where, "audit the method as it is set")

@@ -152,4 +152,5 @@ def resolve(
         config, origins = build_config(RunConfig(), [*layers, left])
     if not stored:
         config.check_training()
+        config.check_layers()
     return Resolved(config, origins, preset)

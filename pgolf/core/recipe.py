@@ -65,13 +65,6 @@ class Recipe:
                 "set model.documents=by_document, or choose another loader",
             )
 
-        for name, one in {"": self.quant, **vars(self.quant)}.items():
-            if isinstance(one, CoarseLayers) and max(one.numbers, default=0) >= self.model.num_layers:
-                raise ConfigError(
-                    f"the model has {self.model.num_layers} layers, numbered from 0; there is no {max(one.numbers)}",
-                    ".".join(part for part in ("quant", name, "layers") if part),
-                )
-
     @property
     def row_tokens(self) -> int:
         """Tokens per row in training."""
@@ -84,6 +77,15 @@ class Recipe:
         documents = self.model.documents
         limit = documents.max_tokens if isinstance(documents, ByDocument) else 0
         return min(self.row_tokens, limit or self.row_tokens)
+
+    def check_layers(self) -> None:
+        """ConfigError where the quantizer names layers that the model lacks. Files are not asked: it had no effect."""
+        for name, one in {"": self.quant, **vars(self.quant)}.items():
+            if isinstance(one, CoarseLayers) and max(one.numbers, default=0) >= self.model.num_layers:
+                raise ConfigError(
+                    f"the model has {self.model.num_layers} layers, numbered from 0; there is no {max(one.numbers)}",
+                    ".".join(part for part in ("quant", name, "layers") if part),
+                )
 
     def check_training(self) -> None:
         """ConfigError where lengths of model and training do not go together. Files are not asked: an artifact does not

@@ -128,6 +128,7 @@ def predict_quantized(
     calibration that is not the right one is refused; InputError says why.
     """
     model, quantizer = with_tokenizer(model, dataset).exported(), config.quant
+    config.check_layers()
     known = known_of(model, quantizer, kept_for(model, dataset, quantizer, calibration, console, strict))
     made = QuantizedModel(model.config.model)
     for spec in param_specs(model.config.model):

@@ -231,6 +231,7 @@ def quantize(
     check_finite(model.weights)
     model = model.exported()
     quantizer = resolved.config.quant
+    resolved.config.check_layers()
     known_bad = hazards(resolved.config, (QUANTIZE,), trained="train" in model.stored)
     for text in known_bad:
         console.warn_once(text)

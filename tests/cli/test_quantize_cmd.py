@@ -7,6 +7,9 @@ import pytest
 from harness import Result
 from test_calibration import CURVED, calibrated, quantize
 
+from pgolf.config.load import resolve
+from pgolf.config.tree import to_values
+from pgolf.core.errors import ConfigError
 from pgolf.core.tensorfile import load_tensors, save_tensors
 from pgolf.stages.calibrate import CALIBRATION_SCHEMA
 from pgolf.stages.model_files import CHECKPOINT_SCHEMA
@@ -126,7 +129,14 @@ def test_coarse_layers_are_layers_of_the_model(pgolf: Any, tiny_run: Path, tmp_p
     for method, key in (("coarse_layers", "quant."), ("by_role", "quant.mlp.")):
         sets = ["--set", f"quant.method={method}", "--set", f"{key}layers=0,4"]
         sets += ["--set", f"{key}method=coarse_layers"] if method == "by_role" else []
-        pgolf(*argv, *sets).refused(2, f"{key}layers", "there is no 4")
+        for more in ((), ("--dry-run",)):
+            pgolf(*argv, *sets, *more).refused(2, f"{key}layers", "there is no 4")
+    chosen = ["quant.method=coarse_layers", "quant.layers=0,4"]
+    with pytest.raises(ConfigError, match="there is no 4"):
+        resolve("tiny", chosen)
+    stored = to_values(resolve("tiny").config) | {"quant": {"method": "coarse_layers", "layers": "0,4"}}
+    kept: Any = resolve(stored=stored).config.quant
+    assert kept.layers == "0,4", "a file of before, in which it had no effect, is read"
 
 
 def test_a_calibration_has_no_budget(pgolf: Any, tiny_run: Path, tmp_path: Path) -> None:
