@@ -23,12 +23,11 @@ from torch import Tensor
 
 from benchmarks.ideal_coder import ideal_bytes
 from benchmarks.report import parser, show
-from benchmarks.sequential import followed
 from pgolf.core.dist import World
 from pgolf.core.evals.ledger import evaluate
 from pgolf.core.model.config import param_specs
 from pgolf.core.model.params import CONTROL, EMBED
-from pgolf.core.quant.base import quantize_model
+from pgolf.core.quant.base import IN_TURN, quantize_model
 from pgolf.core.quant.corrected import CorrectedTensor, Factors
 from pgolf.core.quant.curvature import Calibration
 from pgolf.core.quant.gptq import Gptq
@@ -36,6 +35,7 @@ from pgolf.core.quant.gptq_lqer import Lqer
 from pgolf.core.quant.lqer import low_rank, pack_rows
 from pgolf.core.quant.qtensor import QuantizedModel
 from pgolf.core.quant.sdclip import Grid, SdClip
+from pgolf.core.quant.sequential import InTurn
 from pgolf.core.quant.tuned import tuned_to
 from pgolf.core.quant.tuning import CrossEntropyTuning, KlTuning
 from pgolf.core.shards import TrainStream
@@ -62,8 +62,8 @@ class Method:
     after: dict[str, Any] = field(default_factory=dict)
     """Settings of what is done after the solve, where steps are scaled by k."""
     tune: KlTuning | None = None
-    follow: float = 0.0
-    """How much of what matrices before it did to its inputs a matrix makes up for."""
+    sequential: bool = False
+    """The quantizer's setting of that name, once steps are scaled without it."""
 
     @property
     def by_theta(self) -> bool:
@@ -92,8 +92,8 @@ METHODS = {
     "ce": Method("c, then tuned by cross entropy", corrected=True, tune=BY_LOSS),
     "kt": Method("k, then tuned by KL", EIGHT, tune=BY_KL),
     "ke": Method("k, then tuned by cross entropy", EIGHT, tune=BY_LOSS),
-    "ds": Method("d, matrix after matrix", CURVED, follow=0.5),
-    "ks": Method("k, matrix after matrix", EIGHT, follow=0.5),
+    "ds": Method("d, matrix after matrix", CURVED, sequential=True),
+    "ks": Method("k, matrix after matrix", EIGHT, sequential=True),
     "h": Method(
         "d with 256 states, rank 4 of the embedding apart",
         CURVED | {"rounding": "trellis", "states": 256},
@@ -176,12 +176,13 @@ def tuned(coded: Coded, tuning: KlTuning, model: ModelFile, stream: TrainStream)
     return dataclasses.replace(coded, model=result, weights=result.weights(), seconds=seconds)
 
 
-def following(coded: Coded, method: Method, model: ModelFile, found: Calibration, ids_BT: Tensor) -> Coded:
-    """The same with each matrix made for the inputs that those before it give; bytes change a little."""
+def in_turn(coded: Coded, method: Method, model: ModelFile, found: Calibration, ids_BT: Tensor) -> Coded:
+    """The same with matrices quantized one after another; bytes change a little."""
     start, quantizer = time.perf_counter(), by_theta(method, coded.scale)
-    known = knowing(quantizer, model, found)(quantizer)
-    result = followed(coded.model, quantizer, known, model, ids_BT, method.follow)
-    seconds, specs = coded.seconds + time.perf_counter() - start, param_specs(model.config.model)
+    turn = InTurn(model.build(torch.device("cpu")), ids_BT)
+    known = {**knowing(quantizer, model, found)(quantizer), IN_TURN: turn}
+    result = quantize_model(model.config.model, model.weights, quantizer, known)
+    seconds, specs = time.perf_counter() - start, param_specs(model.config.model)
     size, bits = ideal_bytes(specs, result.tensors, {})
     whole = 8 * size / sum(spec.numel for spec in specs if spec.role != CONTROL)
     return Coded(result, result.weights(), size, bits, whole, seconds, coded.scale)
@@ -271,10 +272,10 @@ def measure(options: argparse.Namespace, folder: Path) -> tuple[list[dict[str, A
                 if (tuning := METHODS[name].tune) is not None:
                     rest = TrainStream(dataset.split("train"), training_tokens(settings))
                     coded[name] = tuned(one, tuning, model, rest)
-                if METHODS[name].follow:
-                    taken = TrainStream(dataset.split("train")).take(options.follow_seqs * options.seq_len)
+                if METHODS[name].sequential:
+                    taken = TrainStream(dataset.split("train")).take(training_tokens(settings))
                     ids = torch.from_numpy(taken).view(-1, options.seq_len)
-                    coded[name] = following(one, METHODS[name], model, found, ids)
+                    coded[name] = in_turn(one, METHODS[name], model, found, ids)
             figures, score = losses(
                 model, {**coded, "c": base}, stream[: targets + 1], charges[:targets], options.seq_len
             )
@@ -337,7 +338,6 @@ def main() -> None:
     arguments.add_argument("--skip", type=int, default=0, help="validation targets to leave out first")
     arguments.add_argument("--seq-len", type=int, default=512, help="tokens of a window, of calibration too")
     arguments.add_argument("--calibration-seqs", type=int, default=256, help="training sequences")
-    arguments.add_argument("--follow-seqs", type=int, default=48, help="training sequences of methods ds and ks")
     arguments.add_argument("--calibration", default="", metavar="NAME", help="keep calibrations under this name")
     options = arguments.parse_args()
     if unknown := set(options.methods) - set(METHODS):

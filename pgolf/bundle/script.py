@@ -367,6 +367,9 @@ def emit(config: RunConfig, info: str) -> tuple[str, tuple[Definition, ...]]:
     core = without_entries(without_entries(core, "FINISHES", lqer | gates), "CORRECTIONS", lqer)
     core = without_entries(core, "TUNINGS", {"gradient"} if isinstance(config.quant.tune, KlTuning) else set())
     core = without_entries(core, "CALIBRATED", {"gptq"} if compensating(config.quant) else set())
+    in_turn = any(one.sequential for one in compensating(config.quant))
+    for name in ("TURNS", "FIRST"):
+        core = without_entries(core, name, {"sequential"} if in_turn else set())
     polished = any(one.sweeps or one.refit for one in compensating(config.quant))
     core = without_entries(core, "POLISHES", {"descent"} if polished else set())
     searches = {one.search for one in compensating(config.quant)}

@@ -50,6 +50,13 @@ class Recipe:
                 "train.qat",
                 "set train.qat=none",
             )
+        in_turn = any(getattr(one, "sequential", False) for one in (self.quant, *vars(self.quant).values()))
+        if in_turn and not isinstance(self.model.precision, Absent):
+            raise ConfigError(
+                "weights that model.precision makes are not quantized in turn",
+                "quant.sequential",
+                "set it to false; quant.method=ternary or binary loses nothing of such matrices",
+            )
         heads, rows = self.model.multi_token, self.train.seq_len
         rows = self.train.length_schedule.length(0.0, rows) or rows
         if isinstance(heads, TokenHeads) and heads.extra_tokens >= rows:

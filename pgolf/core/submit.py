@@ -23,7 +23,7 @@ from pgolf.core.model.config import ModelConfig
 from pgolf.core.model.export import exported, exported_weights
 from pgolf.core.model.gpt import GPT
 from pgolf.core.optim.config import OptimConfig
-from pgolf.core.quant.base import Quantizer, quantize_model
+from pgolf.core.quant.base import TURNS, Quantizer, quantize_model
 from pgolf.core.quant.gptq import NEEDS
 from pgolf.core.quant.tuning import TUNINGS
 from pgolf.core.shards import TrainStream, list_shards, load_split
@@ -114,6 +114,8 @@ def make_artifact(recipe: Submission, model: GPT, data: Path) -> bytes:
     model.settle(next(model.parameters()).device, attention=recipe.train.attention_later)
     stream = TrainStream(load_split(list_shards(data, "train"), recipe.model.vocab_size))
     known = recipe.quant.prepare(model, stream, lambda done: None)
+    for turn in TURNS.values():
+        known |= turn(recipe.quant, model, stream)
     weights = {name: weight.detach().cpu() for name, weight in model.state_dict().items()}
     made = quantize_model(recipe.model, weights, recipe.quant, known)
     for tune in TUNINGS.values():

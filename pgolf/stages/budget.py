@@ -20,7 +20,7 @@ from pgolf.core.errors import ConfigError, RuleError
 from pgolf.core.model.config import param_specs
 from pgolf.core.model.export import exported
 from pgolf.core.model.params import ATTN, EMBED, HEAD, MLP
-from pgolf.core.quant.base import code_limit
+from pgolf.core.quant.base import IN_TURN, code_limit
 from pgolf.core.quant.corrected import CorrectedTensor
 from pgolf.core.quant.gptq import Gptq
 from pgolf.core.quant.qtensor import QTensor, QuantizedModel
@@ -29,7 +29,7 @@ from pgolf.core.quant.sdclip import SdClip
 from pgolf.core.quant.steps import entropy
 from pgolf.core.quant.variants import CoarseLayers
 from pgolf.report.console import Console
-from pgolf.stages.coding import add_codes, finished
+from pgolf.stages.coding import add_codes, finished, quantized_model
 
 Cost = Callable[[QuantizedModel], Tensor]
 """A quantized model -> what quantization costs, as parts (N,) of a sum."""
@@ -249,11 +249,18 @@ class Fitter:
         return {role: self.steps.own(role) for role in self.roles}
 
     def quantized(self, quantizer: Any, base: QuantizedModel | None = None, role: str = "") -> QuantizedModel:
-        """The whole model, or `base` with one role quantized anew."""
+        """The whole model, or `base` with one role quantized anew; calibrated on the float model alone."""
         known, made = self.known(quantizer), QuantizedModel(self.config, uncorrected(base) if base else {})
         anew = [spec for spec in self.specs if base is None or spec.role == role]
         add_codes(made, anew, self.weights, quantizer, known)
         return finished(made, self.weights, quantizer, known)
+
+    def whole(self, quantizer: Any, last: bool) -> QuantizedModel:
+        """The model as it would be stored; before the last tries without what takes a forward pass."""
+        known = self.known(quantizer)
+        if not (last and IN_TURN in known):
+            return self.quantized(quantizer)
+        return quantized_model(self.config, self.weights, quantizer, known)
 
     def code_bytes(self, model: QuantizedModel, role: str) -> float:
         """Bytes of a role's codes by the order-0 entropy of each tensor."""
@@ -331,10 +338,10 @@ class Fitter:
                 thetas[role] = max(rounded_to(thetas[role] * factor, 3), rounded_to(self.floors[role] / theta, 3))
         return min(found, key=lambda one: one[0])[1]
 
-    def bytes_at(self, theta: float, thetas: Mapping[str, float], budget: int) -> int:
+    def bytes_at(self, theta: float, thetas: Mapping[str, float], budget: int, last: bool) -> int:
         """Bytes of the submission at a factor on all steps: quantizes and compresses. The largest that fits is kept."""
         quantizer = self.with_thetas(theta, thetas)
-        model = self.quantized(quantizer)
+        model = self.whole(quantizer, last)
         size = self.tried[theta] = self.total(quantizer, model)
         self.compressions += 1
         if not self.floors:
@@ -361,11 +368,11 @@ class Fitter:
             found = math.log(nearest) + move * 2 ** (len(self.tried) - 1)
         return rounded_to(min(max(math.exp(found), lowest), COARSEST), 6)
 
-    def narrowed(self, budget: int, theta: float, thetas: Mapping[str, float], tries: int) -> float:
+    def narrowed(self, budget: int, theta: float, thetas: Mapping[str, float], tries: int, last: bool = False) -> float:
         """The last factor of at most so many tries to land below the budget."""
         self.tried, self.best = {}, None
         for _ in range(tries):
-            size = self.bytes_at(theta, thetas, budget)
+            size = self.bytes_at(theta, thetas, budget, last)
             lowest = rounded_to(min(floor / thetas[role] for role, floor in self.floors.items()), 6)
             if 0 <= budget - size <= SLACK or (theta <= lowest and size <= budget):
                 break
@@ -386,7 +393,7 @@ class Fitter:
         self.compressions, self.floors = 0, {}
         theta = self.narrowed(budget, self.steps.whole, self.own_thetas(), 2)
         thetas = self.balanced(theta)
-        self.narrowed(budget, theta, thetas, COMPRESSIONS - self.compressions)
+        self.narrowed(budget, theta, thetas, COMPRESSIONS - self.compressions, last=True)
         if self.best is None:
             least = f"the smallest submission tried had {min(self.tried.values()):,}"
             raise RuleError(f"no steps were found for {budget:,} bytes; {least}", "--budget", "raise it")

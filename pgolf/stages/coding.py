@@ -1,6 +1,6 @@
 """Quantizing as the core does, with errors that name the tensor."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,8 +9,8 @@ from torch import Tensor
 from pgolf.core.errors import InputError
 from pgolf.core.model.config import ModelConfig, param_specs
 from pgolf.core.model.params import ParamSpec
-from pgolf.core.quant.base import FINISHES, check_finite
-from pgolf.core.quant.qtensor import QuantizedModel
+from pgolf.core.quant.base import FINISHES, check_finite, first_in_turn
+from pgolf.core.quant.qtensor import QTensor, QuantizedModel
 
 
 @contextmanager
@@ -26,6 +26,17 @@ def naming(name: str, weight: Tensor) -> Iterator[None]:
         raise InputError(f"{error.what}: {name}, row {row}, which has {value:g}", error.where, error.fix) from None
 
 
+def named(quantizer: Any) -> Callable[[ParamSpec, Tensor, Any], QTensor | Tensor]:
+    """What quantizes a parameter, with errors that name it."""
+
+    def code(spec: ParamSpec, weight: Tensor, known: Any) -> QTensor | Tensor:
+        with naming(spec.name, weight):
+            made: QTensor | Tensor = quantizer.quantize(spec, weight, known)
+            return made
+
+    return code
+
+
 def add_codes(
     made: QuantizedModel,
     specs: Iterable[ParamSpec],
@@ -34,10 +45,9 @@ def add_codes(
     known: Mapping[str, Any],
 ) -> None:
     """Quantize these parameters into a model."""
+    code = named(quantizer)
     for spec in specs:
-        weight = weights[spec.name].float()
-        with naming(spec.name, weight):
-            made.tensors[spec.name] = quantizer.quantize(spec, weight, known.get(spec.name))
+        made.tensors[spec.name] = code(spec, weights[spec.name].float(), known.get(spec.name))
 
 
 def finished(
@@ -55,5 +65,7 @@ def quantized_model(
     """As `pgolf.core.quant.base.quantize_model`."""
     check_finite(weights)
     made = QuantizedModel(config)
-    add_codes(made, param_specs(config), weights, quantizer, known)
+    add_codes(
+        made, first_in_turn(param_specs(config), made, weights, known, named(quantizer)), weights, quantizer, known
+    )
     return finished(made, weights, quantizer, known)

@@ -1,10 +1,11 @@
 """quantize: a checkpoint in, integer codes out. What a calibration found is kept in a file."""
 
 import dataclasses
+import itertools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,13 @@ from pgolf.core.dist import World, pick_device
 from pgolf.core.errors import InputError, RuleError
 from pgolf.core.model.config import param_specs
 from pgolf.core.model.params import ATTN, CONTROL, EMBED, HEAD, MLP
-from pgolf.core.quant.base import check_finite
+from pgolf.core.quant.base import IN_TURN, check_finite
 from pgolf.core.quant.curvature import Calibration
 from pgolf.core.quant.gptq import Gptq, check_search
 from pgolf.core.quant.gptq_lqer import Lqer
-from pgolf.core.quant.qtensor import QuantizedModel
+from pgolf.core.quant.qtensor import QTensor, QuantizedModel
 from pgolf.core.quant.roles import ByRole, compensating, known_by_role
+from pgolf.core.quant.sequential import InTurn
 from pgolf.core.quant.steps import Planned
 from pgolf.core.quant.tuned import tuned_to
 from pgolf.core.quant.tuning import KlTuning
@@ -35,7 +37,7 @@ from pgolf.fast_trellis import fast_coupled_viterbi, fast_viterbi
 from pgolf.report.console import Console
 from pgolf.report.quantized import tensor_report
 from pgolf.stages.budget import Fit, Fitter, downgraded
-from pgolf.stages.calibrate import Depth, calibration, kept_beside, reads_training, training_tokens
+from pgolf.stages.calibrate import Depth, calibration, kept_beside, reads_training, training_stream, training_tokens
 from pgolf.stages.coding import quantized_model
 from pgolf.stages.judge import Judge
 from pgolf.stages.manifest import fresh_entry, guarded, provenance, record, stage_key
@@ -89,6 +91,48 @@ def knowing_by_role(quantizer: ByRole, model: ModelFile, found: Calibration) -> 
         return scaled
 
     return known
+
+
+@dataclass
+class TimedTurn(InTurn):
+    """Parameters quantized in turn under the eyes of people."""
+
+    console: Console = field(kw_only=True)
+    seconds: float = 0.0
+    """What the last time took."""
+
+    def codes(
+        self, weights: Mapping[str, torch.Tensor], known: Mapping[str, Any], code: Callable[..., QTensor | torch.Tensor]
+    ) -> dict[str, QTensor | torch.Tensor]:
+        """As the core does."""
+        start, count, total = time.monotonic(), itertools.count(1), sum(weight.ndim == 2 for weight in weights.values())
+        with self.console.progress() as line:
+
+            def shown(*given: Any) -> QTensor | torch.Tensor:
+                line.count("matrices in turn", next(count), total)
+                return code(*given)
+
+            made = super().codes(weights, known, shown)
+        self.seconds = time.monotonic() - start
+        return made
+
+
+def in_turn(
+    quantizer: Any, model: ModelFile, dataset: Dataset, device: torch.device, console: Console
+) -> TimedTurn | None:
+    """What quantizes a model's parameters in the order in which they act, if that is asked for."""
+    first = next((one for one in compensating(quantizer) if one.sequential), None)
+    if first is None:
+        return None
+    network = model.build(device)
+    batches = first.batches(network, training_stream(dataset, first))
+    ids_BT = torch.cat([ids for _, ids in batches])
+    return TimedTurn(network, ids_BT, console=console)
+
+
+def also_in_turn(known: Callable[[Any], Mapping[str, Any]], turn: InTurn) -> Callable[[Any], Mapping[str, Any]]:
+    """What tells a quantizer what it needs to know, and what quantizes in turn."""
+    return lambda same: {**known(same), IN_TURN: turn}
 
 
 def judge_of(model: ModelFile, dataset: Dataset, device: torch.device, console: Console) -> Judge | None:
@@ -249,11 +293,18 @@ def quantize(
         seconds = {"load": time.monotonic() - start}
         place = Place(kept or kept_beside(out), shared or Depth(), kept is not None and shared is None and not force)
         found, cached = calibrated(model, dataset, quantizer, device, console, place, seconds)
-        known = knowing(quantizer, model, found)
+        known, turn = knowing(quantizer, model, found), in_turn(quantizer, model, dataset, device, console)
+        if turn:
+            known = also_in_turn(known, turn)
         result, resolved, figures = coded(model, dataset, resolved, known, device, console, budget)
-        tuning_s = figures.get("tuned", {}).get("seconds", 0.0)
-        calibration_s = seconds.get("hessians", 0.0) if reads_training(quantizer) and not cached else 0.0
-        figures |= check_reserve(model, {"calibration": calibration_s, "tuning": tuning_s}, console)
+        read = dict[str, float]()
+        if reads_training(quantizer):
+            read["calibration"] = 0.0 if cached else seconds.get("hessians", 0.0)
+            read["sequential calibration"] = turn.seconds if turn else 0.0
+        read["tuning"] = figures.get("tuned", {}).get("seconds", 0.0)
+        figures |= check_reserve(model, read, console)
+        if turn:
+            figures["sequential"] = {"tokens": turn.ids_BT.numel(), "seconds": round(turn.seconds, 3)}
         rows, warnings = tensor_report(result, model.weights, found)
         warnings += short_of_bits(resolved.config.quant, rows)
         for warning in warnings:

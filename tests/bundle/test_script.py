@@ -194,9 +194,11 @@ def test_the_script_trains_on_two_ranks(pgolf: Any, tiny_run: Path, tmp_path: Pa
 def test_the_script_plans_steps_and_searches_a_trellis_as_pgolf_does(
     pgolf: Any, copy_run: Path, tmp_path: Path
 ) -> None:
-    """pgolf searches with compiled code, the script with what it has of its own: the same artifact to the last bit."""
+    """pgolf searches with compiled code, the script with what it has of its own, both in turn: the same artifact to the
+    last bit.
+    """
     curved = ("quant.steps=curvature", "quant.rounding=trellis", "quant.states=4", "quant.couple=rows")
-    more = ("quant.bits_per_weight=4", "train.iterations=4", "package.prove=false")
+    more = ("quant.sequential=true", "quant.bits_per_weight=4", "train.iterations=4", "package.prove=false")
     sets = [word for value in (*curved, *more) for word in ("--set", value)]
     argv = ("--out", copy_run, "--from", "train", *sets, "--until", "package", "--quiet")
     pgolf("run", *argv).good()
@@ -264,6 +266,7 @@ def test_the_script_quantizes_by_role_as_pgolf_does(pgolf: Any, copy_run: Path, 
     """Three values, GPTQ, a trellis and float8 in one script, trained, quantized and tuned by itself."""
     mixed = ("quant.method=by_role", "quant.mlp.method=ternary", "quant.mlp.group=32", "quant.embed.method=fp8")
     size = ("quant.attn.calibration_seqs=8", "quant.attn.calibration_seq_len=64", "quant.head.method=float")
+    size += ("quant.attn.sequential=true",)
     more = ("quant.attn.rounding=trellis", "quant.attn.states=4", "quant.max_gap=0", "train.iterations=4")
     more += ("package.prove=false",)
     tune = ("quant.tune=kl", "quant.tune.steps=3", "quant.tune.seqs=2", "quant.tune.seq_len=64")

@@ -16,18 +16,16 @@ from pretended_gpu import pretended_gpu
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.floors import Hardware, Work
-from benchmarks.sequential import inputs, moments, sharing
 from benchmarks.step_parts import Parts, half_of, pairs_seen
 from benchmarks.train_speed import DOCUMENT_SPREAD, Bench, document_ids, part_rows, real_shards
 from pgolf.config.load import resolve
 from pgolf.core.dist import World, join_world
 from pgolf.core.model.attend import seen
-from pgolf.core.model.gpt import GPT
 from pgolf.core.train.loop import start_state
 from pgolf.report.watch.flops import linear_flops
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-SHARED = ("__init__", "report", "ideal_coder", "errors", "floors", "step_parts", "sequential")
+SHARED = ("__init__", "report", "ideal_coder", "errors", "floors", "step_parts")
 GOLDEN = ROOT / "tests" / "golden" / "formats_v1"
 NAMES = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem not in SHARED)
 SMALLEST = {
@@ -302,24 +300,6 @@ CHECKS = {
     "test_time_training": check_adaptation,
     "stored_counts": check_counts,
 }
-
-
-def test_matrices_follow_one_another_by_least_squares() -> None:
-    """What is added to a matrix makes it fit the inputs that it gets to the outputs of those that it got."""
-    exact, other = (GPT(resolve("tiny").config.model, seed).eval() for seed in (0, 1))
-    ids = torch.randint(2, 512, (4, 64), generator=torch.Generator().manual_seed(0))
-    groups = sharing(exact, ids)
-    attn = "blocks.0.attn"
-    assert groups[0] == ([f"{attn}.c_q.weight", f"{attn}.c_k.weight", f"{attn}.c_v.weight"], 1)
-    assert groups[-1][0] == ["tok_emb.weight"] and len(groups) == 2 * 4 + 1
-    name = "blocks.1.mlp.fc.weight"
-    assert not moments(exact, exact, name, [ids], 1)[1].any()
-    hessian, drift = moments(exact, other, name, [ids[:2], ids[2:]], 1)
-    wanted, given = (inputs(model, name, ids, 1).double() for model in (exact, other))
-    fitting = torch.linalg.lstsq(given, wanted).solution.T
-    added = torch.linalg.solve(hessian.double(), drift.double(), left=False)
-    assert torch.allclose(fitting, torch.eye(len(added), dtype=torch.float64) + added, atol=1e-3)
-    assert exact.get_submodule("blocks.1.mlp.fc").tap is None
 
 
 def test_random_ids_come_in_documents_of_the_stated_lengths() -> None:

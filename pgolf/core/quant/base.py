@@ -146,6 +146,44 @@ def gates_as_rows(
 FINISHES = {"lqer": low_rank_corrections, "gates": gates_as_rows}
 """What may be done to a model all of whose parameters are quantized."""
 
+IN_TURN = ""
+"""What `known` has, under this name, that quantizes parameters in the order in which they act."""
+
+
+def paired_turn(quantizer: Any, model: "GPT", stream: "TrainStream") -> dict[str, Any]:
+    """What quantizes a model's parameters in the order in which they act, with the calibration's tokens."""
+    import copy
+
+    import torch
+
+    from pgolf.core.quant.sequential import InTurn
+
+    first = next(one for one in (quantizer, *vars(quantizer).values()) if getattr(one, "sequential", False))
+    again = copy.copy(stream)
+    again.position = 0
+    return {IN_TURN: InTurn(model, torch.cat([ids for _, ids in first.batches(model, again)]))}
+
+
+TURNS = {"sequential": paired_turn}
+"""What is prepared besides; a script has it where it is asked for."""
+
+
+def first_in_turn(
+    specs: "tuple[ParamSpec, ...]",
+    result: "QuantizedModel",
+    weights: "Mapping[str, Tensor]",
+    known: Mapping[str, Any],
+    code: "Callable[[ParamSpec, Tensor, Any], QTensor | Tensor]",
+) -> "tuple[ParamSpec, ...]":
+    """Puts those parameters into a model that are quantized for what the ones before them leave; the others."""
+    if turn := known.get(IN_TURN):
+        result.tensors |= turn.codes(weights, known, code)
+    return tuple(spec for spec in specs if spec.name not in result.tensors)
+
+
+FIRST = {"sequential": first_in_turn}
+"""What may quantize some parameters before the others."""
+
 
 def quantize_model(
     config: "ModelConfig", weights: "Mapping[str, Tensor]", quantizer: Quantizer, known: Mapping[str, Any]
@@ -155,8 +193,10 @@ def quantize_model(
     from pgolf.core.quant.qtensor import QuantizedModel
 
     check_finite(weights)
-    result = QuantizedModel(config)
-    for spec in param_specs(config):
+    result, specs = QuantizedModel(config), param_specs(config)
+    for order in FIRST.values():
+        specs = order(specs, result, weights, known, quantizer.quantize)
+    for spec in specs:
         result.tensors[spec.name] = quantizer.quantize(spec, weights[spec.name].float(), known.get(spec.name))
     for finish in FINISHES.values():
         result = finish(quantizer, result, weights, known)

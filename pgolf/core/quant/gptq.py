@@ -169,6 +169,11 @@ class Gptq(SdClip):
     """
     block: int = 128
     """Columns solved before the rest is updated; changes the speed, not the result."""
+    sequential: bool = False
+    """Whether matrices are quantized in the order in which they act, each moved first by what makes up for the errors
+    of those before it (arXiv:2504.02692). It takes a forward pass over the calibration's tokens, all at once. Effect: a
+    quarter less loss.
+    """
     calibration_source: str = "train"
     """Where calibration tokens come from: train (the training split), or self (text that the model makes up)."""
     calibration_seqs: int = 64

@@ -41,6 +41,9 @@ class Lqer(Gptq):
             raise ConfigError(f"{self.packing!r} is neither asym nor sym4", "packing")
         if self.weighting not in ("none", "hessian"):
             raise ConfigError(f"{self.weighting!r} is neither none nor hessian", "weighting")
+        if self.sequential:
+            reason = "which tensors are corrected is known when all are quantized"
+            raise ConfigError(f"{reason}: not in turn", "sequential", "set it to false, or quant.method=gptq")
         if self.gates not in ("float", "int8_rows"):
             raise ConfigError(f"{self.gates!r} is neither float nor int8_rows", "gates")
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pgolf.core.quant.qtensor import QTensor
     from pgolf.core.shards import TrainStream
 
-CALIBRATION_KEYS = ("calibration_source", "calibration_seqs", "calibration_seq_len", "calibration_batch")
+CALIBRATION_KEYS = ("calibration_source", "calibration_seqs", "calibration_seq_len", "calibration_batch", "sequential")
 
 
 def of_one_role(quantizer: SdClip, role: str) -> SdClip:
