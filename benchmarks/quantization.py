@@ -92,8 +92,9 @@ METHODS = {
     "ce": Method("c, then tuned by cross entropy", corrected=True, tune=BY_LOSS),
     "kt": Method("k, then tuned by KL", EIGHT, tune=BY_KL),
     "ke": Method("k, then tuned by cross entropy", EIGHT, tune=BY_LOSS),
-    "ds": Method("d, matrix after matrix", CURVED, sequential=True),
-    "ks": Method("k, matrix after matrix", EIGHT, sequential=True),
+    "ds": Method("d in turn", CURVED, sequential=True),
+    "ks": Method("k in turn", EIGHT, sequential=True),
+    "k64s": Method("k64 in turn", EIGHT | {"states": 64}, sequential=True),
     "h": Method(
         "d with 256 states, rank 4 of the embedding apart",
         CURVED | {"rounding": "trellis", "states": 256},

@@ -8,6 +8,7 @@ sentence with its result.
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from pgolf.core.model.config import param_specs
 from pgolf.core.model.params import ATTN, MLP
 from pgolf.core.model.parts.by_document import ByDocument
 from pgolf.core.model.parts.factored_embed import FactoredEmbed
@@ -35,6 +36,9 @@ STAGES = TRAIN, QUANTIZE, EVAL, TTT
 
 PROVEN_RATE = 0.015
 """Rate of SGD times passes that looped weights took well: 0.005 in three passes (PR #1493)."""
+
+TOKENS_BY_INPUT = 8
+"""Calibration tokens for each input of the widest matrix at which quantizing in turn was measured to gain."""
 
 FULLY_LOOPED_PASSES = 3
 """Passes through all layers at which rounding was measured to feed on itself (PR #363)."""
@@ -217,6 +221,15 @@ def looped_weights_learn(config: Recipe, stage: str) -> bool:
     return steps.lr * steps.looped_rate * passes > PROVEN_RATE + 1e-12
 
 
+def few_tokens_in_turn(config: Recipe, stage: str) -> bool:
+    """Matrices quantized in turn with few calibration tokens for their inputs."""
+    quant = config.quant
+    some = [one for one in (quant, *vars(quant).values()) if getattr(one, "sequential", False)]
+    tokens = min((one.calibration_seqs * one.calibration_seq_len for one in some), default=0)
+    widest = max(spec.shape[1] for spec in param_specs(config.model) if spec.role in (ATTN, MLP))
+    return bool(some) and tokens < TOKENS_BY_INPUT * widest
+
+
 HAZARDS = (
     Hazard(
         stages=(TRAIN,),
@@ -306,6 +319,14 @@ HAZARDS = (
         source="PR #363",
         holds=rounded_on_every_pass,
         trained=True,
+    ),
+    Hazard(
+        stages=(QUANTIZE,),
+        keys=("quant.sequential", "quant.calibration_seqs", "quant.calibration_seq_len"),
+        what="matrices quantized in turn with fewer than 8 calibration tokens for each of a matrix's inputs",
+        effect="a fifth more loss at 1 token, no gain at 4",
+        source="docs/quantization.md",
+        holds=few_tokens_in_turn,
     ),
     Hazard(
         stages=(EVAL, TTT),

@@ -53,6 +53,10 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
         [*GROWING, "train.window_schedule.until=1.0"],
         [*GROWING, "train.window_schedule.until=0.9"],
     ),
+    "quant.sequential, quant.calibration_seqs, quant.calibration_seq_len": (
+        ["quant.method=gptq", "quant.sequential=true"],
+        ["quant.method=gptq", "quant.sequential=true", "quant.calibration_seqs=64"],
+    ),
     "model.loop, quant": ([*LOOP, "model.loop.end=1"], LOOP),
     "model.position.reference, eval.seq_len, eval.method": (
         [*GROWN, "eval.seq_len=48"],
@@ -75,7 +79,7 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
 
 def found(*sets: str) -> list[str]:
     """What is set by each warning."""
-    texts = [re.search(r"\((model|optim|train)([^()]*); ", text) for text in hazards(resolve("tiny", [*sets]).config)]
+    texts = [re.search(r"\((model|optim|train|quant)([^()]*); ", text) for text in hazards(resolve("tiny", [*sets]).config)]
     assert all(texts)
     return [match[0][1:-2] for match in texts if match]
 
