@@ -17,10 +17,12 @@ from typing import Any
 import torch
 
 from benchmarks.budget import made_up
-from benchmarks.quantizer_speed import WAYS
+from benchmarks.quantizer_speed import WAYS as ALONE
 from benchmarks.report import parser, show
 from pgolf.config.load import Resolved, resolve
 from pgolf.core.model.config import param_specs
+from pgolf.core.quant.base import IN_TURN
+from pgolf.core.quant.sequential import InTurn
 from pgolf.core.tensorfile import save_tensors
 from pgolf.stages.calibrate import CALIBRATION_SCHEMA, read_calibration
 from pgolf.stages.coding import quantized_model
@@ -28,6 +30,8 @@ from pgolf.stages.model_files import artifact_info, load_model, save_checkpoint,
 from pgolf.stages.packing import encoded
 from pgolf.stages.quantize import knowing
 
+WAYS = {**ALONE, "in turn": {"steps": "curvature", "sequential": "true"}}
+"""How GPTQ rounds; in turn it also runs the model on random tokens, as many as a calibration has."""
 CHECKPOINT, CALIBRATION, QUANTIZED = "checkpoint.safetensors", "hessians.safetensors", "quantized.safetensors"
 
 
@@ -55,9 +59,12 @@ def cell(options: argparse.Namespace, folder: Path, way: str, answer: Connection
     model = load_model(folder / CHECKPOINT).exported()
     found, _ = read_calibration(folder / CALIBRATION)
     marks.append(time.perf_counter())
-    made = quantized_model(
-        model.config.model, model.weights, config.quant, knowing(config.quant, model, found)(config.quant)
-    )
+    known = dict(knowing(config.quant, model, found)(config.quant))
+    if config.quant.sequential:
+        shape = config.quant.calibration_seqs, config.quant.calibration_seq_len
+        ids_BT = torch.randint(config.model.vocab_size, shape, generator=torch.Generator().manual_seed(0))
+        known[IN_TURN] = InTurn(model.build(torch.device("cpu")), ids_BT)
+    made = quantized_model(model.config.model, model.weights, config.quant, known)
     marks.append(time.perf_counter())
     save_quantized(folder / QUANTIZED, made, {"config": model.stored})
     blob, _ = encoded(made, config.compress, artifact_info(config, ""))

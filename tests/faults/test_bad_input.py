@@ -1018,8 +1018,9 @@ def test_a_closed_standard_output() -> None:
     ids=lambda environment: " ".join(f"{key}={value}" for key, value in environment.items()),
 )
 @pytest.mark.fault(row="F28")
-def test_plain_terminals_and_other_locales(spawn: Any, tiny_run: Path, environment: dict[str, str]) -> None:
-    for argv in (
+def test_plain_terminals_and_other_locales(tiny_run: Path, environment: dict[str, str]) -> None:
+    """Started so, one process after another would say what these commands say in one."""
+    commands: tuple[list[object], ...] = (
         ["--help"],
         ["run", "--help"],
         ["size", "tiny"],
@@ -1027,10 +1028,14 @@ def test_plain_terminals_and_other_locales(spawn: Any, tiny_run: Path, environme
         ["techniques"],
         ["inspect", tiny_run / ARTIFACT],
         ["eval", tiny_run / ARTIFACT, "--data", tiny_run / "data", "--set", "eval.max_tokens=64"],
-    ):
-        result = spawn(*argv, env=environment)
-        assert result.code == 0, (argv, result.err)
-        assert "\x1b" not in result.out + result.err, argv
+    )
+    begin = "import sys; from pgolf.cli.main import main, prepare_streams; prepare_streams()"
+    source = f"{begin}\nprint([main(argv) for argv in {[[*map(str, argv)] for argv in commands]}], file=sys.stderr)"
+    done = subprocess.run(
+        [sys.executable, "-c", source], env={**os.environ, **environment}, capture_output=True, timeout=120
+    )
+    assert done.stderr.splitlines()[-1] == str([0] * len(commands)).encode(), done.stderr
+    assert b"\x1b" not in done.stdout + done.stderr, done.stdout
 
 
 @pytest.mark.parametrize("columns", [20, 80])

@@ -79,7 +79,9 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
 
 def found(*sets: str) -> list[str]:
     """What is set by each warning."""
-    texts = [re.search(r"\((model|optim|train|quant)([^()]*); ", text) for text in hazards(resolve("tiny", [*sets]).config)]
+    texts = [
+        re.search(r"\((model|optim|train|quant)([^()]*); ", text) for text in hazards(resolve("tiny", [*sets]).config)
+    ]
     assert all(texts)
     return [match[0][1:-2] for match in texts if match]
 
