@@ -180,7 +180,7 @@ def tuned(coded: Coded, tuning: KlTuning, model: ModelFile, stream: TrainStream)
 def in_turn(coded: Coded, method: Method, model: ModelFile, found: Calibration, ids_BT: Tensor) -> Coded:
     """The same with matrices quantized one after another; bytes change a little."""
     start, quantizer = time.perf_counter(), by_theta(method, coded.scale)
-    turn = InTurn(model.build(torch.device("cpu")), ids_BT)
+    turn = InTurn(model.build(torch.device("cpu")), ids_BT.split(8))
     known = {**knowing(quantizer, model, found)(quantizer), IN_TURN: turn}
     result = quantize_model(model.config.model, model.weights, quantizer, known)
     seconds, specs = time.perf_counter() - start, param_specs(model.config.model)

@@ -63,7 +63,7 @@ def cell(options: argparse.Namespace, folder: Path, way: str, answer: Connection
     if config.quant.sequential:
         shape = config.quant.calibration_seqs, config.quant.calibration_seq_len
         ids_BT = torch.randint(config.model.vocab_size, shape, generator=torch.Generator().manual_seed(0))
-        known[IN_TURN] = InTurn(model.build(torch.device("cpu")), ids_BT)
+        known[IN_TURN] = InTurn(model.build(torch.device("cpu")), ids_BT.split(config.quant.calibration_batch))
     made = quantized_model(model.config.model, model.weights, config.quant, known)
     marks.append(time.perf_counter())
     save_quantized(folder / QUANTIZED, made, {"config": model.stored})

@@ -5,7 +5,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from pgolf.config.tree import to_values
 from pgolf.core.dist import World, pick_device
 from pgolf.core.errors import InputError, RuleError
 from pgolf.core.model.config import param_specs
+from pgolf.core.model.gpt import GPT
 from pgolf.core.model.params import ATTN, CONTROL, EMBED, HEAD, MLP
 from pgolf.core.quant.base import IN_TURN, check_finite
 from pgolf.core.quant.curvature import Calibration
@@ -93,13 +94,12 @@ def knowing_by_role(quantizer: ByRole, model: ModelFile, found: Calibration) -> 
     return known
 
 
-@dataclass
 class TimedTurn(InTurn):
-    """Parameters quantized in turn under the eyes of people."""
+    """Parameters quantized in turn under the eyes of people; `seconds` are what the last time took."""
 
-    console: Console = field(kw_only=True)
-    seconds: float = 0.0
-    """What the last time took."""
+    def __init__(self, model: GPT, batches: Sequence[torch.Tensor], console: Console) -> None:
+        super().__init__(model, batches)
+        self.console, self.seconds = console, 0.0
 
     def codes(
         self, weights: Mapping[str, torch.Tensor], known: Mapping[str, Any], code: Callable[..., QTensor | torch.Tensor]
@@ -126,8 +126,7 @@ def in_turn(
         return None
     network = model.build(device)
     batches = first.batches(network, training_stream(dataset, first))
-    ids_BT = torch.cat([ids for _, ids in batches])
-    return TimedTurn(network, ids_BT, console=console)
+    return TimedTurn(network, [ids_BT for _, ids_BT in batches], console)
 
 
 def also_in_turn(known: Callable[[Any], Mapping[str, Any]], turn: InTurn) -> Callable[[Any], Mapping[str, Any]]:
@@ -304,7 +303,10 @@ def quantize(
         read["tuning"] = figures.get("tuned", {}).get("seconds", 0.0)
         figures |= check_reserve(model, read, console)
         if turn:
-            figures["sequential"] = {"tokens": turn.ids_BT.numel(), "seconds": round(turn.seconds, 3)}
+            figures["sequential"] = {
+                "tokens": sum(ids.numel() for ids in turn.batches),
+                "seconds": round(turn.seconds, 3),
+            }
         rows, warnings = tensor_report(result, model.weights, found)
         warnings += short_of_bits(resolved.config.quant, rows)
         for warning in warnings:

@@ -154,14 +154,12 @@ def paired_turn(quantizer: Any, model: "GPT", stream: "TrainStream") -> dict[str
     """What quantizes a model's parameters in the order in which they act, with the calibration's tokens."""
     import copy
 
-    import torch
-
     from pgolf.core.quant.sequential import InTurn
 
     first = next(one for one in (quantizer, *vars(quantizer).values()) if getattr(one, "sequential", False))
     again = copy.copy(stream)
     again.position = 0
-    return {IN_TURN: InTurn(model, torch.cat([ids for _, ids in first.batches(model, again)]))}
+    return {IN_TURN: InTurn(model, [ids for _, ids in first.batches(model, again)])}
 
 
 TURNS = {"sequential": paired_turn}

@@ -1,14 +1,15 @@
 """Matrices quantized in the order in which they act, each for the inputs that those before it leave.
 
-Both models run beside each other as two halves of one batch, so that going through all matrices is one forward pass. A
-matrix W that is given x~ where the float model gives it x comes nearest to what the float model has there, by least
-squares, as W + T H^-1, with H the sum of x~^T x~ and T that of (W (x - x~))^T x~ (arXiv:2504.02692). The last one
-of an MLP also makes up for what the residual stream lacks there, of which x~ tells a part.
+Both models run beside each other as two halves of every batch, and all batches go as far as a matrix, together, before
+it is quantized, so that going through all matrices is one forward pass. A matrix W that is given x~ where the float
+model gives it x comes nearest to what the float model has there, by least squares, as W + T H^-1, with H the sum of
+x~^T x~ and T that of (W (x - x~))^T x~ (arXiv:2504.02692). The last one of an MLP also makes up for what the residual
+stream lacks there, of which x~ tells a part.
 """
 
 import copy
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -44,7 +45,7 @@ class PairedLookups(TorchFunctionMode):
         return out
 
 
-class PairedStream:
+class PairedStream(threading.local):
     """A residual connection as it is, of a batch of two halves, which knows what the second lacks."""
 
     def __init__(self, residual: Any) -> None:
@@ -60,8 +61,13 @@ class PairedStream:
 
         def said_by(x: Tensor) -> Tensor:
             y = attention(x)
-            wide = tuple(lane.float() for lane in lanes)
-            self.joined = lambda value: self.residual.block(root, layer, wide, mix, lambda x: y, lambda x: value)
+
+            def joined(value: float) -> tuple[Tensor, ...]:
+                wide = tuple(lane.float() for lane in lanes)
+                found: tuple[Tensor, ...] = self.residual.block(root, layer, wide, mix, lambda x: y, lambda x: value)
+                return found
+
+            self.joined = joined
             return y
 
         result: tuple[Tensor, ...] = self.residual.block(root, layer, lanes, mix, said_by, mlp)
@@ -79,43 +85,125 @@ class PairedStream:
         return STREAM_SHARE * total / squares.clamp_min(1e-12)
 
 
-@dataclass
-class InTurn:
-    """What it takes to quantize parameters in turn: the float model, and ids (B,T) from training.
+class Relay:
+    """Threads that run one at a time, in their order, each as far as `rest`: which is faster decides nothing."""
 
-    Memory: the activations of a forward pass over 2 B rows.
+    def __init__(self, count: int) -> None:
+        self.count, self.running, self.under_way = count, 0, 0
+        self.failed: BaseException | None = None
+        self.changed, self.here = threading.Condition(), threading.local()
+
+    @property
+    def place(self) -> int:
+        """That of the thread that asks."""
+        return int(self.here.place)
+
+    def run(self, work: Callable[[int], Any]) -> None:
+        """Do it for every place; what one of them raises, or interrupts, ends all and is raised."""
+        try:
+            with self.changed:
+                for place in range(self.count):
+                    threading.Thread(target=self.leg, args=(work, place), name="in turn", daemon=True).start()
+                    self.under_way += 1
+            self.finish()
+        except BaseException as error:
+            self.end(error)
+            self.finish()
+        if self.failed is not None:
+            raise self.failed
+
+    def finish(self) -> None:
+        """Wait for all threads, with an open ear for signals."""
+        with self.changed:
+            while self.under_way:
+                self.changed.wait(0.2)
+
+    def leg(self, work: Callable[[int], Any], place: int) -> None:
+        """One thread."""
+        self.here.place = place
+        try:
+            self.wait()
+            work(place)
+            self.pass_on()
+        except BaseException as error:
+            self.end(error)
+        finally:
+            with self.changed:
+                self.under_way -= 1
+                self.changed.notify_all()
+
+    def end(self, error: BaseException) -> None:
+        """All threads end when they rest next."""
+        with self.changed:
+            self.failed = self.failed or error
+            self.changed.notify_all()
+
+    def wait(self) -> None:
+        """Until it is this thread's turn."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.failed or self.running == self.place)
+        if self.failed is not None:
+            raise self.failed
+
+    def pass_on(self) -> None:
+        """It is the next one's turn."""
+        with self.changed:
+            self.running = (self.place + 1) % self.count
+            self.changed.notify_all()
+
+    def rest(self) -> None:
+        """Let all others go as far."""
+        self.pass_on()
+        self.wait()
+
+
+class InTurn:
+    """What it takes to quantize parameters in turn: the float model, and batches of ids (B,T) from training.
+
+    Memory: the residual streams of all batches and the activations of a forward pass over one, both twice.
     """
 
-    model: GPT
-    ids_BT: Tensor
-    seen: tuple[Tensor, Any, Tensor] | None = None
-    """The last inputs (2B,T,C), with what is known of them: matrices side by side have the same."""
+    def __init__(self, model: GPT, batches: Sequence[Tensor]) -> None:
+        self.model, self.batches = model, batches
+        self.relay = Relay(len(batches))
+        self.sums = dict[str, Tensor]()
+        """What all batches found at the matrix they are at."""
+        self.inputs = list[Tensor | None]([None]) * len(batches)
+        """The last inputs (2B,T,C) by batch: matrices side by side have the same."""
+        self.factor: Any = None
 
-    def moments(self, x: Tensor) -> tuple[Any, Tensor]:
-        """The factor of H, and the sum of (x - x~)^T x~ (C,C), of inputs (2B,T,C)."""
-        if self.seen is None or self.seen[0].data_ptr() != x.data_ptr() or self.seen[0].shape != x.shape:
-            exact, given = (half.flatten(0, -2).float() for half in x.chunk(2))
-            hessian = given.T @ given
-            self.seen = x, factorise(hessian.cpu(), CORRECTION_DAMPING), (exact.T @ given - hessian).cpu()
-        return self.seen[1:]
+    def add(self, name: str, value: Tensor) -> None:
+        """Add what one batch found."""
+        self.sums[name] = self.sums[name] + value if self.relay.place else value
 
-    def corrected(self, name: str, weights: Mapping[str, Tensor], x: Tensor, stream: PairedStream) -> Tensor:
-        """A matrix (R,C) float32 as it is best for the inputs x (2B,T,C)."""
-        weight, (factor, drift) = weights[name].float(), self.moments(x)
-        if factor is None:
+    def corrected(self, weight: Tensor, scale: Tensor | None) -> Tensor:
+        """A matrix (R,C) float32 as it is best for the inputs of all batches; `scale` (R,) is what its outputs are
+        multiplied with before they join the stream.
+        """
+        if self.factor is None:
             return weight
-        wanted = weight @ drift
-        head, _, tail = name.rpartition("mlp.proj.weight")
-        if head and not tail:
-            scale = weights[f"{head}mlp_scale"].float()
-            usable = scale / (scale.square() + 1e-3 * scale.square().mean())
-            given = x.chunk(2)[1].flatten(0, -2).float()
-            wanted += usable[:, None] * (stream.lacking().flatten(0, -2).T @ given).cpu()
-        (upper, order, _), moved = factor, torch.empty_like(wanted)
+        wanted = weight @ self.sums["drift"].cpu()
+        if scale is not None:
+            wanted += (scale / (scale.square() + 1e-3 * scale.square().mean()))[:, None] * self.sums["lacking"].cpu()
+        (upper, order, _), moved = self.factor, torch.empty_like(wanted)
         moved[:, order] = wanted[:, order] @ upper.T @ upper
         return weight + moved
 
-    @torch.no_grad()
+    def stop(self, x: Tensor, stream: PairedStream | None) -> bool:
+        """Add what one batch finds in the inputs x (2B,T,C) of a matrix; whether it is the last batch to do so."""
+        before, last = self.inputs[self.relay.place], self.relay.place + 1 == len(self.batches)
+        exact, given = (half.flatten(0, -2).float() for half in x.chunk(2))
+        if before is None or before.data_ptr() != x.data_ptr() or before.shape != x.shape:
+            hessian = given.T @ given
+            self.add("hessian", hessian)
+            self.add("drift", exact.T @ given - hessian)
+            self.inputs[self.relay.place] = x
+            if last:
+                self.factor = factorise(self.sums["hessian"].cpu(), CORRECTION_DAMPING)
+        if stream is not None:
+            self.add("lacking", stream.lacking().flatten(0, -2).T @ given)
+        return last
+
     def codes(
         self,
         weights: Mapping[str, Tensor],
@@ -130,19 +218,30 @@ class InTurn:
         values, config = dict[str, Tensor](), self.model.config
         stream = PairedStream(config.residual)
 
-        def value(name: str, make: Callable[[], Tensor]) -> Tensor:
-            if name not in values:
-                one = made[name] = code(specs[name], make(), known.get(name))
-                values[name] = (one.dequantize() if isinstance(one, QTensor) else one).to(parameters[name])
-            return values[name]
+        def make(name: str, weight: Tensor) -> None:
+            one = made[name] = code(specs[name], weight, known.get(name))
+            values[name] = (one.dequantize() if isinstance(one, QTensor) else one).to(parameters[name])
 
         def plain(name: str) -> Tensor:
-            return value(name, lambda: weights[name].float())
+            if name not in values:
+                make(name, weights[name].float())
+            return values[name]
 
         def tap(name: str, x: Tensor, y: Tensor) -> None:
-            control = specs[name].role == CONTROL
-            used = plain(name) if control else value(name, lambda: self.corrected(name, weights, x, stream))
-            y.chunk(2)[1].copy_(F.linear(x.chunk(2)[1], used.to(x.dtype)))
+            if specs[name].role == CONTROL:
+                plain(name)
+            elif name not in values:
+                head, closing, tail = name.partition("mlp.proj.weight")
+                if self.stop(x, stream if closing and not tail else None):
+                    scale = weights[f"{head}mlp_scale"].float() if closing and not tail else None
+                    make(name, self.corrected(weights[name].float(), scale))
+                self.relay.rest()
+            y.chunk(2)[1].copy_(F.linear(x.chunk(2)[1], values[name].to(x.dtype)))
+
+        @torch.no_grad()
+        def work(place: int) -> None:
+            with PairedLookups({weight.data_ptr(): name for name, weight in parameters.items()}, plain):
+                self.model.hidden(torch.cat((self.batches[place], self.batches[place])))
 
         try:
             self.model.config = copy.copy(config)
@@ -150,10 +249,10 @@ class InTurn:
             for name, node in self.model.named_modules():
                 if isinstance(node, Node) and f"{name}.weight" in parameters:
                     node.tap = partial(tap, f"{name}.weight")
-            with PairedLookups({weight.data_ptr(): name for name, weight in parameters.items()}, plain):
-                self.model.hidden(torch.cat((self.ids_BT, self.ids_BT)))
+            self.relay = Relay(len(self.batches))
+            self.relay.run(work)
         finally:
-            self.seen, self.model.config = None, config
+            self.inputs, self.model.config = list[Tensor | None]([None]) * len(self.batches), config
             for node in self.model.modules():
                 if isinstance(node, Node):
                     node.tap = None

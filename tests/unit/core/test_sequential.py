@@ -3,6 +3,10 @@ moved by is the least-squares correction, worked out matrix by matrix in float64
 """
 
 import dataclasses
+import itertools
+import signal
+import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -11,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from pgolf.catalog import CATALOG
-from pgolf.core.errors import ConfigError
+from pgolf.core.errors import ConfigError, InputError
 from pgolf.core.model.config import ModelConfig, param_specs
 from pgolf.core.model.gpt import GPT
 from pgolf.core.model.params import CONTROL
@@ -22,7 +26,7 @@ from pgolf.core.quant.gptq import Gptq
 from pgolf.core.quant.gptq_lqer import Lqer
 from pgolf.core.quant.qtensor import QTensor
 from pgolf.core.quant.roles import ByRole
-from pgolf.core.quant.sequential import STREAM_SHARE, InTurn, PairedStream
+from pgolf.core.quant.sequential import STREAM_SHARE, InTurn, PairedStream, Relay
 from pgolf.core.quant.variants import CoarseLayers, HessianClip, PrunedGptq
 from pgolf.core.recipe import Recipe
 from pgolf.core.shards import TrainStream
@@ -47,6 +51,15 @@ def value_of(tensor):
     return tensor.dequantize() if isinstance(tensor, QTensor) else tensor.float()
 
 
+def nobody_left():
+    """Whether all threads end, which they do a moment after they have said so."""
+    for _ in range(200):
+        if all(one.name != "in turn" for one in threading.enumerate()):
+            return True
+        time.sleep(0.01)
+    return False
+
+
 def watched(model):
     """The model, and the list to which every final hidden state goes."""
     seen, whole = [], model.hidden
@@ -64,14 +77,14 @@ def test_the_second_half_of_the_batch_is_the_quantized_model(make_model, slot, k
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     quantizer = Gptq(bits=4, k=3.0, sequential=True)
     ids = batch(rows=4)
-    known = {IN_TURN: InTurn(model, ids)}
+    known = {IN_TURN: InTurn(model, ids.split(3))}
     made = quantize_model(config, before, quantizer, known)
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
     assert all(getattr(node, "tap", None) is None for node in model.modules())
     control = [spec.name for spec in param_specs(config) if spec.role == CONTROL]
     other = GPT(config).eval()
     other.load_state_dict(made.weights() | {name: before[name] for name in control})
-    exact, drifted = seen[0].chunk(2)
+    exact, drifted = (torch.cat(halves) for halves in zip(*(one.chunk(2) for one in seen), strict=True))
     with torch.no_grad():
         torch.testing.assert_close(exact, model.hidden(ids), rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(drifted, other.hidden(ids), rtol=1e-4, atol=1e-4)
@@ -131,7 +144,7 @@ def test_a_matrix_is_moved_by_the_least_squares_correction(make_model, loop):
 
     quantizer = Noting(bits=4, k=6.0, sequential=True)
     known = {name: torch.eye(exact[name].size(1)) for name in exact if exact[name].ndim == 2}
-    made = quantize_model(config, exact, quantizer, known | {IN_TURN: InTurn(model, ids)})
+    made = quantize_model(config, exact, quantizer, known | {IN_TURN: InTurn(model, ids.split(3))})
     now = GPT(config).eval()
     now.load_state_dict(exact | {"tok_emb.weight": value_of(made.tensors["tok_emb.weight"])})
     layer = ["attn.c_q", "attn.c_k", "attn.c_v", "attn.proj", "mlp.fc", "mlp.proj"]
@@ -179,6 +192,54 @@ def test_an_mlp_is_told_what_brings_all_lanes_nearest(make_model, kind):
     assert len(lanes) == 2 or best < 1e-6
 
 
+def test_batches_do_not_change_the_sums_and_their_order_is_the_same_every_time(make_model):
+    """What was made of a batch of six is made of four and two, but for roundings; threads leave no trace."""
+    model, ids = make_model(ModelConfig(**SMALL)).eval(), batch(rows=6)
+    quantizer, weights = Gptq(bits=6, k=12.0, sequential=True), model.state_dict()
+    found = [
+        quantize_model(model.config, weights, quantizer, {IN_TURN: InTurn(model, ids.split(rows))})
+        for rows in (6, 4, 4, 1)
+    ]
+    assert found[1].digest() == found[2].digest() and nobody_left()
+    for name, weight in found[0].weights().items():
+        spread = float(weight.std())
+        assert all(float((other.weights()[name] - weight).square().mean().sqrt()) < 0.02 * spread for other in found)
+
+
+@pytest.mark.parametrize("error", [InputError("no scale for it", "here"), KeyboardInterrupt(), MemoryError()])
+def test_what_goes_wrong_in_a_thread_goes_wrong_outside(make_model, error):
+    """And nobody is left waiting, nor the model changed."""
+    model, count = make_model(ModelConfig(**SMALL)).eval(), itertools.count()
+
+    def code(spec, weight, known):
+        if next(count) == 9:
+            raise error
+        return Gptq().quantize(spec, weight, None)
+
+    turn, config = InTurn(model, batch(rows=6).split(2)), model.config
+    with pytest.raises(type(error)):
+        turn.codes(model.state_dict(), {}, code)
+    assert nobody_left() and model.config is config
+    assert all(getattr(node, "tap", None) is None for node in model.modules())
+
+
+def test_an_interrupt_ends_the_threads_too():
+    """One that comes to whoever waits for them."""
+    relay, seen = Relay(3), list[int]()
+
+    def work(place):
+        for _ in range(1000):
+            seen.append(place)
+            time.sleep(0.002)
+            if len(seen) == 7:
+                signal.raise_signal(signal.SIGINT)
+            relay.rest()
+
+    with pytest.raises(KeyboardInterrupt):
+        relay.run(work)
+    assert seen[:7] == [0, 1, 2, 0, 1, 2, 0] and len(seen) < 3000 and nobody_left()
+
+
 @pytest.mark.parametrize(
     "quantizer",
     [
@@ -208,7 +269,7 @@ def test_every_method_that_compensates_can_go_in_turn(make_model, quantizer):
     made, plain = (quantize_model(model.config, weights, *pair) for pair in ((quantizer, known), (before, usual)))
     made.assure_sound("test")
     if taken:
-        assert torch.equal(known[IN_TURN].ids_BT.flatten(), torch.from_numpy(other.take(taken)))
+        assert torch.equal(torch.cat([*known[IN_TURN].batches]).flatten(), torch.from_numpy(other.take(taken)))
     same = {name for name in weights if torch.equal(value_of(made.tensors[name]), value_of(plain.tensors[name]))}
     assert {"tok_emb.weight", "lm_head.weight"} <= same
     assert not any(name.endswith((".fc.weight", ".mlp.proj.weight")) for name in same)
