@@ -22,13 +22,13 @@ from benchmarks.report import parser, show
 from pgolf.config.load import Resolved, resolve
 from pgolf.core.model.config import param_specs
 from pgolf.core.quant.base import IN_TURN
-from pgolf.core.quant.sequential import InTurn
 from pgolf.core.tensorfile import save_tensors
+from pgolf.report.console import Console
 from pgolf.stages.calibrate import CALIBRATION_SCHEMA, read_calibration
 from pgolf.stages.coding import quantized_model
 from pgolf.stages.model_files import artifact_info, load_model, save_checkpoint, save_quantized
 from pgolf.stages.packing import encoded
-from pgolf.stages.quantize import knowing
+from pgolf.stages.quantize import TimedTurn, knowing
 
 WAYS = {**ALONE, "in turn": {"steps": "curvature", "sequential": "true"}}
 """How GPTQ rounds; in turn it also runs the model on random tokens, as many as a calibration has."""
@@ -63,7 +63,8 @@ def cell(options: argparse.Namespace, folder: Path, way: str, answer: Connection
     if config.quant.sequential:
         shape = config.quant.calibration_seqs, config.quant.calibration_seq_len
         ids_BT = torch.randint(config.model.vocab_size, shape, generator=torch.Generator().manual_seed(0))
-        known[IN_TURN] = InTurn(model.build(torch.device("cpu")), ids_BT.split(config.quant.calibration_batch))
+        batches = ids_BT.split(config.quant.calibration_batch)
+        known[IN_TURN] = TimedTurn(model.build(torch.device("cpu")), batches, Console(True))
     made = quantized_model(model.config.model, model.weights, config.quant, known)
     marks.append(time.perf_counter())
     save_quantized(folder / QUANTIZED, made, {"config": model.stored})

@@ -1,5 +1,7 @@
 """When memory does not suffice."""
 
+import contextlib
+import ctypes
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,3 +33,11 @@ def enough_memory(setting: str) -> Iterator[None]:
         asked = ASKED.search(str(error))
         what = f"out of memory: {asked[1]} more were asked for" if asked else "out of memory"
         raise SetupError(what, setting, f"lower {setting}") from None
+
+
+def trim_memory() -> None:
+    """Give freed memory back to the system, which a C library may keep for each thread that freed it; nothing happens
+    where that is unknown.
+    """
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)

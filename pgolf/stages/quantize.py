@@ -27,7 +27,7 @@ from pgolf.core.quant.gptq import Gptq, check_search
 from pgolf.core.quant.gptq_lqer import Lqer
 from pgolf.core.quant.qtensor import QTensor, QuantizedModel
 from pgolf.core.quant.roles import ByRole, compensating, known_by_role
-from pgolf.core.quant.sequential import InTurn
+from pgolf.core.quant.sequential import InTurn, PairedStream
 from pgolf.core.quant.steps import Planned
 from pgolf.core.quant.tuned import tuned_to
 from pgolf.core.quant.tuning import KlTuning
@@ -42,7 +42,7 @@ from pgolf.stages.calibrate import Depth, calibration, kept_beside, reads_traini
 from pgolf.stages.coding import quantized_model
 from pgolf.stages.judge import Judge
 from pgolf.stages.manifest import fresh_entry, guarded, provenance, record, stage_key
-from pgolf.stages.memory import enough_memory
+from pgolf.stages.memory import enough_memory, trim_memory
 from pgolf.stages.model_files import ModelFile, artifact_info, load_model, save_quantized, with_tokenizer
 from pgolf.stages.packing import CODE_SECTIONS, encoded, script_bytes
 
@@ -100,6 +100,12 @@ class TimedTurn(InTurn):
     def __init__(self, model: GPT, batches: Sequence[torch.Tensor], console: Console) -> None:
         super().__init__(model, batches)
         self.console, self.seconds = console, 0.0
+
+    def stop(self, x: torch.Tensor, stream: PairedStream | None) -> bool:
+        """As the core does; what a thread has freed is of no use to the next."""
+        last = super().stop(x, stream)
+        trim_memory()
+        return last
 
     def codes(
         self, weights: Mapping[str, torch.Tensor], known: Mapping[str, Any], code: Callable[..., QTensor | torch.Tensor]
