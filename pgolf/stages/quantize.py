@@ -112,7 +112,7 @@ class TimedTurn(InTurn):
     ) -> dict[str, QTensor | torch.Tensor]:
         """As the core does."""
         start, count, total = time.monotonic(), itertools.count(1), sum(weight.ndim == 2 for weight in weights.values())
-        with self.console.progress() as line:
+        with self.console.progress() as line, enough_memory("quant.calibration_seqs"):
 
             def shown(*given: Any) -> QTensor | torch.Tensor:
                 line.count("matrices in turn", next(count), total)
