@@ -201,6 +201,7 @@ def test_calibration_beyond_the_budget_is_warned_of(pgolf: Any, tiny_run: Path, 
 def test_a_budget_is_met_with_the_script_counted(pgolf: Any, tiny_run: Path, tmp_path: Path) -> None:
     model, out = tiny_run / "train" / "checkpoint.safetensors", tmp_path / "q.safetensors"
     argv = ("quantize", model, "--data", tiny_run / "data", "--out", out, "--set", "compress.method=brotli")
+    argv += ("--set", "quant.sequential=true")  # what is counted before the last tries is not what is stored
     found = pgolf(*argv, "--budget", "50000", "--json").good().document["budget"]
     assert 48_000 <= found["total_bytes"] <= 50_000 and found["compressions"] <= 12
     made = pgolf("compress", out, "--out", tmp_path / "model.pgz", "--json").good().document

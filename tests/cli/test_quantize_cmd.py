@@ -49,8 +49,8 @@ def test_a_budget_counts_the_tokenizers_hash_of_the_data(
     assert [predicted[name] for name in sizes] == [made[name] for name in sizes], "rounding to nearest foretells itself"
 
 
-def test_matrices_in_turn_lose_less_and_meet_a_budget(pgolf: Any, tiny_run: Path, tmp_path: Path) -> None:
-    """With the calibration's tokens, whose reading counts as training; at fewer bytes, and at those asked for."""
+def test_matrices_in_turn_lose_less(pgolf: Any, tiny_run: Path, tmp_path: Path) -> None:
+    """With the calibration's tokens, whose reading counts as training; at no more bytes."""
     size = ("--set", "quant.calibration_seqs=128", "--calibration", tmp_path / "kept.safetensors")
     pgolf(*quantize(tiny_run, "--calibrate-only", *size)).good()
     argv = quantize(tiny_run, "--json", *size, *CURVED[:-1], "quant.bits_per_weight=2")
@@ -62,10 +62,6 @@ def test_matrices_in_turn_lose_less_and_meet_a_budget(pgolf: Any, tiny_run: Path
     spent, read = better["sequential"]["seconds"], better["last_training_token"]["elapsed_s"]
     trained = load_tensors(checkpoint(tiny_run), CHECKPOINT_SCHEMA)[1]["figures"]["train_seconds"]
     assert read == pytest.approx(trained + spent, abs=0.01)
-    fit = pgolf(*argv, *turn, *BROTLI, "--budget", "50000", "--out", out).good().document["budget"]
-    assert 48_000 <= fit["total_bytes"] <= 50_000 and fit["compressions"] <= 12
-    made = pgolf("compress", out, "--out", tmp_path / "model.pgz", "--json").good().document
-    assert made["total_bytes"] == fit["total_bytes"]
     refused = quantize(tiny_run, "--out", out, "--set", "quant.method=lqer", *turn)
     pgolf(*refused).refused(2, "quant.sequential", "not in turn")
 

@@ -223,7 +223,15 @@ def test_what_goes_wrong_in_a_thread_goes_wrong_outside(make_model, error):
     assert all(getattr(node, "tap", None) is None for node in model.modules())
 
 
-def test_an_interrupt_ends_the_threads_too():
+@pytest.fixture
+def interruptible():
+    """Python's own handler, whatever was there before."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_ends_the_threads_too(interruptible):
     """One that comes to whoever waits for them."""
     relay, seen = Relay(3), list[int]()
 
