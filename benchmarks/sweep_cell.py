@@ -22,6 +22,7 @@ from benchmarks.report import parser, show
 from pgolf.config.load import Resolved, resolve
 from pgolf.core.model.config import param_specs
 from pgolf.core.quant.base import IN_TURN
+from pgolf.core.quant.sequential import held_batches
 from pgolf.core.tensorfile import save_tensors
 from pgolf.report.console import Console
 from pgolf.stages.calibrate import CALIBRATION_SCHEMA, read_calibration
@@ -63,7 +64,7 @@ def cell(options: argparse.Namespace, folder: Path, way: str, answer: Connection
     if config.quant.sequential:
         shape = config.quant.calibration_seqs, config.quant.calibration_seq_len
         ids_BT = torch.randint(config.model.vocab_size, shape, generator=torch.Generator().manual_seed(0))
-        batches = ids_BT.split(config.quant.calibration_batch)
+        batches = held_batches(enumerate(ids_BT.split(config.quant.calibration_batch)))
         known[IN_TURN] = TimedTurn(model.build(torch.device("cpu")), batches, Console(True))
     made = quantized_model(model.config.model, model.weights, config.quant, known)
     marks.append(time.perf_counter())

@@ -27,7 +27,7 @@ from pgolf.core.quant.gptq import Gptq, check_search
 from pgolf.core.quant.gptq_lqer import Lqer
 from pgolf.core.quant.qtensor import QTensor, QuantizedModel
 from pgolf.core.quant.roles import ByRole, compensating, known_by_role
-from pgolf.core.quant.sequential import InTurn, PairedStream
+from pgolf.core.quant.sequential import InTurn, PairedStream, held_batches
 from pgolf.core.quant.steps import Planned
 from pgolf.core.quant.tuned import tuned_to
 from pgolf.core.quant.tuning import KlTuning
@@ -132,7 +132,7 @@ def in_turn(
         return None
     network = model.build(device)
     batches = first.batches(network, training_stream(dataset, first))
-    return TimedTurn(network, [ids_BT for _, ids_BT in batches], console)
+    return TimedTurn(network, held_batches(batches), console)
 
 
 def also_in_turn(known: Callable[[Any], Mapping[str, Any]], turn: InTurn) -> Callable[[Any], Mapping[str, Any]]:

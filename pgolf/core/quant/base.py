@@ -151,15 +151,19 @@ IN_TURN = ""
 
 
 def paired_turn(quantizer: Any, model: "GPT", stream: "TrainStream") -> dict[str, Any]:
-    """What quantizes a model's parameters in the order in which they act, with the calibration's tokens."""
+    """What quantizes a model's parameters in the order in which they act, with the calibration's tokens, if
+    that is asked for.
+    """
     import copy
 
-    from pgolf.core.quant.sequential import InTurn
+    from pgolf.core.quant.sequential import InTurn, held_batches
 
-    first = next(one for one in (quantizer, *vars(quantizer).values()) if getattr(one, "sequential", False))
     again = copy.copy(stream)
     again.position = 0
-    return {IN_TURN: InTurn(model, [ids for _, ids in first.batches(model, again)])}
+    for one in (quantizer, *vars(quantizer).values()):
+        if getattr(one, "sequential", False):
+            return {IN_TURN: InTurn(model, held_batches(one.batches(model, again)))}
+    return {}
 
 
 TURNS = {"sequential": paired_turn}

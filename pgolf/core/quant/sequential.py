@@ -9,7 +9,7 @@ stream lacks there, of which x~ tells a part.
 
 import copy
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -28,6 +28,19 @@ CORRECTION_DAMPING = 0.1
 """Share of the mean diagonal added to H: tokens are few, and what only they ask for is no gain elsewhere."""
 STREAM_SHARE = 0.5
 """How much of what the stream lacks an MLP makes up for."""
+
+MOST_TOKENS = 131_072
+"""Calibration tokens that are taken at most, as all their residual streams are held."""
+
+
+def held_batches(batches: Iterable[tuple[int, Tensor]]) -> list[Tensor]:
+    """The first of a calibration's numbered batches."""
+    found, tokens = list[Tensor](), 0
+    for _, ids_BT in batches:
+        if tokens < MOST_TOKENS:
+            found.append(ids_BT)
+            tokens += ids_BT.numel()
+    return found
 
 
 class PairedLookups(TorchFunctionMode):

@@ -26,7 +26,7 @@ from pgolf.core.quant.gptq import Gptq
 from pgolf.core.quant.gptq_lqer import Lqer
 from pgolf.core.quant.qtensor import QTensor
 from pgolf.core.quant.roles import ByRole
-from pgolf.core.quant.sequential import STREAM_SHARE, InTurn, PairedStream, Relay
+from pgolf.core.quant.sequential import STREAM_SHARE, InTurn, PairedStream, Relay, held_batches
 from pgolf.core.quant.variants import CoarseLayers, HessianClip, PrunedGptq
 from pgolf.core.recipe import Recipe
 from pgolf.core.shards import TrainStream
@@ -221,6 +221,13 @@ def test_what_goes_wrong_in_a_thread_goes_wrong_outside(make_model, error):
         turn.codes(model.state_dict(), {}, code)
     assert nobody_left() and model.config is config
     assert all(getattr(node, "tap", None) is None for node in model.modules())
+
+
+def test_what_is_held_in_memory_has_a_bound():
+    """A record's calibration has ten times as much; batches are taken whole."""
+    rows = [(number, torch.zeros(8, 2048)) for number in range(96)]
+    assert len(held_batches(iter(rows))) == 8 and len(held_batches(rows[:5])) == 5
+    assert len(held_batches([(0, torch.zeros(3, 100_000)), *rows])) == 1
 
 
 @pytest.fixture
