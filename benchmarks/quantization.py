@@ -27,7 +27,7 @@ from pgolf.core.dist import World
 from pgolf.core.evals.ledger import evaluate
 from pgolf.core.model.config import param_specs
 from pgolf.core.model.params import CONTROL, EMBED
-from pgolf.core.quant.base import IN_TURN, quantize_model
+from pgolf.core.quant.base import paired_turn, quantize_model
 from pgolf.core.quant.corrected import CorrectedTensor, Factors
 from pgolf.core.quant.curvature import Calibration
 from pgolf.core.quant.gptq import Gptq
@@ -35,7 +35,6 @@ from pgolf.core.quant.gptq_lqer import Lqer
 from pgolf.core.quant.lqer import low_rank, pack_rows
 from pgolf.core.quant.qtensor import QuantizedModel
 from pgolf.core.quant.sdclip import Grid, SdClip
-from pgolf.core.quant.sequential import InTurn
 from pgolf.core.quant.tuned import tuned_to
 from pgolf.core.quant.tuning import CrossEntropyTuning, KlTuning
 from pgolf.core.shards import TrainStream
@@ -116,13 +115,10 @@ class Coded:
     scale: float
 
 
-def by_theta(method: Method, scale: float) -> Gptq:
-    """The quantizer of a method whose steps theta scales."""
-    return Gptq(k=K, embed=Grid(bits=8, k=K_EMBED), theta=scale, **method.settings)
-
-
-def code(method: Method, scale: float, model: ModelFile, found: Calibration) -> Coded:
-    """Quantize a model by a method at a scale of its steps."""
+def code(
+    method: Method, scale: float, model: ModelFile, found: Calibration, turn: dict[str, Any] | None = None
+) -> Coded:
+    """Quantize a model by a method at a scale of its steps; `turn` has what quantizes in turn."""
     start, config, weights = time.perf_counter(), model.config.model, dict(model.weights)
     specs, factors = param_specs(config), dict[str, Factors]()
     if method.embedding_rank:
@@ -131,14 +127,14 @@ def code(method: Method, scale: float, model: ModelFile, found: Calibration) -> 
                 factors[spec.name] = pack_rows(*low_rank(weights[spec.name], method.embedding_rank), bits=8)
                 weights[spec.name] = weights[spec.name] - factors[spec.name].product()
     if method.by_theta:
-        quantizer: Any = by_theta(method, scale)
+        quantizer: Any = Gptq(k=K, embed=Grid(bits=8, k=K_EMBED), theta=scale, **method.settings)
     else:
         grids = {name: Grid(bits=8, k=scale * K_EMBED) for name in ("embed", "head")}
         kind = Lqer if method.corrected else Gptq if method.compensated else SdClip
         quantizer = kind(k=scale * K, **grids, **method.after)
     changed = dataclasses.replace(model, weights=weights)
     known = knowing(quantizer, changed, found)(quantizer) if method.compensated else {}
-    result = quantize_model(config, weights, quantizer, known)
+    result = quantize_model(config, weights, quantizer, {**known, **(turn or {})})
     seconds = time.perf_counter() - start
     final = result.weights()
     for name, one in factors.items():
@@ -175,18 +171,6 @@ def tuned(coded: Coded, tuning: KlTuning, model: ModelFile, stream: TrainStream)
     result = tuned_to(tuning, coded.model, model.build(torch.device("cpu")), batches, lambda done: None)
     seconds = coded.seconds + time.perf_counter() - start
     return dataclasses.replace(coded, model=result, weights=result.weights(), seconds=seconds)
-
-
-def in_turn(coded: Coded, method: Method, model: ModelFile, found: Calibration, ids_BT: Tensor) -> Coded:
-    """The same with matrices quantized one after another; bytes change a little."""
-    start, quantizer = time.perf_counter(), by_theta(method, coded.scale)
-    turn = InTurn(model.build(torch.device("cpu")), ids_BT.split(8))
-    known = {**knowing(quantizer, model, found)(quantizer), IN_TURN: turn}
-    result = quantize_model(model.config.model, model.weights, quantizer, known)
-    seconds, specs = time.perf_counter() - start, param_specs(model.config.model)
-    size, bits = ideal_bytes(specs, result.tensors, {})
-    whole = 8 * size / sum(spec.numel for spec in specs if spec.role != CONTROL)
-    return Coded(result, result.weights(), size, bits, whole, seconds, coded.scale)
 
 
 @torch.no_grad()
@@ -274,9 +258,10 @@ def measure(options: argparse.Namespace, folder: Path) -> tuple[list[dict[str, A
                     rest = TrainStream(dataset.split("train"), training_tokens(settings))
                     coded[name] = tuned(one, tuning, model, rest)
                 if METHODS[name].sequential:
-                    taken = TrainStream(dataset.split("train")).take(training_tokens(settings))
-                    ids = torch.from_numpy(taken).view(-1, options.seq_len)
-                    coded[name] = in_turn(one, METHODS[name], model, found, ids)
+                    again = dataclasses.replace(settings, sequential=True)
+                    network = model.build(torch.device("cpu"))
+                    turn = paired_turn(again, network, TrainStream(dataset.split("train")))
+                    coded[name] = code(METHODS[name], one.scale, model, found, turn)
             figures, score = losses(
                 model, {**coded, "c": base}, stream[: targets + 1], charges[:targets], options.seq_len
             )

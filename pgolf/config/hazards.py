@@ -19,7 +19,7 @@ from pgolf.core.model.slots import Absent
 from pgolf.core.optim.muon import Muon
 from pgolf.core.optim.schedules import FractionWarmdown
 from pgolf.core.quant.casts import KeepFloats
-from pgolf.core.quant.roles import ByRole
+from pgolf.core.quant.roles import ByRole, compensating
 from pgolf.core.quant.sdclip import SdClip
 from pgolf.core.recipe import Recipe
 from pgolf.core.train.average import Ema, Emas, LastWeights
@@ -223,8 +223,7 @@ def looped_weights_learn(config: Recipe, stage: str) -> bool:
 
 def few_tokens_in_turn(config: Recipe, stage: str) -> bool:
     """Matrices quantized in turn with few calibration tokens for their inputs."""
-    quant = config.quant
-    some = [one for one in (quant, *vars(quant).values()) if getattr(one, "sequential", False)]
+    some = [one for one in compensating(config.quant) if one.sequential]
     tokens = min((one.calibration_seqs * one.calibration_seq_len for one in some), default=0)
     widest = max(spec.shape[1] for spec in param_specs(config.model) if spec.role in (ATTN, MLP))
     return bool(some) and tokens < TOKENS_BY_INPUT * widest

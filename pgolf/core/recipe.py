@@ -16,6 +16,7 @@ from pgolf.core.model.parts.window import PatternWindow, SlidingWindow
 from pgolf.core.model.slots import Absent, Part
 from pgolf.core.optim.config import OptimConfig
 from pgolf.core.quant.base import Quantizer
+from pgolf.core.quant.roles import compensating
 from pgolf.core.quant.row_quantile import RowQuantile
 from pgolf.core.quant.variants import CoarseLayers
 from pgolf.core.train.config import TrainConfig
@@ -50,7 +51,7 @@ class Recipe:
                 "train.qat",
                 "set train.qat=none",
             )
-        in_turn = any(getattr(one, "sequential", False) for one in (self.quant, *vars(self.quant).values()))
+        in_turn = any(one.sequential for one in compensating(self.quant))
         if in_turn and not isinstance(self.model.precision, Absent):
             raise ConfigError(
                 "weights that model.precision makes are not quantized in turn",

@@ -257,9 +257,9 @@ class Fitter:
 
     def whole(self, quantizer: Any, last: bool) -> QuantizedModel:
         """The model as it would be stored; before the last tries without what takes a forward pass."""
-        known = self.known(quantizer)
-        if not (last and IN_TURN in known):
-            return self.quantized(quantizer)
+        known = {**self.known(quantizer)}
+        if not last:
+            known.pop(IN_TURN, None)
         return quantized_model(self.config, self.weights, quantizer, known)
 
     def code_bytes(self, model: QuantizedModel, role: str) -> float:

@@ -65,7 +65,6 @@ def quantized_model(
     """As `pgolf.core.quant.base.quantize_model`."""
     check_finite(weights)
     made = QuantizedModel(config)
-    add_codes(
-        made, first_in_turn(param_specs(config), made, weights, known, named(quantizer)), weights, quantizer, known
-    )
+    specs = first_in_turn(param_specs(config), made, weights, known, named(quantizer))
+    add_codes(made, specs, weights, quantizer, known)
     return finished(made, weights, quantizer, known)

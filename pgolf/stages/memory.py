@@ -1,10 +1,9 @@
 """When memory does not suffice."""
 
-import contextlib
 import ctypes
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 
@@ -39,5 +38,5 @@ def trim_memory() -> None:
     """Give freed memory back to the system, which a C library may keep for each thread that freed it; nothing happens
     where that is unknown.
     """
-    with contextlib.suppress(AttributeError, OSError, TypeError):
+    with suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)

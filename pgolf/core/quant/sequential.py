@@ -113,6 +113,7 @@ class Relay:
 
     def run(self, work: Callable[[int], Any]) -> None:
         """Do it for every place; what one of them raises, or interrupts, ends all and is raised."""
+        self.failed, self.running = None, 0
         try:
             with self.changed:
                 for place in range(self.count):
@@ -262,7 +263,6 @@ class InTurn:
             for name, node in self.model.named_modules():
                 if isinstance(node, Node) and f"{name}.weight" in parameters:
                     node.tap = partial(tap, f"{name}.weight")
-            self.relay = Relay(len(self.batches))
             self.relay.run(work)
         finally:
             self.inputs, self.model.config = list[Tensor | None]([None]) * len(self.batches), config
