@@ -113,16 +113,19 @@ class Relay:
 
     def run(self, work: Callable[[int], Any]) -> None:
         """Do it for every place; what one of them raises, or interrupts, ends all and is raised."""
-        self.failed, self.running = None, 0
+        self.failed, self.running, threads = None, 0, list[threading.Thread]()
         try:
             with self.changed:
                 for place in range(self.count):
-                    threading.Thread(target=self.leg, args=(work, place), name="in turn", daemon=True).start()
+                    threads.append(threading.Thread(target=self.leg, args=(work, place), name="in turn"))
+                    threads[-1].start()
                     self.under_way += 1
             self.finish()
         except BaseException as error:
             self.end(error)
             self.finish()
+        for one in threads:  # an interpreter that ends while threads do aborts
+            one.join()
         if self.failed is not None:
             raise self.failed
 
