@@ -5,7 +5,7 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
-from pgolf.bundle.graph import walk
+from pgolf.bundle.graph import Transformer, walk
 
 COMPARED: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
     ast.Eq: operator.eq,
@@ -42,7 +42,7 @@ def truth(node: ast.expr) -> bool | None:
     return bool(node.value) if isinstance(node, ast.Constant) else None
 
 
-class Fold(ast.NodeTransformer):
+class Fold(Transformer):
     """Puts fixed values in the place of `self.FIELD` where they decide something, and keeps the branch they choose.
     Elsewhere names stay: they are as short and compress better.
     """
@@ -52,22 +52,17 @@ class Fold(ast.NodeTransformer):
 
     def visit(self, node: ast.AST) -> Any:
         """Know whether this is part of a condition."""
-        if isinstance(node, ast.expr_context | ast.Constant):
-            return node
         deciding = isinstance(node, ast.Compare | ast.BoolOp | ast.UnaryOp)
         self.deciding += deciding
-        try:
-            return super().visit(node)
-        finally:
-            self.deciding -= deciding
+        found = super().visit(node)
+        self.deciding -= deciding
+        return found
 
     def decided(self, test: ast.expr) -> ast.expr:
         """A condition, folded."""
         self.deciding += 1
-        try:
-            found: ast.expr = self.visit(test)
-        finally:
-            self.deciding -= 1
+        found: ast.expr = self.visit(test)
+        self.deciding -= 1
         return found
 
     def visit_Attribute(self, node: ast.Attribute) -> ast.expr:

@@ -82,7 +82,96 @@ class Core:
     externals: dict[str, ast.stmt]
 
 
-class Strip(ast.NodeTransformer):
+NO_NODES = {
+    "ctx",
+    "id",
+    "attr",
+    "kind",
+    "type_comment",
+    "is_async",
+    "simple",
+    "level",
+    "module",
+    "conversion",
+    "op",
+    "ops",
+}
+"""Fields of nodes that hold no nodes, or only those that say how others are meant."""
+
+
+@cache
+def inner_fields(kind: Any) -> tuple[str, ...]:
+    """Fields of a kind of node in which there may be other nodes."""
+    fields: tuple[str, ...] = () if kind is ast.Constant else kind._fields
+    return tuple(name for name in fields if name not in NO_NODES)
+
+
+def walk(node: ast.AST) -> list[ast.AST]:
+    """Nodes as ast.walk gives them, operators and contexts aside, and faster."""
+    found = [node]
+    for one in found:
+        kind: Any = type(one)
+        for name in inner_fields(kind):
+            value = getattr(one, name, None)
+            if isinstance(value, list):
+                found += [item for item in value if isinstance(item, ast.AST)]
+            elif isinstance(value, ast.AST):
+                found.append(value)
+    return found
+
+
+def children(node: ast.AST) -> list[ast.AST]:
+    """The nodes right inside a node, as walk gives them."""
+    found: list[ast.AST] = []
+    kind: Any = type(node)
+    for name in inner_fields(kind):
+        value = getattr(node, name, None)
+        if isinstance(value, list):
+            found += [item for item in value if isinstance(item, ast.AST)]
+        elif isinstance(value, ast.AST):
+            found.append(value)
+    return found
+
+
+@cache
+def handler(transformer: Any, kind: Any) -> Any:
+    """The method of a transformer for a kind of node."""
+    return getattr(transformer, f"visit_{kind.__name__}", transformer.generic_visit)
+
+
+class Transformer(ast.NodeTransformer):
+    """As Python's own, operators and contexts aside, and faster."""
+
+    def visit(self, node: ast.AST) -> Any:
+        """What comes in the place of a node: another, several statements or elements, or nothing."""
+        own: Any = type(self)
+        kind: Any = type(node)
+        return handler(own, kind)(self, node)
+
+    def generic_visit(self, node: ast.AST) -> ast.AST:
+        """Visit what is inside a node."""
+        kind: Any = type(node)
+        for name in inner_fields(kind):
+            value = getattr(node, name, None)
+            if isinstance(value, list):
+                made: list[Any] = []
+                for item in value:
+                    found = self.visit(item) if isinstance(item, ast.AST) else item
+                    if isinstance(found, list):
+                        made += found
+                    elif found is not None or item is None:
+                        made.append(found)
+                value[:] = made
+            elif isinstance(value, ast.AST):
+                found = self.visit(value)
+                if found is None:
+                    delattr(node, name)
+                elif found is not value:
+                    setattr(node, name, found)
+        return node
+
+
+class Strip(Transformer):
     """Removes what only a reader or a type checker needs: annotations, TYPE_CHECKING blocks, imports inside pgolf; and
     what is pgolf's alone: the advice in errors, which is given in terms of pgolf's commands, the finer checks of
     `assure`, and help. Annotations of a Triton kernel stay: they say which arguments are constants.
@@ -146,51 +235,6 @@ class Strip(ast.NodeTransformer):
         if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
             return None
         return self.generic_visit(node)  # type: ignore[return-value]
-
-
-NO_NODES = {
-    "ctx",
-    "id",
-    "attr",
-    "kind",
-    "type_comment",
-    "is_async",
-    "simple",
-    "level",
-    "module",
-    "conversion",
-    "op",
-    "ops",
-}
-"""Fields of nodes that hold no nodes, or only those that say how others are meant."""
-
-
-@cache
-def inner_fields(kind: Any) -> tuple[str, ...]:
-    """Fields of a kind of node in which there may be other nodes."""
-    fields: tuple[str, ...] = () if kind is ast.Constant else kind._fields
-    return tuple(name for name in fields if name not in NO_NODES)
-
-
-def walk(node: ast.AST) -> list[ast.AST]:
-    """Nodes as ast.walk gives them, operators and contexts aside, and faster."""
-    found = [node]
-    for one in found:
-        found += children(one)
-    return found
-
-
-def children(node: ast.AST) -> list[ast.AST]:
-    """The nodes right inside a node, as walk gives them."""
-    found: list[ast.AST] = []
-    kind: Any = type(node)
-    for name in inner_fields(kind):
-        value = getattr(node, name, None)
-        if isinstance(value, list):
-            found += [item for item in value if isinstance(item, ast.AST)]
-        elif isinstance(value, ast.AST):
-            found.append(value)
-    return found
 
 
 def shape(node: ast.AST) -> tuple[Any, ...]:

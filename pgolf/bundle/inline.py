@@ -4,7 +4,7 @@ import ast
 from collections.abc import Iterator
 
 from pgolf.bundle.facts import Facts, harmless, loaded, stores
-from pgolf.bundle.graph import children, copied, walk
+from pgolf.bundle.graph import Transformer, children, copied, walk
 
 SHORT = 24
 """Characters of an expression that may stand in several places."""
@@ -52,7 +52,7 @@ def fits(body: ast.expr, argument: str, value: ast.expr) -> bool:
     return uses == 1 and early and (seen[first][1] or harmless(value))
 
 
-class Substitute(ast.NodeTransformer):
+class Substitute(Transformer):
     """Puts expressions for names."""
 
     def __init__(self, values: dict[str, ast.expr]) -> None:
@@ -64,7 +64,7 @@ class Substitute(ast.NodeTransformer):
         return found
 
 
-class Inline(ast.NodeTransformer):
+class Inline(Transformer):
     """Puts results in the places of calls, in one function."""
 
     def __init__(self, results: dict[str, tuple[ast.FunctionDef, ast.expr]], taken: set[str], own: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from pgolf.bundle.constant import ConstantCalls, constant_methods, foreign_names
 from pgolf.bundle.facts import Part
 from pgolf.bundle.fold import Fold, fixed_values
-from pgolf.bundle.graph import Core, Definition, bound_names, copied, parse_core, reach, walk
+from pgolf.bundle.graph import Core, Definition, Transformer, bound_names, copied, parse_core, reach, walk
 from pgolf.bundle.rename import rename
 from pgolf.bundle.table import param_table
 from pgolf.bundle.tidy import tidy
@@ -170,7 +170,7 @@ def without_field(core: Core, name: str, field: str) -> Core:
     return exchanged(core, {old: replace(old, node=new)})
 
 
-class WithoutRounds(ast.NodeTransformer):
+class WithoutRounds(Transformer):
     """Takes out loops over the values of a table that is empty."""
 
     def __init__(self, table: str) -> None:
@@ -222,7 +222,7 @@ def without_members(definition: One, mentioned: Counter[str], quoted: set[Any]) 
     return replace(definition, node=kept)
 
 
-class IdlePlaces(ast.NodeTransformer):
+class IdlePlaces(Transformer):
     """Takes out of loops over parts what calls only places where no part of the recipe does anything."""
 
     def __init__(self, idle: frozenset[str]) -> None:
@@ -388,7 +388,7 @@ def emit(config: RunConfig, info: str) -> tuple[str, tuple[Definition, ...]]:
     return "".join([head, *(definition.source for definition in (*chosen, *tail)), "\n"]), tuple(chosen)
 
 
-class Hoisted(ast.NodeTransformer):
+class Hoisted(Transformer):
     """Takes imports of what every script has out of functions, and documentation away."""
 
     def __init__(self) -> None:
@@ -456,15 +456,19 @@ def minify(source: str) -> str:
     """Shorter source with the same meaning."""
     import python_minifier
 
+    whole = has_operators(source)
     return str(
         python_minifier.minify(
-            source if has_operators(source) else rename(squeeze(source)),
-            remove_literal_statements=True,
+            source if whole else rename(squeeze(source)),
             remove_annotations=False,
+            combine_imports=True,
             rename_locals=False,
             rename_globals=False,
             hoist_literals=False,
-            combine_imports=True,
+            # takes its time to find nothing in what has been squeezed
+            remove_literal_statements=whole,
+            remove_object_base=False,
+            convert_posargs_to_args=False,
         )
     )
 

@@ -27,7 +27,7 @@ from pgolf.bundle.facts import (
     without_argument,
 )
 from pgolf.bundle.fold import COMPARED
-from pgolf.bundle.graph import copied, is_kernel_node, shape, walk
+from pgolf.bundle.graph import Transformer, copied, is_kernel_node, shape, walk
 from pgolf.bundle.inline import inline
 
 
@@ -127,7 +127,7 @@ def spread(node: ast.expr) -> list[ast.expr]:
     return node.value.elts if isinstance(node, ast.Starred) and isinstance(node.value, ast.Tuple) else [node]
 
 
-class Unread(ast.NodeTransformer):
+class Unread(Transformer):
     """Takes out assignments to names and attributes that nothing reads."""
 
     def __init__(self, names: set[str], attributes: set[str]) -> None:
@@ -243,7 +243,7 @@ def attribute_values(facts: Facts) -> dict[str, list[Any]]:
     return found
 
 
-class Attributes(ast.NodeTransformer):
+class Attributes(Transformer):
     """Puts constants in the places of attributes that have one value only."""
 
     def __init__(self, known: dict[str, Any]) -> None:
@@ -285,7 +285,7 @@ def settle_attributes(facts: Facts) -> list[Part]:
     return renewed(facts.parts, names)
 
 
-class OneEntry(ast.NodeTransformer):
+class OneEntry(Transformer):
     """Asks tables that hold the same under every key for nothing."""
 
     def __init__(self, tables: dict[str, ast.expr], results: dict[str, ast.expr]) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 from harness import QUICK, TECHNIQUES, flip, run_here, stray_files, technique_sets
+from warm import run_warm
 
 import pgolf as package
 from pgolf.audit.program import can_isolate
@@ -62,21 +63,9 @@ def room(run: Path, place: Path, *splits: str) -> Path:
 
 
 def alone(place: Path, *argv: str, code: int = 0, environment: dict[str, str] | None = None) -> str:
-    """Run the script in its room under python -I, in which pgolf cannot be imported."""
-    line = [
-        sys.executable,
-        "-I",
-        "-c",
-        GUARD,
-        "train_gpt.py",
-        "--data",
-        "data",
-        "--tokenizer",
-        "tokenizer.model",
-        *argv,
-    ]
-    known = {"OMP_NUM_THREADS": "1"} | (environment or {})
-    done = subprocess.run(line, cwd=place, capture_output=True, text=True, timeout=120, env=known)
+    """Run the script in its room, where pgolf cannot be imported."""
+    line = ["train_gpt.py", "--data", "data", "--tokenizer", "tokenizer.model", *argv]
+    done = run_warm(GUARD, line, place, {"OMP_NUM_THREADS": "1"} | (environment or {}))
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr, done.stderr
     return done.stdout if code == 0 else done.stderr

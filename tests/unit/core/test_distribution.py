@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import multiprocessing
+from warm import run_ranks
 
 from pgolf.config.load import resolve
 from pgolf.core.dist import World, join_world
@@ -157,7 +157,7 @@ def on_ranks(work: Work, folder: Path) -> dict[int, dict[str, Any]]:
     for size in SIZES[1:]:
         with socket.create_server(("127.0.0.1", 0)) as server:
             port = server.getsockname()[1]
-        multiprocessing.spawn(one_rank, (work, size, port, folder), nprocs=size)
+        run_ranks(one_rank, size, work, size, port, folder)
     return {size: torch.load(folder / f"{size}.pt") for size in SIZES}
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import multiprocessing
+from warm import run_ranks
 
 from pgolf.core.dist import World, join_world
 from pgolf.core.evals.ledger import EvalWatch, Ledger
@@ -120,7 +120,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory):
     folder: Path = tmp_path_factory.mktemp("ranks")
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    multiprocessing.spawn(one_rank, (port, folder), nprocs=2)
+    run_ranks(one_rank, 2, port, folder)
     pairs = zip(*(torch.load(folder / f"hurried{rank}.pt", weights_only=True) for rank in (0, 1)))
     found = scores(World()), *(torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     return found, [*pairs]
