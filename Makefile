@@ -16,11 +16,14 @@ $(VENV)/.ready: pyproject.toml constraints/cpu.txt constraints/cuda.txt .ci/setu
 demo: setup
 	$(BIN)/pgolf run --preset demo --out runs/demo
 
+# Tests start pgolf some hundred times, so that it pays to keep it compiled, whatever the environment says.
+PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu"
+	$(PYTEST) -m "not slow and not gpu"
 
 test-all: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	$(PYTEST)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -23,7 +23,7 @@ EXACT = [
 ]
 BANKS = ["--set", "optim.parallel=banks", "--set", "optim.grad_clip=0.3"]
 LONG = [
-    *(*SMALL, *BANKS, "--set", "train.iterations=160", "--set", "train.checkpoint_every=5"),
+    *(*SMALL, *BANKS, "--set", "train.iterations=90", "--set", "train.checkpoint_every=5"),
     *("--set", "train.val_every=0", "--set", "train.val_max_tokens=256"),
 ]
 
