@@ -505,11 +505,12 @@ def test_every_preset_bundles(preset: str) -> None:
     compile(unpack(script.packed), "packed", "exec")
     size = len(script.packed)
     if isinstance(config.compress, Rans):
-        assert size < 20_400
+        assert size < (22_400 if preset == "quant_in_turn" else 20_400)
         config = resolve(preset, ["compress.method=brotli"]).config
         size = len(build_script(config).packed)
     print(f"{preset}: {size:,} bytes packed, {len(script.minified):,} minified, {len(script.readable):,} readable")
-    small = {"baseline_sp1024": 12_000, "demo": 12_800, "tiny": 12_800, "quant_coupled": 15_600}
+    small = {"baseline_sp1024": 12_000, "demo": 12_800, "tiny": 12_800}
+    small |= {"quant_coupled": 15_600, "quant_in_turn": 18_200}
     if isinstance(config.quant, Lqer):
         assert size < 16_000
         size = len(build_script(replace(config, quant=resolve(preset, ["quant.method=gptq"]).config.quant)).packed)
