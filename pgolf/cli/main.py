@@ -29,7 +29,7 @@ from pgolf.cli import (
     sweep_cmd,
 )
 from pgolf.cli.output import print_json
-from pgolf.core.errors import PgolfError, SetupError, StorageError
+from pgolf.core.errors import ConfigError, PgolfError, SetupError, StorageError
 
 EPILOG = (
     "Exit codes: 0 ok · 1 a bug in pgolf · 2 usage · 3 bad input · 4 a limit or rule · 5 something missing · "
@@ -105,6 +105,13 @@ def report_bug(error: BaseException) -> int:
     return 1
 
 
+def refuse_second_preset(arguments: list[str]) -> None:
+    """ConfigError for a second --preset, beside which the first would be forgotten. What follows -- is not ours."""
+    own = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    if sum(word.partition("=")[0] == "--preset" for word in own) > 1:
+        raise ConfigError("it is given twice", "--preset", "name all at once, as in --preset leader,quant_trellis")
+
+
 def main(argv: list[str] | None = None, began_s: float | None = None) -> int:
     """Run a command line and return its exit code. `began_s` is when that began, on the monotonic clock, if not now."""
     from pgolf.stages.signals import Interrupted, install
@@ -113,6 +120,7 @@ def main(argv: list[str] | None = None, began_s: float | None = None) -> int:
     with contextlib.suppress(ValueError):
         install()
     try:
+        refuse_second_preset(arguments)
         result: Any = app(arguments, standalone_mode=True, obj=time.monotonic() if began_s is None else began_s)
         return int(result or 0)
     except SystemExit as stop:

@@ -9,7 +9,7 @@ Preset = Annotated[
     str,
     typer.Option(
         "--preset",
-        help="Named preset, or the path of a TOML file. See pgolf config show.",
+        help="Named preset or TOML file, or several as A,B, the later over the earlier. See pgolf config show.",
         rich_help_panel="Configuration",
     ),
 ]

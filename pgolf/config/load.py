@@ -1,4 +1,4 @@
-"""Presets and files to a resolved configuration: defaults < stored config < preset < --set."""
+"""Presets and files to a resolved configuration: defaults < stored config < presets < --set."""
 
 import copy
 import tomllib
@@ -26,7 +26,9 @@ MOVED_CHOICES = {("model", "aux_loss", "multi_token"): ("multi_token", "mtp_head
 
 @dataclass(frozen=True)
 class Resolved:
-    """A configuration, where each key's value came from, and the preset's name (empty without one)."""
+    """A configuration, where each key's value came from, and the preset's name (several with commas between them; empty
+    without one).
+    """
 
     config: RunConfig
     origins: dict[str, str]
@@ -71,6 +73,12 @@ def read_preset(name: str, seen: tuple[str, ...] = ()) -> list[Layer]:
     if parent and is_path(str(parent)):
         parent = path.parent / str(parent)
     return [*(read_preset(str(parent), (*seen, name)) if parent else []), Layer(f"preset {name}", values)]
+
+
+def read_presets(names: str) -> list[Layer]:
+    """Layers of presets with commas between their names, the later ones over the earlier."""
+    whole = is_path(names) and Path(names).exists()
+    return [layer for name in ([names] if whole else names.split(",")) for layer in read_preset(name.strip())]
 
 
 def preset_description(name: str) -> str:
@@ -139,12 +147,12 @@ def resolve(
     stored: dict[str, Any] | None = None,
     stored_name: str = "input file",
 ) -> Resolved:
-    """Merge a configuration stored in an input file, a preset and --set; what these leave open for other values to say
+    """Merge a configuration stored in an input file, presets and --set; what these leave open for other values to say
     is filled in. ConfigError names key and source; what cannot be trained is refused too, unless it comes with a file:
     then it has been.
     """
     layers = [Layer(stored_name, upgraded(stored))] if stored else []
-    layers += read_preset(preset) if preset else []
+    layers += read_presets(preset) if preset else []
     layers += [Layer(f"--set {text}", parse_set(text), together=True) for text in sets or []]
     forget_sizes(layers)
     config, origins = build_config(RunConfig(), layers)

@@ -368,6 +368,14 @@ def test_a_usage_error_with_json_is_one_document(pgolf: Any) -> None:
     assert result.code == 2 and "demo" in result.document["error"]["fix"]
 
 
+def test_presets_go_together_in_one_word(pgolf: Any) -> None:
+    document = pgolf("config", "show", "quant", "--preset", "leader_tiny,quant_trellis", "--json").good().document
+    assert document["config"]["quant"]["states"] == 64 and document["config"]["model"]["loop"]["kind"] == "layers"
+    for second in (["--preset", "tiny"], ["--preset=tiny"]):
+        line = pgolf("config", "show", "--preset", "leader_tiny", *second).refused(2, "--preset", "given twice")
+        assert "--preset leader,quant_trellis" in line
+
+
 def test_the_final_table_says_what_the_issue_asks(pgolf: Any, copy_run: Path, corpus: Path) -> None:
     text = pgolf("run", "--preset", "tiny", "--text", corpus, "--out", copy_run).good().out
     for words in (

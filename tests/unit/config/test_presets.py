@@ -37,6 +37,28 @@ def test_a_preset_resolves_and_describes_itself(name):
         assert key in flatten(resolved.values)
 
 
+def test_presets_lie_over_one_another_as_they_are_named(tmp_path):
+    model, quantizer = resolve("leader_tiny"), resolve("quant_coupled")
+    both = resolve("leader_tiny, quant_coupled", ["quant.states=8"])
+    assert both.preset == "leader_tiny, quant_coupled"
+    assert both.config.model == model.config.model and both.config.compress == quantizer.config.compress
+    assert (both.config.quant.couple, both.config.quant.states) == ("rows", 8)
+    assert both.config.quant.embed.bits == model.config.quant.embed.bits != quantizer.config.quant.embed.bits
+    assert (
+        both.origins["quant.couple"] == "preset quant_coupled"
+        and both.origins["quant.states"] == "--set quant.states=8"
+    )
+    assert type(resolve("quant_coupled,leader_tiny").config.quant) is type(model.config.quant)
+    own = tmp_path / "mine, all mine.toml"
+    own.write_text('extends = "tiny"\n[train]\nseed = 5\n')
+    assert resolve(str(own)).config.train.seed == 5, "a comma in a file's name"
+    other = own.rename(tmp_path / "mine.toml")
+    assert resolve(f"{other},quant_coupled").config.quant.couple == "rows"
+    for wrong in ("tiny,", "tiny,,demo", "tiny,dmo", f"tiny,{own}"):
+        with pytest.raises((ConfigError, InputError)):
+            resolve(wrong)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_stored_values_are_complete(name):
     resolved = resolve(name)
