@@ -157,7 +157,7 @@ def artifact_bytes(changes: dict[str, Any], vocab_size: int) -> int:
     precision = changes.get("model.precision", "none")
     if precision == "none":
         return predict(configuration(changes, 1, vocab_size))[1].artifact_bytes
-    fitting = {"quant.method": "by_role", "quant.embed.method": "fp8", "quant.head.method": "fp8"}
+    fitting: dict[str, Any] = {"quant.method": "by_role", "quant.embed.method": "fp8", "quant.head.method": "fp8"}
     for role in (ATTN, MLP):
         fitting |= {f"quant.{role}.method": precision, f"quant.{role}.group": GROUP}
     rows, size, _ = predict(configuration(changes | fitting, 1, vocab_size))

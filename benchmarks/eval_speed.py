@@ -93,7 +93,7 @@ def sliding_rows(options: argparse.Namespace, device: torch.device) -> list[dict
         print(f"compiled in {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
     ways |= {name: partial(by_ledger, network, tokens, many) for name, network in networks.items()}
     times: dict[str, list[float]] = {}
-    before, peaks = peak_kib(), {}
+    before, peaks = peak_kib(), dict[str, int]()
     probe = tokens[: options.window * 2]
     wanted = window_by_window(model, probe, one)
     for network in networks.values():

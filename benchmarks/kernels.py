@@ -48,7 +48,7 @@ def step_of(forward: Callable[..., Tensor], given: tuple[Tensor, ...]) -> Callab
     def step() -> None:
         for tensor in given:
             tensor.grad = None
-        forward(*given).backward()
+        torch.autograd.backward(forward(*given))
         torch.cuda.synchronize()
 
     return step
@@ -66,9 +66,9 @@ def measure(name: str, eager: Any, fused: Any, given: tuple[Tensor, ...], rounds
             if turn >= 3:
                 seconds[way].append(taken)
                 memory[way] = torch.cuda.max_memory_allocated()
-    for way, taken in seconds.items():
-        ratio = round(min(taken) / min(seconds["eager"]), 4)
-        rows.append({"what": name, "way": way, **spread(taken), "over_eager": ratio, "peak_mb": memory[way] // 10**6})
+    for way, found in seconds.items():
+        ratio = round(min(found) / min(seconds["eager"]), 4)
+        rows.append({"what": name, "way": way, **spread(found), "over_eager": ratio, "peak_mb": memory[way] // 10**6})
     return rows
 
 
@@ -77,7 +77,8 @@ def rows_of(options: argparse.Namespace) -> list[dict[str, Any]]:
     register_kernels()
 
     def drawn(*shape: int) -> Tensor:
-        return (torch.randn(shape, device="cuda") / shape[-1] ** 0.5).bfloat16().requires_grad_()
+        whole: Tensor = torch.randn(shape, device="cuda") / shape[-1] ** 0.5
+        return whole.bfloat16().requires_grad_()
 
     rows = []
     for vocab in options.vocab:

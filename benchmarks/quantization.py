@@ -129,7 +129,7 @@ def code(
     if method.by_theta:
         quantizer: Any = Gptq(k=K, embed=Grid(bits=8, k=K_EMBED), theta=scale, **method.settings)
     else:
-        grids = {name: Grid(bits=8, k=scale * K_EMBED) for name in ("embed", "head")}
+        grids: dict[str, Any] = {name: Grid(bits=8, k=scale * K_EMBED) for name in ("embed", "head")}
         kind = Lqer if method.corrected else Gptq if method.compensated else SdClip
         quantizer = kind(k=scale * K, **grids, **method.after)
     changed = dataclasses.replace(model, weights=weights)

@@ -132,9 +132,9 @@ class Soak:
         if fault in ("kill", "signal", "two signals"):
             victim = Victim(line)
             time.sleep(self.draw.random() * (4.0 if name == "package-submission" else 1.0))
-            number = signal.SIGKILL if fault == "kill" else self.draw.choice(tuple(SIGNALS))
+            sent = signal.SIGKILL if fault == "kill" else self.draw.choice(tuple(SIGNALS))
             for _ in range(2 if fault == "two signals" else 1):
-                victim.send(number)
+                victim.send(sent)
                 time.sleep(0.004)
             ended = victim.wait()
         else:

@@ -5,6 +5,7 @@ Every round runs every command once, so that a busy moment of the machine hits a
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 from benchmarks.report import parser, seconds_of, show, spread
@@ -35,7 +36,7 @@ def main() -> None:
     seconds: dict[str, list[float]] = {name: [] for name in COMMANDS}
     for _ in range(options.rounds):
         for name, command in COMMANDS.items():
-            seconds[name].append(seconds_of(lambda command=command: run(command)))
+            seconds[name].append(seconds_of(partial(run, command)))
     least = {name: min(values) for name, values in seconds.items()}
     rows = [
         {

@@ -17,12 +17,12 @@ import torch
 from benchmarks.report import parser, show
 from benchmarks.test_time_training import per_byte
 from pgolf.core.codecs.brotli import Brotli
+from pgolf.core.evals.document import document_begins
 from pgolf.core.evals.exact_cache import ExactCache
 from pgolf.core.evals.ledger import evaluate
 from pgolf.core.evals.sliding import SlidingEval
 from pgolf.core.model.gpt import GPT
 from pgolf.core.model.parts.ngram_counts import NgramCounts
-from pgolf.core.ttt.documents import document_begins
 from pgolf.dataset import BOS, open_dataset
 from pgolf.stages.model_files import load_model
 

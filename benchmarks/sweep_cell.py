@@ -60,13 +60,14 @@ def cell(options: argparse.Namespace, folder: Path, way: str, answer: Connection
     model = load_model(folder / CHECKPOINT).exported()
     found, _ = read_calibration(folder / CALIBRATION)
     marks.append(time.perf_counter())
-    known = dict(knowing(config.quant, model, found)(config.quant))
-    if config.quant.sequential:
-        shape = config.quant.calibration_seqs, config.quant.calibration_seq_len
+    quantizer: Any = config.quant
+    known = dict(knowing(quantizer, model, found)(quantizer))
+    if quantizer.sequential:
+        shape = quantizer.calibration_seqs, quantizer.calibration_seq_len
         ids_BT = torch.randint(config.model.vocab_size, shape, generator=torch.Generator().manual_seed(0))
-        batches = held_batches(enumerate(ids_BT.split(config.quant.calibration_batch)))
+        batches = held_batches(enumerate(torch.split(ids_BT, quantizer.calibration_batch)))
         known[IN_TURN] = TimedTurn(model.build(torch.device("cpu")), batches, Console(True))
-    made = quantized_model(model.config.model, model.weights, config.quant, known)
+    made = quantized_model(model.config.model, model.weights, quantizer, known)
     marks.append(time.perf_counter())
     save_quantized(folder / QUANTIZED, made, {"config": model.stored})
     blob, _ = encoded(made, config.compress, artifact_info(config, ""))
@@ -92,7 +93,7 @@ def main() -> None:
     arguments.add_argument("--codec", default="rans", help="what artifacts are compressed with")
     arguments.add_argument("--threads", type=int, default=2, help="threads of a cell")
     arguments.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="other settings; repeatable")
-    options, rows = arguments.parse_args(), []
+    options, rows = arguments.parse_args(), list[dict[str, Any]]()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         alone(prepare, options, folder)

@@ -19,8 +19,8 @@ import torch
 
 from benchmarks.report import parser, show
 from pgolf.config.load import resolve
+from pgolf.core.evals.document import document_begins
 from pgolf.core.evals.ledger import evaluate
-from pgolf.core.ttt.documents import document_begins
 from pgolf.dataset import BOS, open_dataset
 from pgolf.stages.held_out import find_tail
 from pgolf.stages.model_files import load_model

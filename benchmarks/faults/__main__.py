@@ -43,7 +43,9 @@ def tested(rows: list[str], report: Path) -> dict[str, Outcome]:
     found = {row: Outcome() for row in rows}
     skipped: Counter[str] = Counter()
     for case in ElementTree.parse(report).iter("testcase"):
-        for row in {item.get("value") for item in case.iter("property") if item.get("name") == "fault"} & set(rows):
+        for row in {str(item.get("value")) for item in case.iter("property") if item.get("name") == "fault"} & set(
+            rows
+        ):
             if case.find("failure") is not None or case.find("error") is not None:
                 found[row].bad.append(str(case.get("name")))
             elif case.find("skipped") is not None:
@@ -80,7 +82,7 @@ def main() -> int:
     options = arguments.parse_args()
     limit_threads()
     rows: list[dict[str, Any]] = []
-    lines, wrong = [], []
+    lines, wrong = list[str](), list[str]()
 
     def tell(row: str, how: str, outcome: Outcome, began: float) -> None:
         seconds = round(time.monotonic() - began)

@@ -124,9 +124,7 @@ def file_limit(bench: Bench, rounds: int, names: Iterable[str]) -> Outcome:
         for index in range(rounds):
             most = largest * index // rounds
             place = prepared.fresh()
-            ended = run(
-                stage.line(bench, place), lambda most=most: resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
-            )
+            ended = run(stage.line(bench, place), partial(resource.setrlimit, resource.RLIMIT_FSIZE, (most, most)))
             judged(outcome, prepared, place, ended, {0, 6}, f"files of at most {most:,} bytes")
     return outcome
 

@@ -1,6 +1,6 @@
 """Micro-batches on their way to the device."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 
-def feed(read: Callable[[int], Any], first: int, ahead: int, device: torch.device) -> Iterator[list[Tensor]]:
+def feed(
+    read: Callable[[int], Any], first: int, ahead: int, device: torch.device
+) -> Generator[list[Tensor], None, None]:
     """Inputs and targets of micro-batches `first`, `first` + 1, ... on the device, by way of pinned memory if that is a
     GPU. A thread reads, `ahead` micro-batches beyond the one in use, and ends with the iterator; its errors come out
     here.
