@@ -44,6 +44,8 @@ class NoPgolf:
         if name.split(".")[0] == "pgolf":
             raise SystemExit("the script imports " + name)
 sys.meta_path.insert(0, NoPgolf())
+if any(name.split(".")[0] == "pgolf" for name in sys.modules):
+    raise SystemExit("pgolf is there before the script")
 sys.argv = sys.argv[1:]
 source = open(sys.argv[0], "rb").read()
 names = {"__name__": "__main__", "__file__": sys.argv[0]}
