@@ -116,9 +116,8 @@ def measure(name: str, roles: dict[str, list[np.ndarray]], names: list[str], che
     """One row per role of a model, and one for all."""
     rows = []
     for role, matrices in roles.items():
-        row: dict[str, Any]
         joined = np.concatenate([matrix.ravel() for matrix in matrices])
-        row = {"file": name, "role": role, "codes": joined.size, "entropy": entropy_bytes(joined)}
+        row: dict[str, Any] = {"file": name, "role": role, "codes": joined.size, "entropy": entropy_bytes(joined)}
         row |= {"entropy_by_matrix": sum(map(entropy_bytes, matrices))}
         found = sizes(matrices, names, check)
         row |= {codec: figures["bytes"] for codec, figures in found.items()}

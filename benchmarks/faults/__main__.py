@@ -43,9 +43,8 @@ def tested(rows: list[str], report: Path) -> dict[str, Outcome]:
     found = {row: Outcome() for row in rows}
     skipped: Counter[str] = Counter()
     for case in ElementTree.parse(report).iter("testcase"):
-        for row in {str(item.get("value")) for item in case.iter("property") if item.get("name") == "fault"} & set(
-            rows
-        ):
+        marks = (item for item in case.iter("property") if item.get("name") == "fault")
+        for row in {str(item.get("value")) for item in marks} & set(rows):
             if case.find("failure") is not None or case.find("error") is not None:
                 found[row].bad.append(str(case.get("name")))
             elif case.find("skipped") is not None:

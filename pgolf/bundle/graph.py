@@ -110,13 +110,7 @@ def walk(node: ast.AST) -> list[ast.AST]:
     """Nodes as ast.walk gives them, operators and contexts aside, and faster."""
     found = [node]
     for one in found:
-        kind: Any = type(one)
-        for name in inner_fields(kind):
-            value = getattr(one, name, None)
-            if isinstance(value, list):
-                found += [item for item in value if isinstance(item, ast.AST)]
-            elif isinstance(value, ast.AST):
-                found.append(value)
+        found += children(one)
     return found
 
 

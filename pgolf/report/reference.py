@@ -105,7 +105,7 @@ def configuration_page() -> str:
         f"{MADE_BY}\n\n# Configuration\n\n"
         "Every key of a run, its default and its meaning. Set one with `--set KEY=VALUE`, or in a TOML file given to "
         "`--preset`, where the dots become tables. Values come from, each overriding the one before: these defaults, "
-        "the configuration stored in the input file, the presets in the order of their names, `--set`. "
+        "the configuration stored in the input file, the presets as they are named, `--set`. "
         "`pgolf config show --preset A,B` prints the "
         "result and where every value came from.\n\n"
         "Where the column *only with* names choices, the key exists, with this default, only under those choices of "
