@@ -107,9 +107,14 @@ def test_every_method_on_a_gpu(sets: tuple[str, ...], tiny_run: Path, tmp_path: 
     assert max(pipeline(pgolf, tiny_run / "data", tmp_path, "tiny", *sets)) < CLOSE_NATS
 
 
+PROGRAMS = {"lrzip": "lrzip", "pergroup": "lrzip", "zpaq": "zpaq"}
+"""Codecs that run a program."""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("choice", TECHNIQUES, ids="-".join)
 def test_every_technique_on_a_gpu(choice: tuple[str, str], tiny_run: Path, tmp_path: Path, pgolf: Pgolf) -> None:
-    if choice in {("Codec", "lrzip"), ("Codec", "zpaq")} and not shutil.which(choice[1]):
-        pytest.skip(f"needs the program {choice[1]}")
+    program = PROGRAMS.get(choice[1], "")
+    if program and not shutil.which(program):
+        pytest.skip(f"needs the program {program}")
     assert max(pipeline(pgolf, tiny_run / "data", tmp_path, "tiny", *technique_sets(*choice))) < CLOSE_NATS
