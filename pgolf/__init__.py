@@ -1,3 +1,7 @@
-"""pgolf: a toolchain for parameter golf. The version is the only thing defined here, so importing it is free."""
+"""pgolf: a toolchain for parameter golf. Importing this is free: here are only its version and when it was loaded."""
+
+import time
 
 __version__ = "0.1.0"
+STARTED = time.time()
+"""Seconds since 1970. Source code changed after that is not what this process runs."""

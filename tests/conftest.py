@@ -1,7 +1,9 @@
 """Fixtures every test may use: reference vectors, seeds, and models small enough for a CPU."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import error_record
 import numpy as np
@@ -37,8 +39,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Begin before the first test."""
+    """Begin before the first test; what tests and their processes keep in caches, they keep in a folder of theirs."""
     error_record.start(config)
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        folder = TemporaryDirectory(prefix="pgolf-caches-")
+        config.add_cleanup(folder.cleanup)
+        os.environ["XDG_CACHE_HOME"] = folder.name
 
 
 settings.register_profile("pgolf", deadline=None, max_examples=25, derandomize=True, database=None)

@@ -17,6 +17,7 @@ from pgolf.bundle.constant import ConstantCalls, constant_methods, foreign_names
 from pgolf.bundle.facts import Part
 from pgolf.bundle.fold import Fold, fixed_values
 from pgolf.bundle.graph import Core, Definition, Transformer, bound_names, copied, parse_core, reach, walk
+from pgolf.bundle.kept import Program, kept_program
 from pgolf.bundle.rename import rename
 from pgolf.bundle.table import param_table
 from pgolf.bundle.tidy import tidy
@@ -585,13 +586,18 @@ def replaced(source: str, texts: dict[str, str]) -> str:
     return re.sub("|".join(map(re.escape, texts)), lambda match: texts[match[0]], source)
 
 
-@lru_cache(maxsize=256)
 @uncollected()
-def program(config: RunConfig) -> tuple[str, str, dict[str, str]]:
+def make_program(config: RunConfig) -> Program:
     """Readable and minified source of a configuration's script with INFO in it, and the core module of each name."""
     readable, definitions = emit(config, INFO)
     modules = {name: definition.module for definition in definitions for name in definition.names}
     return readable, minify(readable), modules
+
+
+@lru_cache(maxsize=256)
+def program(config: RunConfig) -> Program:
+    """What `make_program` makes of a configuration, or has made before."""
+    return kept_program(recipe_source(config, INFO), lambda: make_program(config))
 
 
 @lru_cache(maxsize=256)

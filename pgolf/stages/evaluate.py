@@ -26,13 +26,14 @@ from pgolf.core.model.parts.fixed_order import FixedOrder
 from pgolf.core.model.parts.layer_loop import LayerLoop
 from pgolf.dataset import Dataset
 from pgolf.report.console import Console
+from pgolf.source import source_sha256
 from pgolf.stages.eval_clock import EvalClock
 from pgolf.stages.eval_cost import foreseen
 from pgolf.stages.eval_partial import PartialLedger
 from pgolf.stages.eval_positions import Positions, document_starts, is_positions, load_positions, save_positions
 from pgolf.stages.eval_watch import ScoringWatch
 from pgolf.stages.inputs import changed_keys, reshaped, warn_of_change
-from pgolf.stages.manifest import fresh_entry, guarded, processor, provenance, record, source_sha256, stage_key
+from pgolf.stages.manifest import fresh_entry, guarded, processor, provenance, record, stage_key
 from pgolf.stages.model_files import ModelFile, check_tokenizer
 from pgolf.stages.quantize import rounded
 

@@ -32,6 +32,7 @@ from pgolf.core.files import (
     write_bytes,
     write_json,
 )
+from pgolf.source import source_sha256
 
 if TYPE_CHECKING:
     import torch
@@ -39,15 +40,6 @@ if TYPE_CHECKING:
 MANIFEST_SCHEMA = "pgolf.manifest/1"
 STAGE_FORMAT = {"tokenize": 1, "train": 1, "quantize": 1, "compress": 2, "eval": 2, "ttt": 2, "package": 2, "import": 1}
 """Raised when a stage's output changes for the same inputs, so that old outputs count as stale."""
-
-
-@cache
-def source_sha256() -> str:
-    """SHA-256 over every source file and preset of the installed package."""
-    root, digest = Path(pgolf.__file__).parent, hashlib.sha256()
-    for path in sorted(path for path in root.rglob("*") if path.suffix in (".py", ".toml")):
-        digest.update(f"{path.relative_to(root).as_posix()}\n".encode() + path.read_bytes())
-    return digest.hexdigest()
 
 
 @cache

@@ -34,7 +34,7 @@ READS = {
     "pgolf/config/load.py .read_text": OWN,
     "pgolf/config/describe.py .read_text": OWN,
     "pgolf/bundle/graph.py .read_text": OWN,
-    "pgolf/stages/manifest.py .read_bytes": OWN,
+    "pgolf/source.py .read_bytes": OWN,
     "pgolf/audit/triple.py .read_text": OWN,
     "pgolf/stages/launch.py .read_text": "what the system says of processes that this one belongs with",
     "pgolf/submission/compare.py .read_text": OWN,
