@@ -68,17 +68,16 @@ def read_preset(name: str, seen: tuple[str, ...] = ()) -> list[Layer]:
         values = tomllib.loads(read_bytes(path, 1 << 20).decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"not valid TOML: {error}", str(path)) from None
-    parent = values.pop("extends", "")
+    parents = str(values.pop("extends", ""))
     values.pop("description", None)
-    if parent and is_path(str(parent)):
-        parent = path.parent / str(parent)
-    return [*(read_preset(str(parent), (*seen, name)) if parent else []), Layer(f"preset {name}", values)]
+    return [*(read_presets(parents, (*seen, name), path.parent) if parents else []), Layer(f"preset {name}", values)]
 
 
-def read_presets(names: str) -> list[Layer]:
-    """Layers of presets with commas between their names, the later ones over the earlier."""
-    whole = is_path(names) and Path(names).exists()
-    return [layer for name in ([names] if whole else names.split(",")) for layer in read_preset(name.strip())]
+def read_presets(names: str, seen: tuple[str, ...] = (), folder: Path = Path()) -> list[Layer]:
+    """Layers of presets with commas between their names, the later ones over the earlier; paths start at `folder`."""
+    whole = is_path(names) and (folder / names).exists()
+    each = [name.strip() for name in ([names] if whole else names.split(","))]
+    return [layer for name in each for layer in read_preset(str(folder / name) if is_path(name) else name, seen)]
 
 
 def preset_description(name: str) -> str:

@@ -122,6 +122,19 @@ def test_a_preset_of_ones_own_extends_ours(tmp_path):
     assert preset_path(path) == tmp_path / "mine.toml"
 
 
+def test_a_preset_extends_several_as_the_command_line_puts_them_together(tmp_path):
+    base = written(tmp_path, "base, a.toml", "[train]\niterations = 4\nseed = 5\n")
+    mine = written(tmp_path, "mine.toml", 'extends = "leader_tiny, quant_trellis,./more.toml"\n[train]\nseed = 7\n')
+    more = written(tmp_path, "more.toml", 'extends = "./base, a.toml"\n[quant]\nstates = 4\n')
+    together = resolve(f"leader_tiny,quant_trellis,{more}", ["train.seed=7"])
+    assert resolve(mine).config == together.config
+    assert (together.config.train.iterations, together.config.quant.states) == (4, 4)
+    assert together.origins["train.iterations"] == f"preset {base}"
+    assert together.origins["quant.rounding"] == "preset quant_trellis"
+    with pytest.raises(ConfigError, match="there is no preset ''"):
+        resolve(written(tmp_path, "worse.toml", 'extends = "tiny,"'))
+
+
 def test_presets_that_extend_each_other_are_refused(tmp_path):
     first, second = tmp_path / "a.toml", tmp_path / "b.toml"
     first.write_text(f'extends = "{second}"\n')
