@@ -115,8 +115,8 @@ def configuration_page() -> str:
     ]
     parts.append(markdown_table(("preset", "what it is"), [(code(p), preset_description(p)) for p in preset_names()]))
     parts.append(
-        '\nA preset may start with `extends = "NAME"`, or `"A,B"`, to build on others as `--preset` puts them together; '
-        "`description` is shown in lists.\n"
+        '\nA preset may start with `extends = "NAME"`, or `"A,B"`, to build on others as `--preset` puts them '
+        "together; `description` is shown in lists.\n"
     )
     for section in RunConfig.__dataclass_fields__:
         rows = [
