@@ -47,7 +47,12 @@ def run(
         str,
         typer.Argument(metavar="EVALUATOR", help="eval or ttt, as the model is configured, or eval.sliding and so on."),
     ],
-    model: Annotated[Path, typer.Option("--model", metavar="FILE", help="Checkpoint, quantized model or artifact.")],
+    model: Annotated[
+        Path,
+        typer.Option(
+            "--model", metavar="FILE", callback=options.there, help="Checkpoint, quantized model or artifact."
+        ),
+    ],
     data: options.Data,
     level: Level = "quick",
     targets: Targets = 0,
@@ -155,7 +160,10 @@ def external(
 
 
 def artifact(
-    path: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An artifact made by pgolf compress.")],
+    path: Annotated[
+        Path,
+        typer.Argument(metavar="ARTIFACT", callback=options.there, help="An artifact made by pgolf compress."),
+    ],
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -170,7 +178,9 @@ def artifact(
 
 
 def submission(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A submission folder, ours or not.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", callback=options.there, help="A submission folder, ours or not.")
+    ],
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:

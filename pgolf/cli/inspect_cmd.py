@@ -105,7 +105,9 @@ def inspect(
     file: Annotated[
         Path,
         typer.Argument(
-            metavar="FILE", help="Checkpoint, quantized model, artifact, shard, dataset directory or score document."
+            metavar="FILE",
+            callback=options.there,
+            help="Checkpoint, quantized model, artifact, shard, dataset directory or score document.",
         ),
     ],
     plot: Annotated[
@@ -166,7 +168,10 @@ def cell(value: Any) -> str:
 
 def import_model(
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="A .pt, .ptz or .safetensors state dict, or an artifact.")
+        Path,
+        typer.Argument(
+            metavar="FILE", callback=options.there, help="A .pt, .ptz or .safetensors state dict, or an artifact."
+        ),
     ],
     out: Annotated[
         Path,

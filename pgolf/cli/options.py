@@ -5,6 +5,43 @@ from typing import Annotated
 
 import typer
 
+from pgolf.core.errors import InputError
+
+
+def is_missing(path: Path) -> bool:
+    """Whether nothing has this name; not so where that cannot be told."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except (OSError, ValueError):
+        pass
+    return False
+
+
+def there(path: Path | None) -> Path | None:
+    """A path to read. InputError if nothing has its name, said before torch is loaded, which takes seconds."""
+    if path is not None and is_missing(path):
+        raise InputError("no such file or directory", str(path), "check the path")
+    return path
+
+
+def all_there(paths: list[Path] | None) -> list[Path] | None:
+    """Paths to read, as `there` looks at each."""
+    return [path for path in paths if there(path)] if paths else paths
+
+
+Model = Annotated[
+    Path,
+    typer.Argument(
+        metavar="MODEL", callback=there, help="Checkpoint, quantized model or artifact; the file says which."
+    ),
+]
+Checkpoint = Annotated[Path, typer.Argument(metavar="CHECKPOINT", callback=there, help="Float checkpoint.")]
+Quantized = Annotated[Path, typer.Argument(metavar="QUANTIZED", callback=there, help="Quantized model.")]
+Dataset = Annotated[
+    Path, typer.Argument(metavar="DATA", callback=there, help="Dataset directory, or published shards.")
+]
 Preset = Annotated[
     str,
     typer.Option(
@@ -78,7 +115,10 @@ Tokenizer = Annotated[
     typer.Option("--tokenizer", metavar="FILE", help="SentencePiece model; found beside the shards if left out."),
 ]
 Data = Annotated[
-    Path, typer.Option("--data", metavar="DIR", help="Dataset directory: made by pgolf tokenize, or published shards.")
+    Path,
+    typer.Option(
+        "--data", metavar="DIR", callback=there, help="Dataset directory: made by pgolf tokenize, or published shards."
+    ),
 ]
 
 

@@ -17,7 +17,8 @@ def register(app: typer.Typer) -> None:
 
 def package_submission(
     artifacts: Annotated[
-        list[Path] | None, typer.Argument(metavar="[RUN]...", help="Runs, or their artifacts, one per seed.")
+        list[Path] | None,
+        typer.Argument(metavar="[RUN]...", callback=options.all_there, help="Runs, or their artifacts, one per seed."),
     ] = None,
     out: Annotated[
         str,

@@ -12,9 +12,6 @@ from pgolf.cli.output import fail_after_result, note, print_json, table
 from pgolf.core.errors import ConfigError, RuleError
 
 ALL = "all"
-Model = Annotated[
-    Path, typer.Argument(metavar="MODEL", help="Checkpoint, quantized model or artifact; the file says which.")
-]
 Out = Annotated[
     Path | None,
     typer.Option(
@@ -98,7 +95,7 @@ def register(app: typer.Typer) -> None:
 
 def evaluate(
     ctx: typer.Context,
-    model: Model,
+    model: options.Model,
     data: options.Data,
     out: Out = None,
     tokenizer: options.Tokenizer = None,
@@ -144,7 +141,7 @@ def evaluate(
 
 def ttt(
     ctx: typer.Context,
-    model: Model,
+    model: options.Model,
     data: options.Data,
     out: Out = None,
     tokenizer: options.Tokenizer = None,

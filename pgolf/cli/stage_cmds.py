@@ -127,7 +127,7 @@ def plan(as_json: bool, document: dict[str, Any], text: str) -> None:
 
 
 def train(
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="Dataset directory, or published shards.")],
+    data: options.Dataset,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Directory for checkpoint, log and events.")],
     tokenizer: options.Tokenizer = None,
     preset: options.Preset = "",
@@ -248,7 +248,7 @@ def show_notes(figures: dict[str, Any]) -> None:
 
 
 def quantize(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Float checkpoint.")],
+    checkpoint: options.Checkpoint,
     data: options.Data,
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Quantized model to write.")] = None,
     tokenizer: options.Tokenizer = None,
@@ -392,7 +392,7 @@ def show_budget(found: dict[str, Any]) -> None:
 
 
 def compress(
-    quantized: Annotated[Path, typer.Argument(metavar="QUANTIZED", help="Quantized model.")],
+    quantized: options.Quantized,
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Artifact to write (.pgz).")],
     preset: options.Preset = "",
     sets: options.Sets = None,

@@ -78,9 +78,6 @@ Tokens = Annotated[
         "--tokens", min=0, help="Score at most this many targets; 0: as configured, of training at most a tenth."
     ),
 ]
-Model = Annotated[
-    Path, typer.Argument(metavar="MODEL", help="Checkpoint, quantized model or artifact; the file says which.")
-]
 
 
 def register(app: typer.Typer) -> None:
@@ -116,7 +113,7 @@ class How:
 
 
 def train(
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="Dataset directory, or published shards.")],
+    data: options.Dataset,
     out: Out,
     axes: Axes = None,
     listed: Listed = None,
@@ -149,7 +146,7 @@ def train(
 
 
 def quantize(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Float checkpoint.")],
+    checkpoint: options.Checkpoint,
     data: options.Data,
     out: Out,
     axes: Axes = None,
@@ -182,7 +179,7 @@ def quantize(
 
 
 def compress(
-    quantized: Annotated[Path, typer.Argument(metavar="QUANTIZED", help="Quantized model.")],
+    quantized: options.Quantized,
     out: Out,
     axes: Axes = None,
     listed: Listed = None,
@@ -205,7 +202,7 @@ def compress(
 
 
 def evaluate(
-    model: Model,
+    model: options.Model,
     data: options.Data,
     out: Out,
     axes: Axes = None,
@@ -235,7 +232,7 @@ def evaluate(
 
 
 def ttt(
-    model: Model,
+    model: options.Model,
     data: options.Data,
     out: Out,
     axes: Axes = None,

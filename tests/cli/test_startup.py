@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -44,6 +45,28 @@ def test_looking_imports_nothing_heavy(name: str) -> None:
     _, found = probe(LOOKS[name])
     codes = {"a wrong key": 2, "a table that is not there": 3}
     assert found == {"code": codes.get(name, 0), "heavy": []}
+
+
+NOTHING_THERE = [
+    *(f"{command} none" for command in ("inspect", "audit artifact", "audit submission")),
+    *(f"{command} none --out new" for command in ("compress", "train", "import", "package-submission")),
+    *(f"{command} none --data . --out new" for command in ("quantize", "eval", "ttt")),
+    *(f"sweep {stage} none --data . --out new" for stage in ("quantize", "eval", "ttt")),
+    *(f"sweep {stage} none --out new" for stage in ("train", "compress")),
+    "audit run eval --model none --data .",
+    *(f"{command} . --data none --out new" for command in ("quantize", "eval")),
+]
+"""Commands that would read what is not there."""
+
+
+def test_a_path_that_names_nothing_is_told_at_once(tmp_path: Path) -> None:
+    probe = "import sys\nfrom pgolf.cli.main import main\n"
+    probe += "print(*(main(line.split()) for line in sys.argv[1:]), 'torch' in sys.modules)"
+    line = [sys.executable, "-c", probe, *NOTHING_THERE]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert done.stdout == f"{'3 ' * len(NOTHING_THERE)}False\n"
+    assert done.stderr == "error: no such file or directory (none). check the path\n" * len(NOTHING_THERE)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_baseline_has_its_parameters_and_its_published_size() -> None:
