@@ -226,7 +226,8 @@ def find_tokenizer(folder: Path, vocab_size: int) -> Path:
         path = place / "tokenizers" / f"fineweb_{vocab_size}_bpe.model"
         if path.is_file():
             return path
-    raise InputError("no tokenizer found for these shards", str(folder), "name it with --tokenizer")
+    wanted = f"with model.vocab_size={vocab_size} it would be ../tokenizers/fineweb_{vocab_size}_bpe.model"
+    raise InputError("no tokenizer found for these shards", str(folder), f"name it with --tokenizer; {wanted}")
 
 
 def round_trips(tokenizer: Any, ids: np.ndarray) -> bool:

@@ -83,7 +83,9 @@ def package_submission(
         return
     console = Console(quiet)
     records = out.endswith(("/", "\\"))
-    document = package(artifacts, Path(out), preset, everything, data, device, console, force, records=records)
+    document = package(
+        artifacts, Path(out), preset, everything, data, device, console, force, records=records, again=force
+    )
     if as_json:
         print_json(document)
         return

@@ -117,7 +117,7 @@ def run(
             {"schema": "pgolf.run/1", "out": str(out), "preset": name, "stages": rows, "warnings": console.warnings}
         )
     else:
-        show_table(out, reports)
+        show_table(out, reports, plan.resolved.config)
 
 
 def show_plan(
@@ -148,8 +148,8 @@ def show_plan(
     note(f"{count:,} parameters; predicted {size.line()}")
 
 
-def show_table(out: Path, reports: list[Any]) -> None:
-    """The table at the end of a run."""
+def show_table(out: Path, reports: list[Any], config: Any) -> None:
+    """The table at the end of a run of a configuration."""
     rows = [
         [r.stage, "up to date" if r.fresh else f"{r.seconds:.1f}", r.file, f"{r.bytes:,}", remark(r)] for r in reports
     ]
@@ -174,7 +174,9 @@ def show_table(out: Path, reports: list[Any]) -> None:
         figures = by_stage["package"]
         note(f"Size: {Size(figures['artifact_bytes'], figures['code_bytes'], figures['cap_bytes']).line()}")
         note(f"Submission folder: {out / 'submission'}")
-        note(f"Next: {program()} run --out {out} --from quantize --set quant.bits=5   (requantizes, never retrains)")
+        if (bits := getattr(config.quant, "bits", 0)) and not getattr(config.quant, "bits_per_weight", 0):
+            other = f"--from quantize --set quant.bits={4 if bits == 5 else 5}"
+            note(f"Next: {program()} run --out {out} {other}   (requantizes, never retrains)")
 
 
 def program() -> str:

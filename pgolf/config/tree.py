@@ -35,8 +35,12 @@ def slot_of(annotation: Any) -> str:
     return name if name in CATALOG and not dataclasses.is_dataclass(annotation) else ""
 
 
-def nearest(key: str, known: list[str], path: str = "") -> str:
-    """A did-you-mean hint."""
+def nearest(key: str, known: list[str], path: str = "", slot: str = "") -> str:
+    """A hint: what in the slot has a key of that name, or what may have been meant."""
+    kinds = {name: dataclasses.fields(load(slot, name)) for name in CATALOG.get(slot, ())}
+    owners = [name for name, fields in kinds.items() if key in {field.name for field in fields}]
+    if owners:
+        return f"that is a key of {join(path, selector(slot))}={' or '.join(owners)}"
     close = [join(path, name) for name in difflib.get_close_matches(key, known, n=3, cutoff=0.5)]
     return f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(sorted(known))}"
 
@@ -99,7 +103,7 @@ class Builder:
                     raise ConfigError(
                         f"unknown key {join(path, key)} in {self.layers[index].name}",
                         "configuration",
-                        nearest(key, list(fields), path),
+                        nearest(key, list(fields), path, slot),
                     )
             usable.append(
                 {key: value for key, value in layer.items() if key in fields and carries(key, classes[index], cls)}

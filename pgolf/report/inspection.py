@@ -53,12 +53,12 @@ def inspect_file(path: Path) -> dict[str, Any]:
         if not isinstance(schema, str) or not schema.startswith("pgolf."):
             raise InputError("a JSON file, but none of pgolf's", str(path))
         return describe_outputs(document) if document["schema"] == MANIFEST_SCHEMA else dict(document)
-    if path.suffix == ".safetensors":
+    if tensors := path.suffix == ".safetensors" or begins_as_tensors(path):
         meta, _ = tensor_meta(path)
         schema = str(meta.get("schema"))
         if schema in (CALIBRATION_SCHEMA, COUPLED_SCHEMA, HESSIANS_SCHEMA, RESUME_SCHEMA):
             return inspect_tensors(path, schema)
-    if path.suffix not in (".safetensors", ".pgz"):
+    if not tensors and path.suffix != ".pgz" and head[:4] != ARTIFACT_MAGIC:
         raise InputError(
             f"{path.suffix or 'a file without suffix'} is nothing pgolf writes", str(path), "see pgolf inspect --help"
         )
@@ -159,9 +159,18 @@ def inspect_shard(path: Path) -> dict[str, Any]:
     }
 
 
+def begins_as_tensors(path: Path) -> bool:
+    """Whether a file of any name begins as safetensors do: the header's length, which the file has, and its brace."""
+    head = read_head(path, 9)
+    return head[8:] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size
+
+
 def inspect_dataset(path: Path) -> dict[str, Any]:
     """A dataset directory, or the manifest of another directory that pgolf filled."""
     manifest = path / "manifest.json"
+    if not manifest.is_file() and not any(path.glob("*.bin")):
+        what = "the folder itself has neither manifest.json nor token shards"
+        raise InputError(what, str(path), "name a file in it; a training under way shows itself in pgolf plot")
     if manifest.is_file() and (document := read_json(manifest)).get("schema") == MANIFEST_SCHEMA:
         return describe_outputs(document)
     dataset = open_dataset(path)

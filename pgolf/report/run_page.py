@@ -19,7 +19,17 @@ from pgolf.report.curves import Curves, read_curves
 from pgolf.report.page import Section, html_table, page
 from pgolf.stages.manifest import notes_of, read_entries
 from pgolf.stages.model_files import MAX_ARTIFACT, load_artifact
-from pgolf.submission.entries import PLACES, STAGES, commands, dataset_record, figures_of, places
+from pgolf.submission.entries import (
+    PLACES,
+    QUANTIZED,
+    STAGES,
+    commands,
+    dataset_record,
+    figures_in,
+    figures_of,
+    places,
+    quantization_of,
+)
 from pgolf.submission.gather import Scored, scores_in
 
 WORDS = {
@@ -92,7 +102,8 @@ class Run:
     @cached_property
     def tensors(self) -> list[dict[str, Any]]:
         """What quantization told of every tensor."""
-        found = figures_of(self.root, "quantize", "quantized.safetensors").get("tensors")
+        made = figures_in(quantization_of(self.artifact)) if self.artifact else {}
+        found = (made or figures_of(self.root, "quantize", QUANTIZED)).get("tensors")
         return [row for row in found if isinstance(row, dict)] if isinstance(found, list) else []
 
 

@@ -127,6 +127,12 @@ def read_calibration(path: Path) -> tuple[Calibration, dict[str, Any]]:
     return found, meta
 
 
+def collected_seconds(path: Path) -> float | None:
+    """Seconds that it took to collect a calibration file, None where the file does not say, as those of before."""
+    seconds = tensor_meta(path)[0].get("seconds")
+    return float(seconds) if isinstance(seconds, int | float) else None
+
+
 def difference(meta: dict[str, Any], wanted: dict[str, Any], depth: Depth) -> str:
     """Why a calibration does not serve; empty if it does."""
     for key, value in wanted.items():
@@ -210,11 +216,12 @@ def calibration(
     kept = None if force else kept_calibration(model, dataset, quantizer, path, depth, console, strict)
     if kept is not None:
         return kept, True
-    wanted = described(model, dataset, quantizer)
+    wanted, start = described(model, dataset, quantizer), time.monotonic()
     found = collect(model, training_stream(dataset, quantizer), quantizer, depth, world, console)
     if world.leads:
         tensors = {f"{group}.{name}": t for group, sums in found.groups().items() for name, t in sums.items()}
         facts = {"schema": CALIBRATION_SCHEMA, "tokens": found.tokens, "gradients": depth.gradients}
+        facts["seconds"] = round(time.monotonic() - start, 3)
         if depth.couplings:
             facts |= {"schema": COUPLED_SCHEMA, "couplings": True}
         save_tensors(path, tensors, facts | wanted)

@@ -1,5 +1,7 @@
 """package-submission: artifacts and their scores in, a submission folder out."""
 
+import hashlib
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -29,8 +31,8 @@ from pgolf.stages.manifest import (
 )
 from pgolf.stages.model_files import ModelFile, load_model
 from pgolf.stages.quantize import rounded
-from pgolf.submission.document import RECORD_SEEDS, reference
-from pgolf.submission.entries import Entry, entry_of_run, find_artifact
+from pgolf.submission.document import RECORD_SEEDS, reference, training_seconds
+from pgolf.submission.entries import CHECKPOINT, QUANTIZED, Entry, entry_of_run, find_artifact, input_of
 from pgolf.submission.folder import build_folder, folder_name
 from pgolf.submission.gather import score_document
 from pgolf.submission.remedies import checkpoint_of
@@ -155,9 +157,10 @@ def package(
     force: bool = False,
     title: str = "pgolf submission",
     records: bool = False,
+    again: bool = False,
 ) -> dict[str, Any]:
-    """Build the submission folder; returns submission.json with "fresh" set when nothing had to be done. With `records`
-    the folder gets its name in `out`, by track, date, title and score.
+    """Build the submission folder; returns submission.json with "fresh" set when nothing had to be done, which `again`
+    does in any case. With `records` the folder gets its name in `out`, by track, date, title and score.
     """
     start = time.monotonic()
     artifacts = [find_artifact(path) for path in artifacts]
@@ -174,14 +177,17 @@ def package(
     tell_doubts(entries, console)
     inputs = {str(entry.seed): entry.score["model"]["sha256"] for entry in entries}
     inputs["data"] = dataset.fingerprint("val")
+    inputs["records"] = told_of(entries, config)
     if remarks := [note for entry in entries for note in notes_of(entry.train)]:
         inputs["remarks"] = "; ".join(remarks)
     key = stage_key("package", resolved[0].values, inputs)
     marker = out / "submission.json"
     with guarded(out):
         entry = fresh_entry(marker, key)
-        if entry is not None and all(
-            unchanged(out / name, file) for name, file in entry["figures"].get("files", {}).items()
+        if (
+            not again
+            and entry is not None
+            and all(unchanged(out / name, file) for name, file in entry["figures"].get("files", {}).items())
         ):
             return dict(entry["figures"]) | {"fresh": True, "out": str(out)}
 
@@ -194,6 +200,23 @@ def package(
         console.line(f"package: building the folder{proving}")
         document = build_folder(entries, config, name, dataset, out, force, seal)
     return document | {"fresh": False, "out": str(out)}
+
+
+def told_of(entries: list[Entry], config: Any) -> str:
+    """One hash of what a folder tells beyond its artifacts and scores, and what may come later than those: audits,
+    scores of the models before, the time on training data, whether there is a log.
+    """
+    rows = [
+        [
+            entry.score.get("audit"),
+            entry.bpb_of_form("float"),
+            entry.bpb_of_form("quantized"),
+            training_seconds(entry, config),
+            entry.log is not None,
+        ]
+        for entry in entries
+    ]
+    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
 
 
 def unchanged(path: Path, file: dict[str, Any]) -> bool:
@@ -213,10 +236,13 @@ def check_origin(artifact: Path, model: ModelFile) -> None:
     if entry.get("sha256") not in (None, sha256_file(artifact)):
         fix = "compress again, or keep the artifact apart from that manifest"
         raise InputError("the manifest beside the artifact is about another file", str(artifact), fix)
-    made_of = (entry.get("inputs") or {}).get("quantized")
-    chain = (("quantize", "quantized.safetensors"), ("train", "checkpoint.safetensors"))
-    for (stage, name), used in zip(chain, (made_of, checkpoint_of(artifact))):
-        path = folder.parent / stage / name
+    made_of, trained = input_of(entry, "quantized"), checkpoint_of(artifact)
+    run = folder.parent
+    for stage, path, used in (
+        ("quantize", run / "quantize" / QUANTIZED, made_of),
+        ("train", run / "train" / CHECKPOINT, trained),
+        ("train", folder / CHECKPOINT, trained),
+    ):
         if used and path.is_file() and load_model(path).sha256 != used:
             what = f"the artifact was not made from the {stage}d model in its run, {path}".replace("traind", "trained")
             raise InputError(what, str(artifact), "run the stages after it again")

@@ -387,6 +387,7 @@ class Pipeline:
             self.console,
             force=True,
             title=self.resolved.preset,
+            again=self.force,
         )
         figures = {
             key: document[key]

@@ -38,7 +38,15 @@ from pgolf.fast_trellis import fast_coupled_viterbi, fast_viterbi
 from pgolf.report.console import Console
 from pgolf.report.quantized import tensor_report
 from pgolf.stages.budget import Fit, Fitter, downgraded
-from pgolf.stages.calibrate import Depth, calibration, kept_beside, reads_training, training_stream, training_tokens
+from pgolf.stages.calibrate import (
+    Depth,
+    calibration,
+    collected_seconds,
+    kept_beside,
+    reads_training,
+    training_stream,
+    training_tokens,
+)
 from pgolf.stages.coding import quantized_model
 from pgolf.stages.judge import Judge
 from pgolf.stages.manifest import fresh_entry, guarded, provenance, record, stage_key
@@ -304,6 +312,8 @@ def quantize(
         result, resolved, figures = coded(model, dataset, resolved, known, device, console, budget)
         read = dict[str, float]()
         if reads_training(quantizer):
+            spent = collected_seconds(place.file) if cached else seconds.get("hessians", 0.0)
+            figures["calibration_seconds"] = None if spent is None else round(spent, 3)
             read["calibration"] = 0.0 if cached else seconds.get("hessians", 0.0)
             read["sequential calibration"] = turn.seconds if turn else 0.0
         read["tuning"] = figures.get("tuned", {}).get("seconds", 0.0)

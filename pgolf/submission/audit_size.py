@@ -107,6 +107,8 @@ def doubts(rows: list[Counted], total: int, cap: int) -> list[str]:
     found, models = [], [row.path for row in rows if row.counts_as == "model"]
     if not models:
         found.append("there is no model in it: only code is counted")
+    if models and not any(row.counts_as == "code" for row in rows):
+        found.append("there is no script in it: only the model is counted")
     if len(models) > 1:
         found.append(f"{len(models)} models, one for each seed: the largest counts")
     if cap < total <= cap / 1e6 * MIB:

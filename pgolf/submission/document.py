@@ -51,11 +51,26 @@ def mean_or_none(values: list[float | None]) -> float | None:
 
 
 def training_seconds(entry: Entry, config: RunConfig) -> float | None:
-    """Seconds on training data: the budget's clock, calibration unless the model makes up its text, and tuning."""
-    if (trained := entry.train.get("train_seconds")) is None:
+    """Seconds on training data: the budget's clock, calibration unless the model makes up its text, and tuning. None
+    where one of them is not known.
+    """
+    trained = entry.train.get("train_seconds")
+    calibration, turn = calibration_seconds(entry), entry.quantize.get("sequential", {}).get("seconds", 0.0)
+    if not reads_training(config.quant):
+        calibration, turn = 0.0, 0.0
+    if trained is None or calibration is None:
         return None
-    calibration = entry.quantize.get("seconds", {}).get("hessians", 0.0) if reads_training(config.quant) else 0.0
-    return float(trained) + float(calibration) + float(entry.quantize.get("tuned", {}).get("seconds", 0.0))
+    return float(trained) + calibration + float(turn) + float(entry.quantize.get("tuned", {}).get("seconds", 0.0))
+
+
+def calibration_seconds(entry: Entry) -> float | None:
+    """Seconds that collecting the calibration took, also if that was for another quantized model; None where nothing
+    tells.
+    """
+    made = entry.quantize
+    usual = None if made.get("hessians_cached", not made) else made.get("seconds", {}).get("hessians", 0.0)
+    found = made.get("calibration_seconds", usual)
+    return None if found is None else float(found)
 
 
 def seed_result(entry: Entry, code_bytes: int) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from pgolf.submission.gather import Scored, scores_in
 
 PLACES = ("model.pgz", "compress/model.pgz", "submission/model.pgz")
 """Where a folder's artifact may be."""
+CHECKPOINT, QUANTIZED = "checkpoint.safetensors", "quantized.safetensors"
+"""What training calls its model, and a run its quantized one."""
 STAGES = ("tokenize", "train", "quantize", "compress", "eval", "ttt")
 
 
@@ -57,8 +59,8 @@ def entry_of_run(artifact: Path, seed: int, score: dict[str, Any]) -> Entry:
     """The entry of an artifact, with what the directory it lies in, or the run around that, knows of it."""
     folder = artifact.resolve().parent
     run = folder.parent if (folder.parent / "train").is_dir() else folder
-    train = figures_of(run, "train", "checkpoint.safetensors")
-    quantize = figures_of(run, "quantize", "quantized.safetensors")
+    train = figures_of(run, "train", CHECKPOINT)
+    quantize = figures_in(quantization_of(artifact))
     logs = [path for path in (folder / "train.log", run / "train" / "train.log") if path.is_file()]
     log = logs[0] if logs and train else None
     return Entry(artifact, seed, score, train, quantize, log, tuple(scores_in(run)), commands(run))
@@ -71,12 +73,50 @@ def places(run: Path) -> list[Path]:
 
 def figures_of(run: Path, stage: str, name: str) -> dict[str, Any]:
     """The figures with which a stage recorded its output, empty if nothing did."""
-    for place in (run / stage, run):
-        entry = read_entries(place).get(name)
-        if isinstance(entry, dict) and isinstance(entry.get("figures"), dict):
-            seconds = entry.get("seconds")
-            return {**entry["figures"], "seconds": seconds if isinstance(seconds, dict) else {}}
-    return {}
+    return next(filter(None, (figures_in(read_entries(place).get(name)) for place in (run / stage, run))), {})
+
+
+def figures_in(entry: Any) -> dict[str, Any]:
+    """The figures of a manifest's entry with its seconds, empty if it has none."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("figures"), dict):
+        return {}
+    seconds = entry.get("seconds")
+    return {**entry["figures"], "seconds": seconds if isinstance(seconds, dict) else {}}
+
+
+def input_of(entry: Any, name: str) -> str:
+    """The content hash that a manifest's entry has of an input, empty where it has none."""
+    inputs = entry.get("inputs") if isinstance(entry, dict) else None
+    return str(inputs.get(name, "")) if isinstance(inputs, dict) else ""
+
+
+def content_of(path: Path) -> str:
+    """The content hash that a model file states, empty where it states none."""
+    from pgolf.core.tensorfile import tensor_meta
+    from pgolf.stages.model_files import identity
+
+    try:
+        return identity(tensor_meta(path)[0])
+    except PgolfError:
+        return ""
+
+
+def quantization_of(artifact: Path) -> dict[str, Any]:
+    """The manifest's entry of the quantized model that an artifact was made from, whatever that is called: beside it,
+    or in its run's `quantize`. Where the model's file is gone, an entry is taken if there is no other. Empty if none
+    is known.
+    """
+    folder, gone = artifact.resolve().parent, []
+    used = input_of(read_entries(folder).get(artifact.name), "quantized")
+    for place in (folder.parent / "quantize", folder / "quantize", folder):
+        for name, entry in read_entries(place).items():
+            if not isinstance(entry, dict) or entry.get("stage") != "quantize":
+                continue
+            if not (place / name).is_file():
+                gone.append(entry)
+            elif content_of(place / name) == used if used else name == QUANTIZED:
+                return entry
+    return gone[0] if len(gone) == 1 else {}
 
 
 def dataset_record(run: Path) -> dict[str, Any]:

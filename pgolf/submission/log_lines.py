@@ -7,7 +7,7 @@ from pgolf.accounting import Size, bpb_of
 from pgolf.catalog import name_of
 from pgolf.config.run import RunConfig
 from pgolf.core.files import read_bytes
-from pgolf.submission.document import training_seconds
+from pgolf.submission.document import calibration_seconds, training_seconds
 from pgolf.submission.entries import Entry
 
 MAX_LOG = 1 << 30
@@ -57,7 +57,7 @@ def seed_log(entry: Entry, size: Size, config: RunConfig, code_sha256: str) -> b
     codec, total = name_of("Codec", type(config.compress)), artifact + size.code_bytes
     name, seconds = entry.score["method"]["name"], entry.score["seconds"]
     raw = [f"Serialized model: {4 * entry.train['parameters']} bytes"] if entry.train.get("parameters") else []
-    hessians = entry.quantize.get("seconds", {}).get("hessians")
+    hessians = calibration_seconds(entry)
     read_s = training_seconds(entry, config)
     read = [f"train_data_last_read: {read_s:.1f}s"] if read_s is not None else []
     collected = [f"GPTQ:collected Hessians in {hessians:.1f}s"] if hessians else []

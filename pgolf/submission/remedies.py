@@ -6,7 +6,7 @@ from typing import Any
 
 from pgolf.accounting import Size
 from pgolf.core.errors import PgolfError
-from pgolf.stages.manifest import read_entries
+from pgolf.submission.entries import input_of, quantization_of
 from pgolf.sweep.table import latest, rows_of
 
 ADVICE = "quantize to it: pgolf quantize --budget BYTES, or with a lower quant.bits or a larger quant.k"
@@ -16,12 +16,7 @@ MAX_TABLES, SHOWN = 100, 3
 
 def checkpoint_of(artifact: Path) -> str:
     """SHA-256 of the checkpoint that an artifact's run has quantized, empty where no manifest tells it."""
-    folder = artifact.resolve().parent
-    for place in (folder, folder.parent / "quantize"):
-        inputs = (read_entries(place).get("quantized.safetensors") or {}).get("inputs") or {}
-        if isinstance(inputs.get("checkpoint"), str):
-            return str(inputs["checkpoint"])
-    return ""
+    return input_of(quantization_of(artifact), "checkpoint")
 
 
 def tables_near(artifact: Path) -> list[Path]:

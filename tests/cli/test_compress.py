@@ -93,6 +93,22 @@ def test_permuted_artifacts_score_alike(pgolf: Any, tiny_run: Path, tmp_path: Pa
     assert abs(scores[0] - scores[1]) < 1e-5
 
 
+def test_inspect_goes_by_content_not_by_name(pgolf: Any, tiny_run: Path, tmp_path: Path) -> None:
+    """Every command writes to whatever name it is given, so inspect reads it under that."""
+    for place, kind in (
+        ("train/checkpoint.safetensors", "checkpoint"),
+        ("quantize/quantized.safetensors", "quantized"),
+        ("compress/model.pgz", "artifact"),
+    ):
+        renamed = Path(shutil.copy(tiny_run / place, tmp_path / f"{kind}.x"))
+        assert pgolf("inspect", renamed, "--json").good().document["kind"] == kind
+    kept = Path(shutil.copy(tiny_run / "quantize" / "hessians.safetensors", tmp_path / "kept"))
+    assert pgolf("inspect", kept, "--json").good().document["kind"] == "pgolf.hessians/2"
+    (tmp_path / "a.txt").write_text("{}" * 9)
+    pgolf("inspect", tmp_path / "a.txt").refused(3, ".txt is nothing pgolf writes")
+    pgolf("inspect", tiny_run).refused(3, "the folder itself has neither manifest.json nor token shards", "pgolf plot")
+
+
 def test_inspect_and_report_tell_where_the_bytes_are(pgolf: Any, tiny_run: Path, tmp_path: Path) -> None:
     artifact, out = tiny_run / "compress" / "model.pgz", tmp_path / "report.html"
     document = pgolf("inspect", artifact, "--json").good().document
@@ -114,7 +130,7 @@ def test_inspect_and_report_tell_where_the_bytes_are(pgolf: Any, tiny_run: Path,
 def folder(tmp_path: Path, **files: int | str) -> Path:
     """A folder of files with so many bytes, or with that text."""
     place = tmp_path / "theirs"
-    place.mkdir()
+    place.mkdir(parents=True)
     for name, content in files.items():
         path = place / name.replace("__", ".")
         path.write_bytes(content.encode() if isinstance(content, str) else bytes(content))
@@ -175,6 +191,9 @@ def test_without_a_script_all_code_counts(pgolf: Any, tmp_path: Path) -> None:
     place = folder(tmp_path, run__py="x = 1\n", other__py="yy = 2\n")
     document = pgolf("size", place, "--json").good().document
     assert document["code_bytes"] == 13 and any("no model" in text for text in document["doubts"])
+    assert not any("no script" in text for text in document["doubts"])
+    alone = pgolf("size", folder(tmp_path / "alone", model__ptz=700) / "model.ptz")
+    assert "Note: there is no script in it: only the model is counted" in alone.good().out
     with zipfile.ZipFile(tmp_path / "train_gpt.py", "w") as file:
         file.writestr("__main__.py", "import other\n")
     single = pgolf("size", tmp_path / "train_gpt.py", "--json").good().document

@@ -10,7 +10,11 @@ from typing import Any
 import pytest
 from harness import QUICK, run_here
 
+from pgolf.config.load import resolve
+from pgolf.core.tensorfile import tensor_meta
+from pgolf.stages.package import told_of
 from pgolf.submission.document import schema_errors
+from pgolf.submission.entries import Entry
 
 PACKAGE = ("package-submission", "--quiet", "--set", "package.prove=false")
 
@@ -76,6 +80,60 @@ def test_an_artifact_of_another_checkpoint_is_refused(pgolf: Any, copy_run: Path
     artifact.write_bytes(artifact.read_bytes()[:-1] + b"x")
     assert run_here(*PACKAGE, copy_run, "--out", tmp_path / "b").code == 3
     assert not (tmp_path / "a").exists() and not (tmp_path / "b").exists()
+
+
+def test_what_an_artifact_was_made_from_is_told_whatever_its_name(copy_run: Path, tmp_path: Path) -> None:
+    """One folder with two quantized models, as the README's examples leave it: the second has the first's calibration,
+    whose seconds count as training all the same.
+    """
+    run, given = tmp_path / "flat", ("--data", copy_run / "data", "--quiet")
+    shutil.copytree(copy_run / "train", run)
+    checkpoint = run / "checkpoint.safetensors"
+    run_here("quantize", checkpoint, "--out", run / "quantized.safetensors", *given).good()
+    run_here("quantize", checkpoint, "--out", run / "q5.safetensors", "--set", "quant.bits=5", *given).good()
+    run_here("compress", run / "q5.safetensors", "--out", run / "model.pgz", "--quiet").good()
+    run_here("eval", run / "model.pgz", "--out", run / "score.json", *given).good()
+    run_here(*PACKAGE, run / "model.pgz", "--out", tmp_path / "a").good()
+    made = json.loads((run / "manifest.json").read_text())["outputs"]
+    trained = made["checkpoint.safetensors"]["figures"]["train_seconds"]
+    spent = tensor_meta(run / "hessians.safetensors")[0]["seconds"]
+    assert made["q5.safetensors"]["figures"]["hessians_cached"]
+    assert 0 < spent <= made["quantized.safetensors"]["figures"]["calibration_seconds"]
+    assert said(tmp_path / "a")["train_time_s_max"] == pytest.approx(trained + spent)
+    log = (tmp_path / "a" / "train_seed1337.log").read_text()
+    assert "(int5): blocks.0.attn.c_q.weight" in log and "(int6)" not in log and "collected Hessians" in log
+    page = run_here("report", run, "--out", tmp_path / "report.html").good().out
+    assert "Quantization" in page
+    argv = ("train", copy_run / "data", "--out", run, "--preset", "tiny", "--seed", "7", "--quiet", "--fresh")
+    run_here(*argv).good()
+    run_here(*PACKAGE, run / "model.pgz", "--out", tmp_path / "b").refused(3, "not made from the trained model")
+
+
+def test_what_came_later_is_packaged_too(copy_run: Path, tmp_path: Path) -> None:
+    """A score of the float model, as an audit of the score would, makes a folder that is there already out of date."""
+    argv = (*PACKAGE, copy_run, "--out", tmp_path / "a", "--json")
+    for score in (*copy_run.glob("train/score*.json"), *copy_run.glob("quantize/score*.json")):
+        score.unlink()
+    assert run_here(*argv).good().document["pre_quant_val_bpb"] is None
+    assert run_here(*argv).good().document["fresh"] is True
+    assert run_here(*argv, "--force").good().document["fresh"] is False
+    place, out = copy_run / "train", copy_run / "train" / "score.json"
+    run_here("eval", place / "checkpoint.safetensors", "--data", copy_run / "data", "--out", out, "--quiet").good()
+    run_here(*argv).refused(3, "the folder exists already")
+    assert run_here(*argv, "--force").good().document["pre_quant_val_bpb"] > 0
+    score = json.loads((copy_run / "eval" / "score.json").read_text())
+    told = [
+        told_of([Entry(copy_run / "compress" / "model.pgz", 1337, score | facts)], resolve("tiny").config)
+        for facts in ({}, {"audit": {"id": "0" * 16, "violated": []}})
+    ]
+    assert told[0] != told[1]
+
+
+def test_from_package_packages_again(copy_run: Path) -> None:
+    argv = ("run", "--out", copy_run, "--set", "package.prove=false", "--json", "--quiet", "--from", "package")
+    for _ in range(2):
+        (stage,) = run_here(*argv).good().document["stages"]
+        assert stage["stage"] == "package" and stage["fresh"] is False
 
 
 def test_over_the_cap_the_sweep_is_asked(pgolf: Any, copy_run: Path, tmp_path: Path) -> None:

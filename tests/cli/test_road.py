@@ -388,6 +388,7 @@ def test_the_final_table_says_what_the_issue_asks(pgolf: Any, copy_run: Path, co
         "Next: pgolf",
     ):
         assert words in text, words
+    assert "--set quant.bits=5 " in text, "another width than the run's own 6"
     assert str(copy_run / "submission") in text
     for stage, name in (("eval", "eval"), ("ttt", "ttt"), ("train", "train"), ("quantize", "quantize")):
         bpb = json.loads((copy_run / stage / "score.json").read_text())["score"]["bpb"]

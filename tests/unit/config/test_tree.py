@@ -280,6 +280,18 @@ def test_keys_of_the_old_class_after_the_switch_are_refused():
     assert "unknown key eval.stride in --set eval.stride=8" in complaint("eval.method=plain", "eval.stride=8")
 
 
+@pytest.mark.parametrize(
+    ("assignments", "hint"),
+    [
+        (("eval.method=plain", "eval.stride=8"), "that is a key of eval.method=sliding or "),
+        (("ttt.method=chunk", "ttt.rank=8"), "that is a key of ttt.method=lora or "),
+        (("model.loop.extra_passes=1",), "that is a key of model.loop.kind="),
+    ],
+)
+def test_a_key_of_another_class_is_said_to_be_one(assignments, hint):
+    assert hint in complaint(*assignments)
+
+
 def test_naming_the_class_that_is_chosen_already_changes_nothing():
     config, _ = built({"optim": {"warmdown": {"iters": 7}}}, {"optim": {"warmdown": {"kind": "iterations"}}})
     assert config.optim.warmdown == IterationWarmdown(iters=7)
