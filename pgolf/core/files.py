@@ -210,7 +210,7 @@ def cut_half_line(path: Path) -> None:
             start = max(file.seek(0, os.SEEK_END) - CHUNK_BYTES, 0)
             file.seek(start)
             tail = file.read()
-            if b"\n" in tail:
+            if b"\n" in tail or not start:
                 file.truncate(start + tail.rfind(b"\n") + 1)
     except OSError as error:
         raise storage_error(error, path, "writing") from None

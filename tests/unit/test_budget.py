@@ -78,6 +78,10 @@ def test_the_budget_is_met_and_no_roles_bytes_are_worth_more(case: Case, share: 
     assert again.digest() == fit.model.digest(), "the quantizer alone makes this model"
     document = fit.document()
     assert document["total_bytes"] == fit.total_bytes and set(document["roles"]) == {"embed", "attn", "mlp"}
+    for role, one in fit.worth.items():
+        told = document["roles"][role]
+        assert (told["bpb_per_kilobyte"], told["error"]) == (1000 * one.gain, 1000 * one.error)
+        assert told["code_bytes"] == round(one.bytes)
 
 
 def test_roles_that_are_not_even_at_the_end_are_told_with_the_way_on(monkeypatch: pytest.MonkeyPatch) -> None:

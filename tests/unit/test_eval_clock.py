@@ -169,6 +169,20 @@ def test_a_pass_that_fits_is_not_forecast_to_be_too_slow(
         assert watch.stopped_at is not None and watch.adapter_steps < 0.3 * alone.adapter_steps
 
 
+@pytest.mark.parametrize(
+    "method",
+    [
+        replace(PHASED, prefix_docs=63),
+        replace(PHASED, prefix_docs=100, phases=4, order="longest"),
+        replace(PHASED, base=replace(BASE, chunk_tokens=5000)),
+        replace(PHASED, base=replace(BASE, epochs=2)),
+    ],
+)
+def test_what_is_announced_is_done(tiny_model: Any, computing: Any, method: Any) -> None:
+    watch, _ = timed(computing, tiny_model, method, 0.0)
+    assert watch.work_done == watch.work == pytest.approx(1000 * computing.now)
+
+
 def test_tuning_counts_as_adaptation(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     time, tuned = SimpleNamespace(now=0.0), SlotAdamW.tuned
 
@@ -188,6 +202,7 @@ def test_tuning_counts_as_adaptation(tiny_model: Any, monkeypatch: pytest.Monkey
     [
         (TTT, 24, 24, ""),
         (replace(TTT, train_seqs=1, epochs=2), 48, 24, ""),
+        (replace(TTT, chunk_tokens=48, epochs=3), 8 * 2 * 3, 8, ""),
         (replace(TTT, chunk_tokens=1000), 0, 0, "nothing was learned"),
         (LORA, 0, 0, ""),
         (replace(LORA, chunk_tokens=48, seq_len=150), 0, 0, ""),

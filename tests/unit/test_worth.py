@@ -40,6 +40,8 @@ def test_the_mean_and_error_are_those_measured() -> None:
     assert one.gain == -0.5 and one.error == pytest.approx(math.hypot(2.0, 1.5)) and one.bytes == 5.0
     assert not one.clear and one.level == one.error > 0
     assert Worth(3.0, 1.0, 5.0).level == 3.0 and Worth(3.0, 1.0, 5.0).clear
+    assert averaged([(3.0, 0.5)], 7.0) == Worth(3.0, 0.5, 7.0), "of one nudge there is no spread"
+    assert not Worth(1.0, 1.0, 5.0).clear
 
 
 def test_what_is_not_clear_is_averaged_over_more() -> None:

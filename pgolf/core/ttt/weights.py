@@ -101,7 +101,7 @@ class WeightTraining:
         """The whole sequences in tokens (N,), (n,seq_len+1), each with the target that follows its last input."""
         import torch
 
-        return torch.from_numpy(tokens[: (len(tokens) - 1) // seq_len * seq_len + 1]).unfold(0, seq_len + 1, seq_len)
+        return torch.from_numpy(tokens).unfold(0, seq_len + 1, seq_len)
 
     def learn_text(self, model: "GPT", world: "World", tokens: "np.ndarray", seq_len: int) -> int:
         """Learn from a text (N,) that has been scored, chunk by chunk, without its last chunk; the number of steps."""

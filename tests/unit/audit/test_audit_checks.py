@@ -10,8 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pgolf.accounting import Size
 from pgolf.audit.bench import Level
 from pgolf.audit.checks.replay import check_replay
+from pgolf.audit.checks.size import check_size
 from pgolf.audit.engine import examine
 from pgolf.audit.legal import legal_subject
 from pgolf.audit.reduced import reduced
@@ -317,3 +319,23 @@ def test_damaged_counterexamples_are_refused() -> None:
     ):
         with pytest.raises(InputError):
             play(broken, "test")
+
+
+@pytest.mark.parametrize(
+    ("over", "verdict", "binary"),
+    [
+        (-16_000_000, HOLDS, False),
+        (-1, HOLDS, False),
+        (0, HOLDS, False),
+        (1, VIOLATED, True),
+        (16 * 2**20 - 16_000_000, VIOLATED, True),
+        (16 * 2**20 - 15_999_999, VIOLATED, False),
+    ],
+)
+def test_a_submission_may_be_as_large_as_the_cap_and_no_larger(over: int, verdict: str, binary: bool) -> None:
+    size = Size(artifact_bytes=15_000_000 + min(over + 1_000_000, 0), code_bytes=max(over + 1_000_000, 0))
+    assert size.total_bytes == 16_000_000 + over
+    found = check_size(size, " (so)", "again")
+    assert found.verdict == verdict and found.figures == size.document()
+    assert found.what.startswith(size.line() + " (so)") and ("would fit 16,777,216" in found.what) == binary
+    assert (found.counterexample is None) == (verdict == HOLDS)

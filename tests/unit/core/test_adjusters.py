@@ -149,6 +149,52 @@ def test_looking_for_pauses_takes_time_in_proportion_to_the_windows(tiny_model, 
     assert ledger.done == targets and len(lots) == targets // 512 and sum(lots) == len(sliding_windows(targets, 16, 4))
 
 
+@every_set
+@every_base
+def test_two_tokens_are_enough(tiny_model, base, slots):
+    losses = losses_of(tiny_model, np.array([1, 5]), replace(base, **slots))
+    assert losses.shape == (1,) and np.isfinite(losses).all()
+
+
+@every_set
+def test_a_chunk_may_have_no_window_of_its_own(tiny_model, slots):
+    method = ChunkTtt(seq_len=16, stride=12, chunk_tokens=20, lr=0.01, epochs=1, **slots)
+    windows = sliding_windows(21, 16, 12)
+    assert (windows[:, 0] + windows[:, 1]).max() < 20, "target 20 is of the second chunk, and a window of the first's"
+    assert np.isfinite(losses_of(tiny_model, repeating(22), method)).all()
+
+
+@every_set
+def test_windows_far_longer_than_what_they_score(tiny_model, slots):
+    """Of these the model is not asked for all positions."""
+    tokens, method = repeating(200), SlidingEval(seq_len=96, stride=7)
+    losses = [losses_of(tiny_model, tokens, replace(method, batch_seqs=size, **slots)) for size in (1, 7)]
+    assert losses[0].tobytes() == losses[1].tobytes()
+    still = losses_of(tiny_model, tokens, replace(method, temperature=FixedTemperature(value=1.0)))
+    np.testing.assert_allclose(still, losses_of(tiny_model, tokens, method), rtol=0, atol=1e-5)
+
+
+@every_set
+def test_only_what_tunes_asks_for_time_and_only_what_learns_splits_batches(tiny_model, slots):
+    asked, sizes, forward = [], [], tiny_model.hidden
+
+    class Listening(EvalWatch):
+        def adapting(self, ledger, alone=False):
+            asked.append(ledger.done)
+            return True
+
+    method = SlidingEval(seq_len=16, stride=4, batch_seqs=6, **slots)
+    tokens = repeating(200)
+    ledger = AdjustedLedger(tiny_model, tokens, np.full(199, 2, np.uint16), method, Listening())
+    tiny_model.hidden = lambda ids, *more, **others: (sizes.append(len(ids)), forward(ids, *more, **others))[1]
+    method.run(ledger)
+    windows = len(sliding_windows(199, 16, 4))
+    assert bool(asked) == ("slot" in slots)
+    assert sum(sizes) == windows
+    if not {"bias", "mixer"} & {*slots}:
+        assert sizes == [6] * (windows // 6) + [windows % 6] * (windows % 6 > 0)
+
+
 def test_scoring_with_adjusters_leaves_the_model_alone(tiny_model):
     before = copy.deepcopy(tiny_model.state_dict())
     method = replace(BASES["sliding"], **SETS["all"])

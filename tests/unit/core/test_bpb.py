@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgolf.core.bpb import ByteTable, Score, byte_table, load_tokenizer
+from pgolf.core.bpb import OPERATOR, ByteTable, Score, byte_table, load_tokenizer, validation_stream
 from pgolf.core.errors import InputError
-from pgolf.core.shards import open_shard
+from pgolf.core.shards import open_shard, write_shard
 
 TOKENIZERS = (
     "fineweb_1024_bpe",
@@ -32,6 +32,7 @@ class Pieces:
     """A stand-in tokenizer: pad, BOS, unknown, unused, one byte piece, then the given pieces."""
 
     special = ("<pad>", "<s>", "<unk>", "<gone>", "<0xE2>")
+    unk_id = staticmethod(lambda: 2)
 
     def __init__(self, *pieces):
         self.pieces = [*self.special, *pieces]
@@ -41,6 +42,9 @@ class Pieces:
 
     def id_to_piece(self, index):
         return self.pieces[index]
+
+    def piece_to_id(self, piece):
+        return self.pieces.index(piece) if piece in self.pieces else 2
 
     def is_control(self, index):
         return index < 2
@@ -79,6 +83,7 @@ def test_the_rules_piece_by_piece():
     assert table.base.tolist() == [0, 0, 0, 0, 1, 0, 3, 3, 5, 0, 0, 0]
     assert table.lead.tolist() == [False] * 5 + [True, True] + [False] * 5
     assert table.boundary.tolist() == [True] * 4 + [False] * 5 + [True] * 3
+    assert table.typical.tolist() == [0, 0, 0, 0, 1, 1, 4, 3, 5, 0, 0, 0]
 
 
 def test_a_model_smaller_than_the_tokenizer_does_not_shrink_the_table():
@@ -148,6 +153,53 @@ def test_charges_do_not_depend_on_where_a_stream_is_cut(ids, data):
     stream = np.array(ids)
     parts = [table.charges(stream[: cut + 1]), table.charges(stream[cut:])]
     assert np.concatenate(parts).tolist() == table.charges(stream).tolist()
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 49, 50, 1000])
+def test_charges_do_not_depend_on_how_many_are_looked_up_at_once(rng, monkeypatch, chunk):
+    table = byte_table(Pieces("\u2581", "\u2581the", "cat", "\u00e9\u2603"), 12)
+    ids = rng.integers(0, 12, 50)
+    singly = [int(table.charges(ids[place : place + 2])[0]) for place in range(49)]
+    monkeypatch.setattr("pgolf.core.bpb.CHARGE_CHUNK", chunk)
+    assert table.charges(ids).tolist() == singly
+
+
+def shards_of(folder, **parts):
+    """A folder of shards: the end of a file's name, without its number's zeros, -> its ids or bytes."""
+    for name, ids in parts.items():
+        kind, _, number = name.rpartition("_")
+        write_shard(folder / f"some_{kind}_{int(number):06}.bin", np.array(ids))
+    return folder
+
+
+def test_plain_text_is_charged_by_its_ids_over_all_shards(tmp_path):
+    tokenizer = Pieces("\u2581", "\u2581the", "cat")
+    folder = shards_of(tmp_path, val_1=[6, 7], val_0=[1, 6], train_0=[5, 5], val_bytes_0=[9, 9], val_bytes_1=[9, 9])
+    ids, charges = validation_stream(folder, tokenizer, 9)
+    assert (ids.tolist(), charges.tolist()) == ([1, 6, 6, 7], [3, 4, 3])
+
+
+def test_transformed_text_is_charged_what_its_sidecars_say(tmp_path):
+    tokenizer = Pieces("\u2581", "\u2581the", "cat", OPERATOR)
+    folder = shards_of(tmp_path, val_0=[1, 6, 8], val_1=[6, 7], val_bytes_0=[9, 3, 0], val_bytes_1=[5, 700])
+    ids, charges = validation_stream(folder, tokenizer, 9)
+    assert (ids.tolist(), charges.tolist()) == ([1, 6, 8, 6, 7], [3, 0, 5, 700])
+
+
+@pytest.mark.parametrize(
+    "sidecars",
+    [{}, {"val_bytes_0": [9, 3, 0]}, {"val_bytes_0": [9, 3, 0], "val_bytes_1": [5]}, {"val_bytes_0": [9, 3, 0, 5, 7]}],
+)
+def test_transformed_text_without_fitting_sidecars_is_refused(tmp_path, sidecars):
+    folder = shards_of(tmp_path, val_0=[1, 6, 8], val_1=[6, 7], train_0=[1, 2], **sidecars)
+    with pytest.raises(InputError, match=r"shards of \[3, 2\] ids need byte sidecars as long"):
+        validation_stream(folder, Pieces("\u2581", OPERATOR, "a", "b"), 9)
+
+
+def test_a_folder_without_validation_shards_is_refused(tmp_path):
+    for folder in (shards_of(tmp_path, train_0=[1, 2], val_bytes_0=[1, 2]), tmp_path / "none"):
+        with pytest.raises(InputError, match="no validation shards"):
+            validation_stream(folder, Pieces("\u2581", "a"), 7)
 
 
 # Score

@@ -16,7 +16,7 @@ from pgolf.core.evals.compiled import TorchCompile
 from pgolf.core.evals.context_slot import SlotAdamW
 from pgolf.core.evals.document import BUCKET, DocumentEval
 from pgolf.core.evals.exact_cache import ExactCache
-from pgolf.core.evals.ledger import evaluate
+from pgolf.core.evals.ledger import Ledger, evaluate
 from pgolf.core.evals.overlap import OverlapEval
 from pgolf.core.evals.plain import PlainEval
 from pgolf.core.evals.sliding import SlidingEval
@@ -105,6 +105,16 @@ def test_windows_of_many_lengths_give_what_full_rows_give(tiny_model):
     np.testing.assert_allclose(losses_of(model, tokens, method), bare, atol=1e-5)
 
 
+@pytest.mark.parametrize("position", [Rope(), Rope(reference=100)], ids=["rope", "stretched"])
+def test_short_documents_are_scored_in_short_rows_unless_frequencies_depend_on_them(make_model, tiny_config, position):
+    model, tokens = make_model(replace(tiny_config, position=position)), stream(*[20] * 10, 130, 400)
+    lengths, forward = [], model.nll
+    model.nll = lambda ids, targets, start: (lengths.append(ids.size(1)), forward(ids, targets, start))[1]
+    method = DocumentEval(seq_len=300, stride=300, batch_seqs=4)
+    method.run(Ledger(model, tokens, np.full(len(tokens) - 1, 2, np.uint16), method))
+    assert set(lengths) == ({300} if position.reference else {128, 256, 300})
+
+
 def test_frequencies_that_depend_on_the_row_see_rows_of_one_length(make_model, tiny_config):
     model = make_model(replace(tiny_config, position=Rope(reference=100)))
     tokens = stream(300, 40, 150)
@@ -134,6 +144,8 @@ def test_an_overlap_is_a_stride(tiny_model):
     tokens = stream(200)
     found = losses_of(tiny_model, tokens, OverlapEval(seq_len=32, overlap=12))
     assert found.tobytes() == losses_of(tiny_model, tokens, SlidingEval(seq_len=32, stride=20)).tobytes()
+    half = losses_of(tiny_model, tokens, OverlapEval(seq_len=32))
+    assert half.tobytes() == losses_of(tiny_model, tokens, SlidingEval(seq_len=32, stride=16)).tobytes()
 
 
 def test_a_window_larger_than_the_data(tiny_model):
@@ -257,6 +269,37 @@ def test_all_is_compiled_before_the_first_score(tiny_model, monkeypatch):
     SlidingEval(seq_len=96, stride=8, batch_seqs=2, compiler=TorchCompile()).arrange(tiny_model)
     assert sorted(start for _, _, start in asked) == [0, 32]
     assert not any(ids.any() for ids, _, _ in asked)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        PlainEval(seq_len=96),
+        SlidingEval(seq_len=96, stride=8),
+        SlidingEval(seq_len=96, stride=80),
+        OverlapEval(seq_len=96, overlap=8),
+        OverlapEval(seq_len=96),
+        DocumentEval(seq_len=96, stride=80),
+        ChunkTtt(seq_len=96, stride=80, chunk_tokens=96, epochs=0),
+    ],
+    ids=lambda method: f"{type(method).__name__}{method.context()}",
+)
+def test_scoring_asks_for_nothing_that_was_not_compiled_before_it(tiny_model, monkeypatch, method):
+    asked = []
+    monkeypatch.setattr(
+        torch,
+        "compile",
+        lambda function, dynamic: (
+            lambda ids, starts, start: (asked.append((ids.shape, start)), function(ids, starts, start))[1]
+        ),
+    )
+    ready = replace(method, batch_seqs=2, compiler=TorchCompile())
+    ready.arrange(tiny_model)
+    before = set(asked)
+    asked.clear()
+    tokens = stream(300, 300)
+    ready.run(Ledger(tiny_model, tokens, np.full(599, 2, np.uint16), ready))
+    assert asked and set(asked) <= before
 
 
 def test_what_torch_cannot_compile_is_an_error_of_the_environment(tiny_model, monkeypatch):

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pgolf.core.bpb import ByteTable
+from pgolf.core.dist import World
 from pgolf.core.errors import ConfigError, InputError, RuleError
 from pgolf.core.evals.base import Evaluator
 from pgolf.core.evals.document import DocumentEval
@@ -110,6 +111,7 @@ settings_of_a_window = st.integers(1, 40).flatmap(lambda length: st.tuples(st.ju
 
 
 @given(st.integers(1, 300), settings_of_a_window)
+@example(3, (4, 1))
 def test_every_target_is_scored_once_with_enough_context(targets, setting):
     seq_len, stride = setting
     seen = np.zeros(targets, int)
@@ -160,6 +162,13 @@ def test_the_batch_size_does_not_change_one_bit(tiny_model, method):
     losses = [losses_of(tiny_model, tokens, replace(method, batch_seqs=size)) for size in (1, 2, 7, 64)]
     for other in losses[1:]:
         assert other.tobytes() == losses[0].tobytes()
+
+
+@pytest.mark.parametrize("stride", [1, 7])
+def test_nor_does_it_where_windows_are_longer_than_what_they_score(tiny_model, stride):
+    tokens, method = stream_of(180), SlidingEval(seq_len=96, stride=stride)
+    losses = [losses_of(tiny_model, tokens, replace(method, batch_seqs=size)) for size in (1, 7)]
+    assert losses[0].tobytes() == losses[1].tobytes()
 
 
 def test_longer_context_is_seen(tiny_model):
@@ -261,6 +270,42 @@ def test_tokens_are_revealed_after_their_score_only(tiny_model):
     with pytest.raises(RuleError, match="before it was scored"):
         ledger.reveal(12, 17)
     assert ledger.reveal(13, 18).tolist() == tokens[13:18].tolist()
+
+
+def test_what_is_learned_from_is_what_was_committed(tiny_model):
+    ledger = open_ledger(tiny_model)
+    given = ledger.score_learnable(tiny_model, windows_of((0, 2, 7), (8, 3, 9)), 10, 2).detach().numpy()
+    wanted = np.zeros((2, 8), np.float32)
+    wanted[0, :5], wanted[1, 1:7] = ledger.losses[2:7], ledger.losses[11:17]
+    np.testing.assert_array_equal(given, wanted)
+    assert np.isfinite(ledger.losses).nonzero()[0].tolist() == [*range(2, 7), *range(11, 17)]
+
+
+class Beside(World):
+    """A rank whose peer says what is noted in `said`."""
+
+    said: torch.Tensor | None = None
+
+    def max_(self, tensor):
+        theirs, type(self).said = type(self).said, tensor.clone()
+        return tensor if theirs is None else torch.maximum(tensor, theirs)
+
+
+def test_what_another_rank_has_scored_is_taken_over_and_nothing_else(tiny_model):
+    mine, theirs = (open_ledger(tiny_model) for _ in range(2))
+    mine.watch = theirs.watch = EvalWatch(Beside())
+    mine.commit(3, np.array([0.25, 0.0, 5.0], np.float32))
+    theirs.commit(6, np.array([0.0, 0.5, 7.0, 0.125], np.float32))
+    theirs.exchange(2, 9)
+    mine.exchange(2, 9)
+    assert mine.losses[3:9].tolist() == [0.25, 0.0, 5.0, 0.0, 0.5, 7.0]
+    assert np.isfinite(mine.losses).sum() == mine.done == 6, "and nothing that no rank knows or that was not asked for"
+
+
+def test_charges_that_are_not_as_many_as_targets_are_refused(tiny_model):
+    for count in (38, 40):
+        with pytest.raises(InputError, match=rf"{count} byte charges for 39 targets"):
+            Ledger(tiny_model, stream_of(40), np.full(count, 2), Evaluator(seq_len=10))
 
 
 def test_a_ledger_hands_out_where_documents_begin_and_no_other_token(tiny_model):
@@ -431,6 +476,12 @@ def test_a_last_chunk_that_an_earlier_window_already_covers(tiny_model, targets,
         lambda: Evaluator(seq_len=0),
         lambda: Evaluator(batch_seqs=0),
         lambda: Evaluator(max_tokens=-1),
+        lambda: SlidingEval(batch_seqs=0),
+        lambda: OverlapEval(batch_seqs=0),
+        lambda: DocumentEval(batch_seqs=0),
+        lambda: ChunkTtt(batch_seqs=0),
+        lambda: Evaluator(budget_seconds=-1.0),
+        lambda: Evaluator(num_loops=-1),
         lambda: SlidingEval(seq_len=16, stride=17),
         lambda: SlidingEval(seq_len=16, stride=0),
         lambda: ChunkTtt(seq_len=64, chunk_tokens=63),

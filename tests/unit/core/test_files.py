@@ -5,15 +5,24 @@ import errno
 import hashlib
 import json
 import os
+import stat
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import pytest
 
 from pgolf.core.errors import InputError, StorageError
 from pgolf.core.files import (
+    GrowingFile,
+    append_durably,
     append_text,
     atomic_file,
+    clean_parts,
     cut_half_line,
+    free_bytes,
     make_dir,
+    move_file,
     parse_json,
     read_bytes,
     read_json,
@@ -123,13 +132,63 @@ def test_other_failures_name_path_and_reason(target, monkeypatch, code, text):
     assert untouched(target)
 
 
-def test_data_and_directory_are_synced_in_order(target, monkeypatch):
+def growing(path):
+    """A file that grows in two pieces and is then put in its place."""
+    file = GrowingFile(path.with_suffix(".growing"))
+    file.append(b"....wh")
+    file.append(b"ole")
+    file.publish(path, b"the ")
+
+
+WAYS = {
+    "written": (lambda path: write_bytes(path, b"new"), ["file", "replace", "folder"]),
+    "grown": (growing, ["file", "replace", "folder"]),
+    "moved": (lambda path: move_file(path.with_name("other"), path), ["replace", "folder"]),
+    "appended to": (lambda path: append_durably(path, b"new", 3), ["file"]),
+    "begun": (lambda path: append_durably(path, b"new", 0), ["file", "folder"]),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_data_and_directory_are_synced_in_order(target, monkeypatch, way):
     calls = []
     fsync, replace = os.fsync, os.replace
-    monkeypatch.setattr("pgolf.core.files.os.fsync", lambda handle: (calls.append("sync"), fsync(handle)))
+
+    def sync(handle):
+        calls.append("folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "file")
+        fsync(handle)
+
+    target.with_name("other").write_bytes(b"other")
+    monkeypatch.setattr("pgolf.core.files.os.fsync", sync)
     monkeypatch.setattr("pgolf.core.files.os.replace", lambda *paths: (calls.append("replace"), replace(*paths)))
-    write_bytes(target, b"new")
-    assert calls == ["sync", "replace", "sync"]
+    act, wanted = WAYS[way]
+    act(target)
+    assert calls == wanted
+    found = {"grown": b"the whole", "moved": b"other", "appended to": b"oldnew"}
+    assert target.read_bytes() == found.get(way, b"new")
+
+
+def test_what_dead_writers_left_is_cleaned_away_and_nothing_else(tmp_path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    left = [f".x.{gone.pid}.part", f".model.v2.bin.{gone.pid}.part"]
+    kept = [f".x.{os.getpid()}.part", f"x.{gone.pid}.part", f".x.{gone.pid}.bin", ".x.name.part", "..part"]
+    for name in left + kept:
+        (tmp_path / name).write_bytes(b"half")
+    (tmp_path / f".folder.{gone.pid}.part" / "within").mkdir(parents=True)
+    clean_parts(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
+    clean_parts(tmp_path / "nowhere")
+
+
+def test_free_bytes_are_those_of_the_nearest_folder_there_is(tmp_path, monkeypatch):
+    asked = []
+    found = SimpleNamespace(f_bavail=3, f_bfree=5, f_frsize=7, f_bsize=11)
+    monkeypatch.setattr("pgolf.core.files.os.statvfs", lambda path: (asked.append(path), found)[1])
+    assert free_bytes(tmp_path / "a" / "b") == free_bytes(tmp_path) == 21
+    assert asked == [tmp_path, tmp_path]
+    monkeypatch.setattr("pgolf.core.files.os.statvfs", failing(errno.EIO))
+    assert free_bytes(tmp_path) == 0
 
 
 def test_a_directory_where_a_file_is_to_be_written(tmp_path):
@@ -162,6 +221,9 @@ def test_half_a_line_is_cut_off(tmp_path, tail):
     path.write_bytes(b"one\ntwo\n" + tail)
     cut_half_line(path)
     assert path.read_bytes() == b"one\ntwo\n"
+    path.write_bytes(tail)
+    cut_half_line(path)
+    assert path.read_bytes() == b"", "a first line of which there is half"
 
 
 def test_appending_to_a_full_disk(tmp_path, monkeypatch):

@@ -40,6 +40,13 @@ def test_one_id_is_enough(tmp_path):
     assert open_shard(tmp_path / "x.bin").tolist() == [65535]
 
 
+@pytest.mark.parametrize("large", [65536, 2**31])
+def test_an_id_beyond_two_bytes_is_refused(tmp_path, large):
+    with pytest.raises(InputError, match=f"token id {large} does not fit"):
+        write_shard(tmp_path / "x.bin", np.array([3, large, 4]))
+    assert not (tmp_path / "x.bin").exists()
+
+
 def test_nonzero_reserved_words_are_ignored(tmp_path):
     content = bytearray(raw_shard([3, 4]))
     content[1000] = 77

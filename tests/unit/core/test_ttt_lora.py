@@ -15,7 +15,7 @@ from pgolf.core.evals.context_slot import SlotAdamW
 from pgolf.core.evals.document import document_begins
 from pgolf.core.evals.exact_cache import ExactCache
 from pgolf.core.evals.hedge import HedgeMixer
-from pgolf.core.evals.ledger import Ledger, evaluate
+from pgolf.core.evals.ledger import EvalWatch, Ledger, evaluate
 from pgolf.core.evals.online_bias import OnlineBias
 from pgolf.core.evals.temperature import FixedTemperature
 from pgolf.core.evals.token_tilt import TokenTilt
@@ -150,6 +150,20 @@ def test_adapters_that_say_nothing_change_no_bit(tiny_model):
     assert torch.equal(plain, adapted)
 
 
+def test_adapters_begin_alike_for_all_documents_and_uniform_about_zero(tiny_model):
+    width = tiny_model.config.model_dim
+    bound, starts = width**-0.5, []
+    for pair in Adapters(tiny_model, TARGETS.split(","), 64, 1.0, 3).pairs.values():
+        a, b = (one.detach() for one in pair)
+        assert a.shape == (3, 64, width) and torch.equal(a[1], a[0]) and torch.equal(a[2], a[0])
+        assert not b.any()
+        assert -bound <= float(a.min()) < -0.95 * bound and 0.95 * bound < float(a.max()) <= bound
+        assert abs(float(a.mean())) < 0.1 * bound
+        assert float(a.std()) == pytest.approx(bound / 3**0.5, rel=0.05)
+        starts.append(a[0].flatten().tolist())
+    assert len({tuple(start) for start in starts}) == len(starts) > 10
+
+
 @pytest.mark.parametrize("target", TARGETS.split(","))
 def test_each_adapter_acts_on_its_own_row_alone(tiny_model, target):
     ids = torch.from_numpy(documents(30, 30).reshape(2, 30))
@@ -246,6 +260,27 @@ def test_the_first_chunk_is_scored_by_the_model_itself(tiny_model):
     for begin, length in ((0, 30), (30, 20), (50, 4)):
         assert still[begin : begin + min(8, length)].tobytes() == moving[begin : begin + min(8, length)].tobytes()
     assert (still[8:30] != moving[8:30]).all() and (still[38:50] != moving[38:50]).all()
+
+
+def test_a_batch_learns_as_often_as_its_longest_document_has_chunks_but_the_last(tiny_model):
+    begun = []
+
+    class Counting(EvalWatch):
+        def adapting(self, ledger, alone=False):
+            begun.append(ledger.done)
+            return alone
+
+        def adapted(self):
+            steps.append(begun[-1])
+
+    # Targets in documents: 16, 5, 9, 8 and 23, in batches of two: 5 and 8, 9 and 16, 23.
+    for batch_seqs, wanted in ((2, 0 + 1 + 2), (1, 1 + 0 + 1 + 0 + 2), (5, 2)):
+        steps: list[int] = []
+        begun.clear()
+        method = LoraTtt(**SMALL | {"batch_seqs": batch_seqs})
+        tokens = documents(16, 5, 9, 8, 24)
+        evaluate(tiny_model, tokens, np.full(len(tokens) - 1, 2, np.uint16), method, Counting())
+        assert steps == begun and len(steps) == wanted
 
 
 def test_learning_pays_in_a_document_that_repeats(tiny_model):

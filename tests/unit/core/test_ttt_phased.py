@@ -144,6 +144,17 @@ def test_the_weights_learn_by_the_book(tiny_model):
     np.testing.assert_allclose(run(tiny_model, tokens, method).losses[end:], rest, rtol=0, atol=2e-4)
 
 
+@pytest.mark.parametrize(
+    ("targets", "chunks"), [(1, 0), (23, 0), (24, 0), (25, 1), (47, 1), (48, 1), (49, 2), (72, 2), (73, 3)]
+)
+def test_the_last_chunk_of_a_text_is_not_learned_from(tiny_model, targets, chunks):
+    """A last chunk that is whole is one too."""
+    base = dataclasses.replace(BASE, chunk_tokens=24, train_seqs=1)
+    assert base.learn_text(tiny_model, World(), documents(targets + 1), 12) == 2 * chunks
+    method = PhasedTtt(**SMALL | {"base": base})
+    assert method.lesson(np.array([targets + 1]), World()) == 24 * chunks
+
+
 def test_the_model_learns_at_last_and_asks_for_gradients_again(tiny_model):
     before, tokens = copy.deepcopy(tiny_model.state_dict()), documents(*LENGTHS)
     method = PhasedTtt(**SMALL | {"base": dataclasses.replace(BASE, freeze_blocks=1)})
