@@ -72,8 +72,7 @@ class World:
 
     def barrier(self) -> None:
         """Wait for every rank."""
-        if self.size > 1:
-            distributed.barrier()
+        self.largest(0.0)  # NCCL's own barrier warns of a device that it was not told
 
     def close(self) -> None:
         """Leave the process group."""

@@ -80,10 +80,14 @@ class ModelFile:
 
 
 def ready(config: RunConfig, weights: dict[str, Tensor], device: torch.device) -> GPT:
-    """The model of a run with these weights on a device."""
+    """The model of a run with these weights on a device. With flex, windows, gradients, and batches of one row or block
+    have graphs of their own: more than the eight after which torch goes on without any, which takes all pairs' memory.
+    """
     model = GPT(config.model)
     model.load_state_dict(weights)
-    return model.settle(device, attention=config.train.attention_later).eval()
+    if model.settle(device, attention=config.train.attention_later).attention_backend == "flex":
+        torch._dynamo.config.recompile_limit = 64
+    return model.eval()
 
 
 def stored_config(values: Any, where: str) -> RunConfig:

@@ -132,11 +132,13 @@ def cu_seqlens(segments_BT: Tensor, bucket: int = 64) -> Tensor:
 
 
 def flash_package(backend: str) -> Any:
-    """flash-attention 2 or 3. ImportError if it is not installed."""
-    if backend == "fa3":
-        import flash_attn_interface as package
+    """flash-attention 2 or 3. ImportError if it is not installed: `flash_attn` itself may be there without version 2,
+    as version 4 has it or without the kernels.
+    """
+    if backend == "fa2":
+        from flash_attn import flash_attn_interface as package
     else:
-        import flash_attn as package
+        import flash_attn_interface as package
     return package
 
 

@@ -191,8 +191,8 @@ def launch_nll_gradient(
 def launch_product(
     a_NK: "Tensor", b_KF: "Tensor", u_NF: "Tensor", products_NF: "Tensor", slope: float, backward: bool
 ) -> "Tensor":
-    """Fill `products_NF` (forward it is `u_NF`) and return the hidden units phi(u), (N,F). With these tiles no program
-    needs more than 64 KiB of shared memory, compiled for compute capability 8.0 or 9.0.
+    """Fill `products_NF` (forward it is `u_NF`) and return the hidden units phi(u), (N,F). With these tiles a program
+    needs 64 KiB of shared memory at most, 96 KiB in 16 bits on compute capability 9.0, where a GPU gives it 227.
     """
     import torch
 

@@ -3,7 +3,8 @@
 import shutil
 import sys
 import warnings
-from types import ModuleType
+from functools import partial
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,13 +19,15 @@ from pgolf.core.evals.plain import PlainEval
 from pgolf.core.model import attend as attend_module
 from pgolf.core.model.attend import BACKENDS, attend, choose_attention, cu_seqlens, seen, seen_blocks
 from pgolf.core.model.config import ModelConfig, attention_names
+from pgolf.core.model.gpt import GPT
 from pgolf.core.model.parts.by_document import ByDocument
 from pgolf.core.model.parts.value_residual import ValueMix
 from pgolf.core.model.parts.window import SlidingWindow
 from pgolf.core.train.config import TrainConfig
+from pgolf.stages.model_files import ready
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-FLASH = {"fa2": "flash_attn", "fa3": "flash_attn_interface"}
+FLASH = {"fa2": "flash_attn.flash_attn_interface", "fa3": "flash_attn_interface"}
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2e-2}
 Call = tuple[str, tuple[Any, ...], dict[str, Any]]
 
@@ -56,6 +59,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
     made: list[Call] = []
     for name in FLASH.values():
         monkeypatch.setitem(sys.modules, name, fake_flash(name, made))
+    whole = ModuleType("flash_attn")
+    whole.flash_attn_interface = sys.modules[FLASH["fa2"]]  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "flash_attn", whole)
     return made
 
 
@@ -248,6 +254,44 @@ def test_blocks_tell_what_is_seen(rng, length, window, documents):
         assert torch.equal(some, found)
 
 
+def test_a_model_that_is_not_compiled_has_a_graph_of_flex_for_every_use(monkeypatch, make_model):
+    """Two windows, with gradients and without, one row and several, one block and several: none computes all pairs."""
+
+    def as_it_is(graph: Any, given: Any) -> Any:
+        made.append(graph)
+        return graph.forward
+
+    made: list[Any] = []
+    # torch computes flex's gradients on a CPU if it is not kept from it.
+    monkeypatch.setattr(flex_module, "_validate_device", lambda *given: None, raising=False)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=as_it_is))
+    attend_module.compiled_flex.cache_clear()
+    config = limited(documents=ByDocument(max_tokens=0))
+    run: Any = SimpleNamespace(model=config, train=SimpleNamespace(attention_later="auto"))
+
+    def settled(model: GPT, device: torch.device, attention: str) -> GPT:
+        model.attention_backend = "flex"
+        return model
+
+    monkeypatch.setattr(GPT, "settle", settled)
+    torch.compiler.reset()
+    with torch._dynamo.config.patch(recompile_limit=8), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = ready(run, make_model(config).state_dict(), CPU)
+        for grads in (False, True):
+            for rows, length in ((4, 48), (4, 160), (3, 300), (1, 300), (1, 48), (2, 48)):
+                with torch.set_grad_enabled(grads):
+                    found = model.hidden(torch.randint(2, 60, (rows, length)))
+                assert found.shape[:2] == (rows, length)
+        count = len(made)
+        assert count > 8
+        with torch.no_grad():
+            model.hidden(torch.randint(2, 60, (1, 129)))
+        assert len(made) == count
+    attend_module.compiled_flex.cache_clear()
+    torch.compiler.reset()
+
+
 def test_masks_are_made_once_per_forward(monkeypatch, make_model, eager_flex, calls):
     model, given, made = make_model(limited()), [], []
     sdpa, blocks = torch.nn.functional.scaled_dot_product_attention, attend_module.seen_blocks
@@ -374,7 +418,7 @@ WINDOWS = ModelConfig(**WIDE, window=SlidingWindow(tokens=64, full_layers=3))
 NARROW = ModelConfig(model_dim=96, num_heads=16, num_kv_heads=4, documents=ByDocument())
 ODD = ModelConfig(model_dim=528, num_heads=24, num_kv_heads=4, documents=ByDocument())
 BF16, FP32, FP16 = torch.bfloat16, torch.float32, torch.float16
-ALL = ("flash_attn", "flash_attn_interface", "triton")
+ALL = ("flash_attn", FLASH["fa2"], FLASH["fa3"], "triton")
 
 
 @pytest.fixture
@@ -383,8 +427,12 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def pretend(major: int, packages: tuple[str, ...]) -> None:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (major, 0))
+        monkeypatch.delitem(sys.modules, FLASH["fa2"], raising=False)
         for name in ALL:
-            monkeypatch.setitem(sys.modules, name, ModuleType(name) if name in packages else None)
+            if name in packages:
+                monkeypatch.setitem(sys.modules, name, ModuleType(name))
+            elif name != FLASH["fa2"]:  # not found in `flash_attn`, if that is there
+                monkeypatch.setitem(sys.modules, name, None)
 
     return pretend
 
@@ -404,6 +452,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
         (WINDOWS, CUDA, BF16, 10, ALL, "fa2", ["fa3 cannot run on compute capability 10"]),
         (WINDOWS, CUDA, BF16, 9, ("triton",), "flex", ["fa3 is missing", "fa2 is missing"]),
         (DOCUMENTS, CUDA, BF16, 8, ("flash_attn_interface", "triton"), "flex", ["fa3 cannot run", "fa2 is missing"]),
+        (DOCUMENTS, CUDA, BF16, 9, ("flash_attn", "triton"), "flex", ["fa3 is missing", "fa2 is missing"]),
         (DOCUMENTS, CUDA, BF16, 9, (), "sdpa", ["fa2 is missing", "flex is missing", "triton"]),
         (DOCUMENTS, CUDA, BF16, 7, ALL, "sdpa", ["fa2 cannot run", "flex cannot run on compute capability 7"]),
         (NARROW, CUDA, BF16, 9, ALL, "sdpa", ["fa3 cannot have heads of width 6", "flex cannot have heads of width 6"]),
@@ -425,8 +474,9 @@ def test_what_auto_chooses_and_why(machine, config, device, dtype, major, packag
         (PLAIN, CPU, FP32, 9, ALL, "flex", "flex needs a CUDA device"),
         (PLAIN, CPU, BF16, 9, ALL, "fa2", "fa2 needs a CUDA device"),
         (PLAIN, CUDA, FP32, 9, ALL, "fa3", "fa3 needs bfloat16"),
-        (PLAIN, CUDA, BF16, 9, ("flash_attn",), "fa3", "fa3 is missing"),
+        (PLAIN, CUDA, BF16, 9, ALL[:2], "fa3", "fa3 is missing"),
         (PLAIN, CUDA, BF16, 9, ("flash_attn_interface",), "fa2", "flash_attn"),
+        (PLAIN, CUDA, BF16, 9, ("flash_attn", "triton"), "fa2", "fa2 is missing"),
         (PLAIN, CUDA, BF16, 8, ALL, "fa3", "compute capability 8"),
         (ODD, CUDA, BF16, 9, ALL, "fa2", "width 22"),
         (PLAIN, CUDA, BF16, 9, (), "flex", "triton"),
@@ -486,7 +536,8 @@ class TestOnGpu:
         assert (wanted - found).abs().max() <= 2e-2
         both = [torch.autograd.grad((y * weight).sum(), given) for y in (wanted, found)]
         for one, other in zip(*both, strict=True):
-            assert (one - other).abs().max() <= 2e-2 * one.abs().max()
+            # A single key has no gradient; kernels have there what two sums of the same products differ by.
+            assert (one - other).abs().max() <= max(2e-2 * one.abs().max(), 1e-5)
 
     @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
     @pytest.mark.parametrize("parts", [{}, {"documents": ByDocument(), "window": SlidingWindow(tokens=64)}])

@@ -131,6 +131,16 @@ def preset(name: str, world: World, before: Path | None) -> dict[str, Any]:
     return go_on(state, config.train, config.optim, world)
 
 
+def test_ranks_wait_without_the_barrier_that_warns_on_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL's own, which on the first rank speaks of a device that it was not told."""
+    waited: list[torch.Tensor] = []
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor, op: waited.append(tensor))
+    World().barrier()
+    assert not waited
+    World(size=2).barrier()
+    assert len(waited) == 1
+
+
 Work = Callable[[World, Path | None], dict[str, Any]]
 
 

@@ -273,7 +273,6 @@ def test_the_loop_trains_with_kernels(device: torch.device) -> None:
 
 
 @not_interpreted
-@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
 def test_kernels_compile_for_gpus_that_are_not_here(capability: int, dtype: str) -> None:
@@ -293,6 +292,39 @@ def test_kernels_compile_for_gpus_that_are_not_here(capability: int, dtype: str)
         source = ASTSource(kernel, signature, {(names.index(name),): value for name, value in constants.items()})
         made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps})
         assert made.asm["cubin"] and made.metadata.shared <= 65536
+
+
+@not_interpreted
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+@pytest.mark.parametrize("backward", [False, True])
+def test_the_product_as_it_is_launched_takes_no_more_shared_memory_than_it_says(
+    capability: int, dtype: str, backward: bool
+) -> None:
+    """Of aligned tensors, sizes that are multiples of 16 and a matrix without gaps: then copies run ahead of products,
+    which takes shared memory. Backward B is as it lies, forward transposed.
+    """
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    kernel = mlp_kernel()
+    names, one = kernel.arg_names, "b_right" if backward else "b_down"
+    tensors = dict.fromkeys(("a", "b", "u", "products", "hidden"), f"*{dtype}")
+    constants = {"BACKWARD": backward, "ROWS": 128, "COLUMNS": 128, "DEPTH": 64 if dtype == "bf16" else 32, one: 1}
+    kinds = tensors | dict.fromkeys(constants, "constexpr") | {"slope": "fp32"}
+    signature = {name: kinds.get(name, "i32") for name in names}
+    even = [names.index(name) for name, kind in signature.items() if kind == "i32" or name in tensors]
+    source = ASTSource(
+        kernel,
+        signature,
+        {(names.index(name),): value for name, value in constants.items()},
+        {(place,): [["tt.divisibility", 16]] for place in even},
+    )
+    made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 8})
+    assert made.asm["cubin"] and "cp.async" in made.asm["ptx"]
+    most = 98304 if (capability, dtype) == (90, "bf16") else 65536
+    assert most / 2 < made.metadata.shared <= most
 
 
 @pytest.fixture
