@@ -115,6 +115,17 @@ def test_bytes_of_equal_roles_that_cost_more_at_the_same_size_buy_less(case: Cas
     assert float(case.cost(best).sum()) < 0.85 * float(case.cost(unbalanced[1]).sum())
 
 
+def test_steps_get_finer_until_those_of_every_role_are_at_their_least() -> None:
+    """A role that is there first does not end the search."""
+    case = Case()
+    thetas = case.fitter.own_thetas()
+    budget = case.total(None, case.fitter.quantized(case.fitter.with_thetas(0.6, thetas)))
+    case.fitter.floors = {role: thetas[role] * {"embed": 0.9}.get(role, 0.1) for role in case.fitter.roles}
+    found = case.fitter.narrowed(budget, 1.0, thetas, COMPRESSIONS)
+    assert found < 0.7 and case.fitter.best is not None
+    assert budget - SLACK <= case.fitter.best[2] <= budget
+
+
 def test_roles_with_quantizers_of_their_own_are_balanced_too(case: Case) -> None:
     """The same steps as with one quantizer for all; a role that has no steps stays as it is."""
     roles = [f"quant.{role}.method=sdclip" for role in ("embed", "attn", "mlp", "head")]
