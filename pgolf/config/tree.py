@@ -190,12 +190,14 @@ def flatten(values: dict[str, Any], path: str = "") -> dict[str, Any]:
 
 
 def parse_set(assignment: str) -> dict[str, Any]:
-    """`a.b.c=value` as a nested dict with a Text leaf. ConfigError if it is not of that form."""
+    """`a.b.c=value` as a nested dict with a Text leaf. ConfigError if it is not of that form. Spaces around a value do
+    not belong to it, but a value may be a space, or a line break.
+    """
     key, equals, value = assignment.partition("=")
     if not equals or not all(part.isidentifier() for part in key.strip().split(".")):
         raise ConfigError(f"{assignment!r} is not of the form dotted.key=value", "--set")
     *parents, last = key.strip().split(".")
-    nested: dict[str, Any] = {last: Text(value.strip())}
+    nested: dict[str, Any] = {last: Text(value.strip() or value)}
     for part in reversed(parents):
         nested = {part: nested}
     return nested

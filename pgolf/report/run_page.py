@@ -282,7 +282,7 @@ def provenance(run: Run) -> Section | None:
     facts += [
         [f"SHA-256 of {run.name(path)}", str(entry["sha256"])] for _, path, entry in run.outputs if "sha256" in entry
     ]
-    lines = "\n".join(commands(run.root))
+    lines = "\n".join(commands(run.root, run.artifact))
     resolved = last.get("resolved") if isinstance(last.get("resolved"), dict) else {}
     keys: list[list[str | int | float]] = [[key, str(value)] for key, value in sorted(flatten(resolved or {}).items())]
     body = f"<pre>{escape(lines)}</pre>" if lines else ""

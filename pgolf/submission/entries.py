@@ -63,7 +63,7 @@ def entry_of_run(artifact: Path, seed: int, score: dict[str, Any]) -> Entry:
     quantize = figures_in(quantization_of(artifact))
     logs = [path for path in (folder / "train.log", run / "train" / "train.log") if path.is_file()]
     log = logs[0] if logs and train else None
-    return Entry(artifact, seed, score, train, quantize, log, tuple(scores_in(run)), commands(run))
+    return Entry(artifact, seed, score, train, quantize, log, tuple(scores_in(run)), commands(run, artifact))
 
 
 def places(run: Path) -> list[Path]:
@@ -133,13 +133,19 @@ def dataset_record(run: Path) -> dict[str, Any]:
     return {**found, "stage": "tokenize", "figures": {"tokens": tokens}, "bytes": sum(shards)}
 
 
-def commands(run: Path) -> tuple[str, ...]:
-    """The command lines on record in a run, each once, in the order of the stages."""
+def commands(run: Path, artifact: Path | None) -> tuple[str, ...]:
+    """The command lines on record in a run, each once, in the order of the stages. Of the models that were quantized
+    and compressed in it, those that an artifact was made by, as far as that is known.
+    """
     found: dict[str, int] = {}
     entries = [entry for place in places(run) for entry in read_entries(place).values()]
+    made = [quantization_of(artifact), read_entries(artifact.resolve().parent).get(artifact.name)] if artifact else []
+    own = {str(entry["stage"]): entry for entry in made if isinstance(entry, dict) and "stage" in entry}
     for entry in (dataset_record(run), *entries):
         words = entry.get("argv") if isinstance(entry, dict) else None
-        if isinstance(words, list) and words and entry.get("stage") in STAGES:
+        if not isinstance(words, list) or not words or own.get(str(entry.get("stage")), entry) != entry:
+            continue
+        if entry.get("stage") in STAGES:
             line = shlex.join(["pgolf", *map(str, words)])
             found[line] = min(found.get(line, len(STAGES)), STAGES.index(entry["stage"]))
     return tuple(sorted(found, key=lambda line: found[line]))

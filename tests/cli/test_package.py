@@ -14,7 +14,7 @@ from pgolf.config.load import resolve
 from pgolf.core.tensorfile import tensor_meta
 from pgolf.stages.package import told_of
 from pgolf.submission.document import schema_errors
-from pgolf.submission.entries import Entry
+from pgolf.submission.entries import Entry, commands
 
 PACKAGE = ("package-submission", "--quiet", "--set", "package.prove=false")
 
@@ -93,8 +93,13 @@ def test_what_an_artifact_was_made_from_is_told_whatever_its_name(copy_run: Path
     run_here("quantize", checkpoint, "--out", run / "q5.safetensors", "--set", "quant.bits=5", *given).good()
     run_here("compress", run / "q5.safetensors", "--out", run / "model.pgz", "--quiet").good()
     run_here("eval", run / "model.pgz", "--out", run / "score.json", *given).good()
+    manifest = json.loads((run / "manifest.json").read_text())
+    made = manifest["outputs"]
+    words = {"quantized.safetensors": "q6", "q5.safetensors": "q5"}
+    for name, entry in made.items():
+        entry["argv"] = [words.get(name, entry["stage"])]
+    (run / "manifest.json").write_text(json.dumps(manifest))
     run_here(*PACKAGE, run / "model.pgz", "--out", tmp_path / "a").good()
-    made = json.loads((run / "manifest.json").read_text())["outputs"]
     trained = made["checkpoint.safetensors"]["figures"]["train_seconds"]
     spent = tensor_meta(run / "hessians.safetensors")[0]["seconds"]
     assert made["q5.safetensors"]["figures"]["hessians_cached"]
@@ -102,6 +107,7 @@ def test_what_an_artifact_was_made_from_is_told_whatever_its_name(copy_run: Path
     assert said(tmp_path / "a")["train_time_s_max"] == pytest.approx(trained + spent)
     log = (tmp_path / "a" / "train_seed1337.log").read_text()
     assert "(int5): blocks.0.attn.c_q.weight" in log and "(int6)" not in log and "collected Hessians" in log
+    assert commands(run, run / "model.pgz") == tuple(f"pgolf {name}" for name in ("train", "q5", "compress", "eval"))
     page = run_here("report", run, "--out", tmp_path / "report.html").good().out
     assert "Quantization" in page
     argv = ("train", copy_run / "data", "--out", run, "--preset", "tiny", "--seed", "7", "--quiet", "--fresh")

@@ -8,6 +8,8 @@ STEP_PHASES = ("data", "forward_backward", "communication", "optimizer", "other"
 """Parts of a training step: waiting for its batch; the model; reduction over the ranks; the update; schedule, average
 and all else.
 """
+PHASES = ("setup", "warm_up", *STEP_PHASES, "training", "validation", "checkpoint", "logging")
+"""All parts of a run, in the order in which they are told; `training` is a step's where a device's clock divides it."""
 
 
 class Stopwatch:
@@ -39,9 +41,10 @@ class Stopwatch:
             self.enter(outer)
 
     def seconds(self) -> dict[str, float]:
-        """Seconds by phase until now."""
+        """Seconds by phase until now, also where the run went on: in the order of PHASES, then others as they came."""
         self.enter(self.phase)
-        return dict(self.spent)
+        known = {phase: self.spent[phase] for phase in PHASES if phase in self.spent}
+        return known | self.spent
 
 
 def rounded(seconds: dict[str, float]) -> dict[str, float]:

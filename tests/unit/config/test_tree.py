@@ -138,6 +138,7 @@ def test_set_needs_a_dotted_key_and_a_value(assignment):
 def test_parse_set_makes_nested_text():
     assert parse_set("a.b.c=x=y") == {"a": {"b": {"c": "x=y"}}}
     assert type(parse_set("a=1")["a"]) is Text
+    assert [parse_set(text) for text in ("a= b ", "a=", "a=\n", "a= ")] == [{"a": one} for one in ("b", "", "\n", " ")]
 
 
 @pytest.mark.parametrize(

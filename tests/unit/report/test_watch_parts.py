@@ -59,6 +59,9 @@ def test_a_block_belongs_to_its_phase_and_what_was_spent_before_is_carried() -> 
         _ = 1 / 0
     moment[0] = 3.5
     assert watch.seconds() == {"setup": 11.5, "optimizer": 4.0, "validation": 2.0}
+    assert [*Stopwatch(lambda: 0.0).seconds()] == ["setup"]
+    watch.carry({"of another kind": 0.0, "data": 0.0})
+    assert [*watch.seconds()] == ["setup", "data", "optimizer", "validation", "of another kind"]
     moment[0] = 0.0
     assert sum(watch.seconds().values()) == 17.5, "a clock that jumps back takes nothing away"
 
