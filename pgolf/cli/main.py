@@ -80,19 +80,18 @@ for module in (
 def report_error(error: PgolfError, as_json: bool) -> int:
     """One line on standard error, and the JSON error document if asked for; returns the exit code."""
     print(f"error: {error}", file=sys.stderr)
+    return error_document(as_json, error.exit_code, type(error).__name__, error.what, error.where, error.fix)
+
+
+def error_document(as_json: bool, code: int, kind: str, what: str, where: str = "", fix: str = "") -> int:
+    """Print the JSON error document if asked for; returns the exit code."""
     if as_json:
-        parts = {
-            "code": error.exit_code,
-            "kind": type(error).__name__,
-            "what": error.what,
-            "where": error.where,
-            "fix": error.fix,
-        }
+        parts = {"code": code, "kind": kind, "what": what, "where": where, "fix": fix}
         print_json({"schema": "pgolf.error/1", "error": parts})
-    return error.exit_code
+    return code
 
 
-def report_bug(error: BaseException) -> int:
+def report_bug(error: BaseException, as_json: bool) -> int:
     """Save the traceback of a bug and say where it is."""
     import tempfile
     import traceback
@@ -102,7 +101,13 @@ def report_bug(error: BaseException) -> int:
         file.write("".join(traceback.format_exception(error)))
     first = str(error).splitlines()[0] if str(error) else type(error).__name__
     print(f"error: a bug in pgolf: {first}. The traceback is in {path}", file=sys.stderr)
-    return 1
+    return error_document(as_json, 1, type(error).__name__, f"a bug in pgolf: {first}", path, "please report it")
+
+
+def usage_error(stop: SystemExit) -> str:
+    """What typer has found wrong with the command line, for which it ends the program; empty if it ends otherwise."""
+    told = getattr(stop.__context__, "format_message", None)
+    return str(told()) if told and stop.code == 2 else ""
 
 
 def refuse_second_preset(arguments: list[str]) -> None:
@@ -117,6 +122,7 @@ def main(argv: list[str] | None = None, began_s: float | None = None) -> int:
     from pgolf.stages.signals import Interrupted, install
 
     arguments = sys.argv[1:] if argv is None else argv
+    as_json = "--json" in arguments
     with contextlib.suppress(ValueError):
         install()
     try:
@@ -125,27 +131,29 @@ def main(argv: list[str] | None = None, began_s: float | None = None) -> int:
         return int(result or 0)
     except SystemExit as stop:
         closed = isinstance(stop.__context__, OSError) and stop.__context__.errno == errno.EPIPE
+        if what := usage_error(stop):
+            return error_document(as_json, 2, "UsageError", what, "", "see --help")
         return quiet_pipe() if closed else stop.code if isinstance(stop.code, int) else int(bool(stop.code))
     except PgolfError as error:
-        return report_error(error, "--json" in arguments)
+        return report_error(error, as_json)
     except Interrupted as interruption:
         print(f"interrupted: {interruption}", file=sys.stderr)
-        return 128 + interruption.number
+        return error_document(as_json, 128 + interruption.number, "Interrupted", str(interruption))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return 130
+        return error_document(as_json, 130, "Interrupted", "interrupted")
     except BrokenPipeError:
         return quiet_pipe()
     except ModuleNotFoundError as error:
         fix = f"pip install {error.name}"
-        return report_error(SetupError(f"the package {error.name} is missing", "import", fix), "--json" in arguments)
+        return report_error(SetupError(f"the package {error.name} is missing", "import", fix), as_json)
     except OSError as error:
         return report_error(StorageError(f"the system refuses: {(error.strerror or str(error)).lower()}"), False)
     except Exception as error:
         from pgolf.stages.launch import lost_rank
 
         lost = lost_rank(error)
-        return report_error(lost, "--json" in arguments) if lost else report_bug(error)
+        return report_error(lost, as_json) if lost else report_bug(error, as_json)
 
 
 def quiet_pipe() -> int:

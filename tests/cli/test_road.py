@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from harness import QUICK, Result, stray_files, tensor_hash, tree
 
+from pgolf.stages.signals import Interrupted
+
 STAGES = ["tokenize", "train", "quantize", "compress", "eval", "ttt", "package"]
 FILES = {
     "data": ["manifest.json", "tokenizer.model", "fineweb_train_000000.bin", "fineweb_val_000000.bin"],
@@ -355,6 +357,38 @@ def test_errors_with_json_are_one_document(pgolf: Any, tmp_path: Path) -> None:
     error = result.document
     assert error["schema"] == "pgolf.error/1" and error["error"]["code"] == 3
     assert "absent.pgz" in error["error"]["where"]
+
+
+@pytest.mark.parametrize("argv", [["eval", "."], ["size", "tiny", "--nope"], ["quantise"], ["sweep"], ["size"]])
+def test_a_wrong_command_line_is_one_document_too(pgolf: Any, argv: list[str]) -> None:
+    plain = pgolf(*argv)
+    assert (plain.code == 2 and not plain.out) or argv == ["sweep"]
+    error = pgolf(*argv, "--json").document["error"]
+    assert error["code"] == 2 and error["kind"] == "UsageError" and error["what"]
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "kind"),
+    [
+        (RuntimeError("so"), 1, "RuntimeError"),
+        (Interrupted(2), 130, "Interrupted"),
+        (Interrupted(15), 143, "Interrupted"),
+    ],
+)
+def test_bugs_and_interrupts_are_one_document_too(
+    pgolf: Any, monkeypatch: pytest.MonkeyPatch, raised: BaseException, code: int, kind: str
+) -> None:
+    def fail(config: object) -> None:
+        raise raised
+
+    monkeypatch.setattr("pgolf.sizing.predict", fail)
+    result = pgolf("size", "tiny", "--json")
+    error = result.document["error"]
+    assert (result.code, error["code"]) == (code, code)
+    assert error["kind"] == kind and error["what"]
+    if code == 1:
+        assert "Traceback" in result.crash and "a bug in pgolf: so" in error["what"] and error["where"]
+    assert not pgolf("size", "tiny").out
 
 
 def test_size_over_the_cap_is_one_document_and_exit_code_4(pgolf: Any) -> None:
