@@ -66,7 +66,8 @@ def test_config_show_tells_them(tmp_path: Path) -> None:
 
 
 def test_a_window_larger_than_the_row_is_refused_before_the_data_are_read(tmp_path: Path) -> None:
-    argv = ["train", tmp_path / "absent", "--out", tmp_path / "run", "--preset", "pr1512_tiny"]
+    (tmp_path / "empty").mkdir()
+    argv = ["train", tmp_path / "empty", "--out", tmp_path / "run", "--preset", "pr1512_tiny"]
     line = run_here(*argv, "--set", "model.window.tokens=100000").refused(2, "model.window.tokens", "100,000")
     assert "train.seq_len" in line and not (tmp_path / "run").exists()
 
@@ -79,8 +80,9 @@ def test_what_touches_nothing_is_refused_before_anything_is_done(
     tiny_run: Path, tmp_path: Path, corpus: Path, assignment: str, where: str
 ) -> None:
     sets, out = ["--preset", "tiny", *words(assignment.split())], tmp_path / "out"
+    (tmp_path / "empty").mkdir()
     for argv in (
-        ["train", tmp_path / "absent", "--out", out],
+        ["train", tmp_path / "empty", "--out", out],
         ["run", "--text", corpus, "--out", out, "--dry-run"],
         ["sweep", "train", tiny_run / "data", "--out", out, "--dry-run"],
     ):
