@@ -77,7 +77,13 @@ def read_presets(names: str, seen: tuple[str, ...] = (), folder: Path = Path()) 
     """Layers of presets with commas between their names, the later ones over the earlier; paths start at `folder`."""
     whole = is_path(names) and (folder / names).exists()
     each = [name.strip() for name in ([names] if whole else names.split(","))]
-    return [layer for name in each for layer in read_preset(str(folder / name) if is_path(name) else name, seen)]
+    return [layer for name in each for layer in read_preset(below(folder, name) if is_path(name) else name, seen)]
+
+
+def below(folder: Path, path: str) -> str:
+    """A path that starts at a folder, in a form that is known for a path."""
+    whole = str(folder / path)
+    return whole if is_path(whole) else f"./{whole}"
 
 
 def preset_description(name: str) -> str:

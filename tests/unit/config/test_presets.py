@@ -135,6 +135,17 @@ def test_a_preset_extends_several_as_the_command_line_puts_them_together(tmp_pat
         resolve(written(tmp_path, "worse.toml", 'extends = "tiny,"'))
 
 
+def test_a_file_is_known_by_its_slash_too(tmp_path, monkeypatch):
+    written(tmp_path, "base", "[train]\niterations = 4\n")
+    written(tmp_path, "mine", 'extends = "tiny,./base"\n[train]\nseed = 7\n')
+    monkeypatch.chdir(tmp_path)
+    for name in ("./mine", f"{tmp_path}/mine", "tiny,./mine"):
+        found = resolve(name).config.train
+        assert (found.iterations, found.seed) == (4, 7)
+    with pytest.raises(ConfigError, match="there is no preset 'mine'"):
+        resolve("mine")
+
+
 def test_presets_that_extend_each_other_are_refused(tmp_path):
     first, second = tmp_path / "a.toml", tmp_path / "b.toml"
     first.write_text(f'extends = "{second}"\n')
