@@ -15,14 +15,12 @@ import torch
 from pretended_gpu import pretended_gpu
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import eval_speed
 from benchmarks.floors import Hardware, Work
 from benchmarks.step_parts import Parts, half_of, pairs_seen
 from benchmarks.train_speed import DOCUMENT_SPREAD, Bench, document_ids, part_rows, real_shards
 from pgolf.config.load import resolve
 from pgolf.core.dist import World, join_world
 from pgolf.core.model.attend import seen
-from pgolf.core.model.gpt import GPT
 from pgolf.core.train.loop import start_state
 from pgolf.report.watch.flops import linear_flops
 
@@ -366,21 +364,6 @@ def test_parts_are_timed_on_a_gpu_beside_its_data_sheet(tmp_path: Path) -> None:
     assert whole["floor_s"] == pytest.approx(2 * moved / 3.35e12, rel=1e-3)
     assert loader["floor_s"] == pytest.approx(2 * 2 * 512 * 8 / 64e9)
     assert loader["against"] == "the floor, bound by host link"
-
-
-def test_scores_in_bfloat16_may_differ_by_its_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of a compiled model do, by two thousandths of a nat; no others may, unless the command line says so."""
-    settle, by_ledger, device = GPT.settle, eval_speed.by_ledger, torch.device("cpu")
-    monkeypatch.setattr(eval_speed, "by_ledger", lambda *what: by_ledger(*what) + 0.002)
-    options = Namespace(preset="tiny", window=64, stride=32, batch=4, targets=100, rounds=1, compile=False)
-    options.tolerance = None
-    with pytest.raises(AssertionError):
-        eval_speed.sliding_rows(options, device)
-    monkeypatch.setattr(GPT, "settle", lambda model, device: settle(model, device, "bfloat16"))
-    assert len(eval_speed.sliding_rows(options, device)) == 4
-    options.tolerance = 1e-3
-    with pytest.raises(AssertionError):
-        eval_speed.sliding_rows(options, device)
 
 
 def test_real_ids_are_those_of_a_folder(tmp_path: Path) -> None:

@@ -536,8 +536,7 @@ class TestOnGpu:
         assert (wanted - found).abs().max() <= 2e-2
         both = [torch.autograd.grad((y * weight).sum(), given) for y in (wanted, found)]
         for one, other in zip(*both, strict=True):
-            # A single key has no gradient; kernels have there what two sums of the same products differ by.
-            assert (one - other).abs().max() <= max(2e-2 * one.abs().max(), 1e-5)
+            assert (one - other).abs().max() <= 2e-2 * one.abs().max()
 
     @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
     @pytest.mark.parametrize("parts", [{}, {"documents": ByDocument(), "window": SlidingWindow(tokens=64)}])
